@@ -1,0 +1,38 @@
+# make run [PRESET=auto] [RUN=]   install, build the demo if it is what runs, execute both notebooks into results/<run>/
+# make test                       install, check the style, run all tests
+# make notebooks                  refresh the outputs that are committed: one demo run, named example
+PYTHON ?= python3
+PRESET ?= auto
+RUN ?=
+BIN := .venv/bin
+
+.PHONY: run test notebooks
+
+run: .venv/installed
+	@preset=$(PRESET); \
+	if [ $$preset = auto ]; then \
+	  preset=$$($(BIN)/python -c 'import torch; print("quick" if torch.cuda.is_available() else "demo")'); \
+	fi; \
+	folder=results/$${RUN:-$$preset}; \
+	if [ $$preset = demo ]; then $(BIN)/python demo/build.py; fi && \
+	mkdir -p $$folder && \
+	for notebook in main eval; do \
+	  $(BIN)/papermill $$notebook.ipynb $$folder/$$notebook.ipynb -k python3 --log-output --no-progress-bar \
+	    -p PRESET $$preset -p RUN $${RUN:-$$preset} || exit 1; \
+	done && \
+	cat $$folder/summary.md && echo && echo "Tables and records: $$folder   figures: figures/$${RUN:-$$preset}"
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/pytest
+
+notebooks: .venv/installed
+	$(BIN)/python demo/build.py
+	$(BIN)/python demo/refresh.py
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
+	  { echo 'Python 3.11 or 3.12 is needed. Name one, for example: make run PYTHON=python3.12'; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
