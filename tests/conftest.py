@@ -42,10 +42,8 @@ def is_constant(node):
 def refuse_hidden(node, where):
     """Raise ValueError where a statement that is not taken holds a definition: inside an `if`, say."""
     for child in ast.walk(node):
-        hidden = isinstance(child, DEFINITIONS) or isinstance(child, ast.AnnAssign | ast.AugAssign)
-        unpacked = isinstance(child, ast.Tuple) and any(
-            isinstance(name, ast.Name) and name.id.isupper() and isinstance(name.ctx, ast.Store) for name in child.elts)
-        if hidden or unpacked:
+        constant = isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store) and child.id.isupper()
+        if constant or isinstance(child, DEFINITIONS):
             raise ValueError(f"{where}, line {child.lineno}: a definition that tests cannot take out of its cell.")
 
 
