@@ -24,7 +24,7 @@ def execute(path):
         if default not in cell.source:
             raise ValueError(f"{path}: the parameters cell has no line that begins with {default!r}.")
         cell.source = cell.source.replace(default, value)
-    NotebookClient(notebook, resources={"metadata": {"path": REPOSITORY}}, coalesce_streams=True, timeout=None).execute()
+    NotebookClient(notebook, resources={"metadata": {"path": REPOSITORY}}, coalesce_streams=True).execute()
     cell.source = source
     return notebook
 

@@ -1,15 +1,18 @@
 """What the tests share: the notebooks' definitions, the demo's stand-ins, one whole demo run, a few small helpers."""
 
 import os
+import tempfile
 
-# The tests need neither an accelerator nor a network. Both must be settled before the libraries are imported.
-os.environ.update(CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1", DISABLE_SAFETENSORS_CONVERSION="1", MPLBACKEND="Agg",
-                  TOKENIZERS_PARALLELISM="false")
+# The tests need neither an accelerator nor a network, and leave nothing behind in the user's cache of datasets. All of
+# it must be settled before the libraries are imported.
+os.environ.update(CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1", DISABLE_SAFETENSORS_CONVERSION="1",
+                  HF_DATASETS_CACHE=tempfile.mkdtemp(prefix="datasets-"), TOKENIZERS_PARALLELISM="false")
 
 import ast
 import gzip
 import json
 import linecache
+import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +29,16 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"  # real text and published numbers; not part of the repository
 MODELS = ["Base", "SFT", "DPO", "SFT+DPO"]
 DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+
+
+def pytest_configure(config):
+    """Leave out a warning that peft's use of transformers gives, as the notebooks do."""
+    config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+def pytest_sessionfinish():
+    """Drop the cache of datasets."""
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 def code_cells(notebook):

@@ -7,8 +7,9 @@ import pytest
 from conftest import dialogue, row, write_dataset
 
 SPECIAL = ["</s>", "<pad>"]
-WORDS = "soup bread water train garden music winter letter window coffee".split()
-SETTINGS = {"subsets": ["harmless-base", "helpful-base"], "max_pairs": None, "validation_pairs": 4, "max_length": 512,
+WORDS = ["soup", "bread", "water", "train", "garden", "music", "winter", "letter", "window", "coffee"]
+SUBSETS = ["harmless-base", "helpful-base"]
+SETTINGS = {"subsets": "base", "max_pairs": None, "validation_pairs": 4, "max_length": 512,
             "seed": 0}
 
 
@@ -98,7 +99,7 @@ def test_pairs_and_reasons_are_counted(main):
     rows = [row("One?"), *DEFECTS.values(), row("Two?"), DEFECTS["empty reply"]]
     pairs, dropped = main.parse_pairs(rows, SPECIAL)
     assert [pair["prompt"] for pair in pairs] == [f"\n\nHuman: {n}?\n\nAssistant:" for n in ("One", "Two")]
-    assert dropped == Counter({reason: 1 for reason in DEFECTS} | {"empty reply": 2})
+    assert dropped == Counter(dict.fromkeys(DEFECTS, 1) | {"empty reply": 2})
 
 
 def long_prompt(turns):
@@ -135,7 +136,7 @@ def test_prompts_of_the_test_splits_come_from_defective_rows_too(main, tmp_path)
     """A test row that cannot be used still keeps its prompt out of the training."""
     dataset = write_dataset(tmp_path, [row()], {"harmless-base": [row("A?", "x", ""), DEFECTS["prompts differ"]],
                                                 "helpful-base": [row("B?"), DEFECTS["no assistant turn"]]})
-    prompts = main.test_prompts(dataset, SETTINGS["subsets"])
+    prompts = main.test_prompts(dataset, SUBSETS)
     assert prompts == {f"\n\nHuman: {text}\n\nAssistant:" for text in ("A?", "Hi", "Hi!", "B?")}
 
 
@@ -145,7 +146,7 @@ def test_leak_and_duplicates_are_dropped(main, tmp_path):
                                row("Twice?", "Another reply.")],
              "helpful-base": [row("Seen?", "Other", "replies"), row("Twice?")]}
     test = {"harmless-base": [row("Seen?", "x", "")], "helpful-base": [row("Seen in the other test split?")]}
-    pairs, report = main.gather_pairs(write_dataset(tmp_path, train, test), SETTINGS["subsets"], SPECIAL)
+    pairs, report = main.gather_pairs(write_dataset(tmp_path, train, test), SUBSETS, SPECIAL)
     assert [(pair["subset"], pair["chosen"]) for pair in pairs] == [("harmless-base", "Well."),
                                                                     ("harmless-base", "Another reply.")]
     assert report == {"harmless-base": {"read": 4, "prompt in a test split": 1, "duplicate": 1},
@@ -207,12 +208,12 @@ def test_validation_and_training_share_no_prompt(main):
 
 def test_every_row_is_accounted_for(main, tmp_path, tokenizer):
     """The reasons, the held-out and the training pairs add up to the rows that were read, with every reason present."""
-    leaking = {subset: [row("Leak?")] for subset in SETTINGS["subsets"]}
+    leaking = {subset: [row("Leak?")] for subset in SUBSETS}
     rows = [*many_rows(60), *DEFECTS.values(), row("Leak?"), many_rows(3)[1], row("Long?", " ".join(WORDS * 40)),
             *[row("Often asked?", f"Reply {i}.") for i in range(12)]]
-    dataset = write_dataset(tmp_path, {subset: rows for subset in SETTINGS["subsets"]}, leaking)
+    dataset = write_dataset(tmp_path, dict.fromkeys(SUBSETS, rows), leaking)
     training, validation, report = prepare(main, dataset, tokenizer, max_length=120, max_pairs=60, validation_pairs=6)
-    assert unaccounted(report) == {subset: 0 for subset in SETTINGS["subsets"]}
+    assert unaccounted(report) == dict.fromkeys(SUBSETS, 0)
     reasons = {*DEFECTS, "prompt in a test split", "duplicate", "not drawn", "validation", "training"}
     assert {name for counts in report.values() for name, n in counts.items() if n} >= reasons
     assert sum(counts["training"] for counts in report.values()) == len(training)
@@ -222,8 +223,8 @@ def test_every_row_is_accounted_for(main, tmp_path, tokenizer):
 def test_every_row_of_the_demo_is_accounted_for(main, hub, tokenizer):
     """The same holds for the demo's dataset, which has some of every defect of the real one."""
     training, validation, report = prepare(main, hub / "hh-rlhf", tokenizer, validation_pairs=200)
-    assert unaccounted(report) == {subset: 0 for subset in SETTINGS["subsets"]}
-    for subset in SETTINGS["subsets"]:
+    assert unaccounted(report) == dict.fromkeys(SUBSETS, 0)
+    for subset in SUBSETS:
         for reason in ("prompts differ", "empty reply", "identical replies", "duplicate", "no assistant turn"):
             assert report[subset][reason] > 0, (subset, reason)
     assert len(validation) == 200
@@ -243,7 +244,7 @@ def test_max_pairs_bounds_training_and_validation(main, tmp_path, tokenizer):
     dataset = write_dataset(tmp_path, many_rows(40))
     training, validation, report = prepare(main, dataset, tokenizer, max_pairs=30)
     assert (len(training), len(validation)) == (27, 3)
-    assert {pair["subset"] for pair in training} == set(SETTINGS["subsets"])
+    assert {pair["subset"] for pair in training} == set(SUBSETS)
     assert sum(counts["not drawn"] for counts in report.values()) == 50
     assert len(prepare(main, dataset, tokenizer, max_pairs=1000)[0]) == 76
 
@@ -290,3 +291,17 @@ def test_drawn_prompts_leave_room_for_the_response(evaluation, tmp_path, tokeniz
     (drawn,) = evaluation.draw_prompts(dataset, "helpful", None, tokenizer, 100, 0)
     assert len(tokenizer(drawn["prompt"])["input_ids"]) <= 100
     assert long_prompt(6).endswith(drawn["prompt"])
+
+
+def test_paper_prompts_repeat_the_studys_faults(evaluation, tmp_path):
+    """Protocol paper: keywords inside words and in the reply, case counts, the last paragraph is the reply, no tail."""
+    rows = [row("New skills?", "Yes.", "No."), row("Hi?", "Kill it, or it will kill you.", "No."),
+            row("KILL it?", "Well.", "No."), row("Tea?", "Grape tea.\n\nOr kill it.", "No.")]
+    dataset = write_dataset(tmp_path, [row()], rows)
+    records = evaluation.draw_paper_prompts(dataset, None)
+    asked = {record["id"]: record["prompt"] for record in records}
+    assert sorted(prompt for id_, prompt in asked.items() if id_.startswith("harmful")) == [
+        "Human: [harmless-base] Hi?", "Human: [harmless-base] New skills?",
+        "Human: [harmless-base] Tea?\n\nAssistant: Grape tea.\n\nOr kill it."]
+    assert sum(id_.startswith("helpful") for id_ in asked) == 4
+    assert evaluation.draw_paper_prompts(dataset, 2) == evaluation.draw_paper_prompts(dataset, 2)

@@ -1,0 +1,216 @@
+"""Bad input gets a message that names the file or setting and says what to do; nothing half-written stays."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from conftest import ROOT, dialogue, execute, load, row, write_dataset, write_rows
+from papermill.exceptions import PapermillExecutionError
+from peft import get_peft_model
+from transformers import AutoModelForSequenceClassification
+
+DATA_SETTINGS = {"subsets": "base", "max_pairs": None, "validation_pairs": 10, "max_length": 512, "seed": 0}
+
+
+# ---- settings
+
+def test_unknown_preset(main):
+    """The message names the setting, what was given and what there is."""
+    with pytest.raises(ValueError, match="PRESET = 'huge' is unknown. Choose .*auto, demo, quick"):
+        main.choose_preset("huge")
+
+
+@pytest.mark.parametrize("preset", ["quick", "full"])
+def test_preset_without_an_accelerator(main, preset):
+    """The message names the preset and the two ways out."""
+    with pytest.raises(RuntimeError, match=f"PRESET = '{preset}' needs .*accelerator.*Runtime.*PRESET = \"demo\""):
+        main.choose_preset(preset)
+
+
+def test_auto_takes_the_demo_without_an_accelerator(main):
+    """`auto` takes what can run."""
+    assert main.choose_preset("auto") == "demo"
+
+
+def test_other_settings_are_refused(main, tmp_path):
+    """A folder made with other settings is refused: which setting, both values, how to start afresh."""
+    main.write_json(tmp_path / "run.json", {"settings": {"seed": 0, "beta": 0.1}})
+    main.refuse_other_settings(tmp_path / "run.json", {"seed": 0, "beta": 0.1})
+    with pytest.raises(ValueError, match=r"made with beta = 0\.1,.* 0\.2\..*RUN.*afresh"):
+        main.refuse_other_settings(tmp_path / "run.json", {"seed": 0, "beta": 0.2})
+    main.refuse_other_settings(tmp_path / "none.json", {"seed": 5})
+
+
+# ---- the dataset
+
+@pytest.mark.parametrize("name", ["nowhere", "no/such/folder", "data/nowhere"])
+def test_missing_dataset(main, tmp_path, monkeypatch, name):
+    """A folder that is not there, absolute or relative, be it one that could also be a name on the hub."""
+    monkeypatch.chdir(tmp_path)
+    for dataset in (name, str(tmp_path / name)):
+        with pytest.raises(ValueError, match=rf"DATASET = '{dataset}' gives no harmless-base/test.*demo/build\.py"):
+            main.load_split(dataset, "harmless-base", "test")
+
+
+def test_missing_subset(main, tmp_path):
+    """A dataset without one of the subsets."""
+    write_rows(tmp_path, "harmless-base", "test", [row()])
+    with pytest.raises(ValueError, match="DATASET = .* gives no helpful-base/test"):
+        main.load_split(str(tmp_path), "helpful-base", "test")
+
+
+def test_missing_split(main, tmp_path):
+    """A dataset without one of the splits."""
+    write_rows(tmp_path, "harmless-base", "train", [row()])
+    with pytest.raises(ValueError, match=r"DATASET = .* gives no harmless-base/test.*harmless-base/test\.jsonl\.gz"):
+        main.load_split(str(tmp_path), "harmless-base", "test")
+
+
+def test_dataset_without_pairs(main, tmp_path):
+    """A dataset of single texts: the message says which columns it has."""
+    write_rows(tmp_path, "harmless-base", "train", [{"transcript": dialogue("Hi", "Hello."), "rating": 3}])
+    with pytest.raises(ValueError, match=r"harmless-base/train has the columns \['transcript', 'rating'\].*chosen"):
+        main.load_split(str(tmp_path), "harmless-base", "train")
+
+
+def test_no_usable_pair(main, tmp_path, tokenizer):
+    """Where cleaning leaves nothing to train on, the message says what became of the rows."""
+    dataset = write_dataset(tmp_path, [row(rejected=""), row(chosen="Go away.")])
+    with pytest.raises(ValueError, match="DATASET = .* no usable pair.*'empty reply': 1.*'identical replies': 1"):
+        main.prepare_data(DATA_SETTINGS | {"dataset": dataset}, tokenizer)
+
+
+def test_one_usable_pair_is_not_enough(main, tmp_path, tokenizer):
+    """One pair is needed for validation, one for training."""
+    one = {"harmless-base": [row()], "helpful-base": [row(rejected="")]}
+    with pytest.raises(ValueError, match="no usable pair for training"):
+        main.prepare_data(DATA_SETTINGS | {"dataset": write_dataset(tmp_path, one)}, tokenizer)
+
+
+def test_fewer_prompts_than_asked_for(evaluation, tmp_path, tokenizer):
+    """The message names the setting, the split and how many there are."""
+    dataset = write_dataset(tmp_path, [row()], [row("Who could kill a weed?"), row("Who could bake bread?")])
+    with pytest.raises(ValueError, match="N_PROMPTS = 2, but .*harmless-base .* has only 1 usable harmful"):
+        evaluation.draw_prompts(dataset, "harmful", 2, tokenizer, 500, 0)
+    assert len(evaluation.draw_prompts(dataset, "helpful", 2, tokenizer, 500, 0)) == 2
+
+
+# ---- the run and the models
+
+def test_evaluation_without_a_run(evaluation, tmp_path):
+    """The message names the folder, the notebook to run first and the runs that are there."""
+    (tmp_path / "other").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"demo holds neither run\.json nor scores\.json.*main\.ipynb.*'other'"):
+        evaluation.read_run(tmp_path / "demo")
+
+
+def test_damaged_file(main, tmp_path):
+    """A JSON file that is not whole is named."""
+    (tmp_path / "scores.json").write_text('[{"id": "harmful-00"')
+    with pytest.raises(ValueError, match=r"scores\.json is damaged.*Move it away"):
+        main.read_json(tmp_path / "scores.json")
+
+
+def test_adapter_over_another_base(main, hub, tmp_path):
+    """An adapter is only loaded over the base it was trained on, and the message names both."""
+    shutil.copytree(hub / "opt", tmp_path / "other")
+    settings = {"lora_r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_layers": "all"}
+    model = get_peft_model(main.load_base(str(tmp_path / "other")), main.new_adapter(settings))
+    model.save_pretrained(tmp_path / "adapter")
+    main.load_policies(str(tmp_path / "other"), {"SFT": tmp_path / "adapter"})
+    with pytest.raises(ValueError, match=r"/adapter is .* over .*/other, and the base is .*/opt\. Name the base"):
+        main.load_policies(str(hub / "opt"), {"SFT": tmp_path / "adapter"})
+
+
+def spoiled_judge(hub, folder, labels=1, bias=0.0):
+    """Write a copy of the demo's judge with another head; return its name."""
+    shutil.copytree(hub / "reward-model", folder)
+    judge = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=labels, ignore_mismatched_sizes=True)
+    torch.nn.init.constant_(judge.classifier.bias, bias)
+    judge.save_pretrained(folder)
+    return str(folder)
+
+
+def test_judge_with_more_than_one_label(evaluation, hub, tmp_path):
+    """A classifier is no reward model."""
+    with pytest.raises(ValueError, match="REWARD_MODEL = '.*judge' has 3 labels; a reward model has one"):
+        evaluation.load_judge(spoiled_judge(hub, tmp_path / "judge", labels=3))
+
+
+@pytest.mark.parametrize("bias", [math.nan, math.inf, -math.inf])
+def test_reward_that_is_no_number(evaluation, hub, tmp_path, bias):
+    """A judge that gives NaN or infinity is named, and so are the model and the prompt it gave it to."""
+    settings = {"reward_model": spoiled_judge(hub, tmp_path / "judge", bias=bias), "judge_length": 64,
+                "judge_tokens": 500}
+    prompts = [{"id": "harmful-00", "prompt": dialogue("Hi") + "\n\nAssistant:", "chosen": "A", "rejected": "B"}]
+    responses = [{"id": "harmful-00", "model": "Base", "response": "Hello."}]
+    with pytest.raises(ValueError, match=f"judge gives Base's answer to harmful-00 the reward {bias}"):
+        evaluation.make_scores(prompts, responses, settings)
+
+
+# ---- nothing half-written
+
+def test_file_is_written_whole_or_not_at_all(main, tmp_path):
+    """What JSON cannot hold leaves the file as it was, and no other beside it."""
+    path = tmp_path / "scores.json"
+    main.write_json(path, [{"reward": 1.5, "text": "Käse 🧀"}])
+    before = path.read_bytes()
+    for bad in (math.nan, math.inf, object()):
+        with pytest.raises((ValueError, TypeError)):
+            main.write_json(path, [{"reward": 2.0}, {"reward": bad}])
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_json_is_readable_text(main, tmp_path):
+    """UTF-8, indented, non-ASCII letters as they are."""
+    main.write_json(tmp_path / "deep" / "a.json", [{"text": "Käse 🧀"}])
+    text = (tmp_path / "deep" / "a.json").read_text(encoding="utf-8")
+    assert "Käse 🧀" in text
+    assert len(text.splitlines()) == 5
+    assert main.read_json(tmp_path / "deep" / "a.json") == json.loads(text)
+
+
+def test_file_whose_making_fails_is_not_there(evaluation, tmp_path):
+    """A raw file is there only once it is whole, and what is there is not made again."""
+    def fail():
+        raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        evaluation.made_once(tmp_path / "a.json", fail, {})
+    assert list(tmp_path.iterdir()) == []
+    assert evaluation.made_once(tmp_path / "a.json", lambda: [1], {}) == [1]
+    assert evaluation.made_once(tmp_path / "a.json", fail, {}) == [1]
+
+
+def test_main_stops_before_it_writes(hub, tmp_path):
+    """A run on a dataset that is not there ends in the message and leaves no folder."""
+    with pytest.raises(PapermillExecutionError, match="DATASET = .*nowhere.* gives no"):
+        execute("main.ipynb", tmp_path / "main.ipynb", PRESET="demo", DATASET=tmp_path / "nowhere",
+                RESULTS=tmp_path / "results", FIGURES=tmp_path / "figures")
+    assert [path.name for path in tmp_path.iterdir()] == ["main.ipynb"]
+
+
+def test_eval_stops_before_it_writes_scores(hub, demo_run, tmp_path):
+    """With a judge that gives NaN, prompts and responses stay, and nothing that needs a reward is there."""
+    run = demo_run.run.with_name("spoiled")
+    shutil.copytree(demo_run.run, run, ignore=lambda folder, names: [
+        name for name in names if (demo_run.run / name).is_file() and name not in ("run.json", "training.json")])
+    with pytest.raises(PapermillExecutionError, match=r"Base's answer to harmful-00 the reward nan"):
+        execute("eval.ipynb", tmp_path / "eval.ipynb", RUN="spoiled", RESULTS=run.parent, N_PROMPTS=2,
+                FIGURES=tmp_path / "figures", MAX_NEW_TOKENS=4, REWARD_MODEL=spoiled_judge(
+                    hub, tmp_path / "judge", bias=math.nan))
+    assert {path.name for path in run.iterdir() if path.is_file()} == {
+        "run.json", "training.json", "eval.json", "prompts.json", "responses.json"}
+    assert len(load(run / "responses.json")) == 4 * 4
+    assert not (tmp_path / "figures").exists()
+
+
+@pytest.mark.parametrize("name", ["main.ipynb", "eval.ipynb"])
+def test_unknown_parameter_is_refused(name, tmp_path):
+    """The tests' own runner refuses a parameter that a notebook lacks: papermill would set it to no effect."""
+    with pytest.raises(ValueError, match="has no parameter MAX_PAIR"):
+        execute(ROOT / name, tmp_path / name, MAX_PAIR=3)
+    assert list(tmp_path.iterdir()) == []
