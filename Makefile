@@ -1,10 +1,15 @@
 # make run [PRESET=auto] [RUN=]   install, build the demo if it is what runs, execute both notebooks into results/<run>/
 # make test                       install, check the style, run all tests
 # make notebooks                  refresh the outputs that are committed: one demo run, named example
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 PRESET ?= auto
 RUN ?=
+export RUN
 BIN := .venv/bin
+# Of papermill's log, what a reader wants to see: no cell counts, progress bars and empty lines.
+READABLE := grep --line-buffered -Ev '^(Executing|Ending) Cell|(it|examples)/s\]|IPKernelApp|^<(pandas|Figure|IPython)|^$$'
 
 .PHONY: run test notebooks
 
@@ -18,7 +23,7 @@ run: .venv/installed
 	mkdir -p $$folder && \
 	for notebook in main eval; do \
 	  $(BIN)/papermill $$notebook.ipynb $$folder/$$notebook.ipynb -k python3 --log-output --no-progress-bar \
-	    -p PRESET $$preset -p RUN $${RUN:-$$preset} || exit 1; \
+	    -p PRESET $$preset -p RUN $${RUN:-$$preset} 2>&1 | $(READABLE) || exit 1; \
 	done && \
 	cat $$folder/summary.md && echo && echo "Tables and records: $$folder   figures: figures/$${RUN:-$$preset}"
 
