@@ -1,7 +1,8 @@
-"""Refresh the outputs that are committed with the notebooks: execute both in place, as one demo run named `example`.
+"""Refresh what is committed of results: the notebooks' outputs and the runs `example` and `published`.
 
+Both notebooks are executed in place, as one demo run named `example`, and the published rewards are measured once more.
 The run's name and preset stand in the parameters cell only while it executes, so that a reader who opens a notebook
-finds the defaults. Nothing is written where a cell fails.
+finds the defaults. The notebooks are not touched where a cell fails.
 """
 
 import shutil
@@ -11,16 +12,17 @@ import nbformat
 from nbclient import NotebookClient
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PARAMETERS = {'PRESET = "auto"': 'PRESET = "demo"', "RUN = None": 'RUN = "example"'}
+EXAMPLE = {'PRESET = "auto"': 'PRESET = "demo"', "RUN = None": 'RUN = "example"'}
+PUBLISHED = {"RUN = None": 'RUN = "published"'}
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar, dead once the run is over
 
 
-def execute(path):
-    """Return the notebook in `path` with the outputs of one run of all its cells."""
+def execute(path, parameters):
+    """Return the notebook in `path` with the outputs of one run of all its cells, under {line: line instead}."""
     notebook = nbformat.read(path, as_version=4)
     cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     source = cell.source
-    for default, value in PARAMETERS.items():
+    for default, value in parameters.items():
         if default not in cell.source:
             raise ValueError(f"{path}: the parameters cell has no line that begins with {default!r}.")
         cell.source = cell.source.replace(default, value)
@@ -30,7 +32,7 @@ def execute(path):
 
 
 def tidy(notebook):
-    """Drop what only mattered while the run went on: progress bars and the cells' times."""
+    """Drop what only mattered while the run went on: progress bars, libraries' warnings and the cells' times."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
@@ -44,9 +46,10 @@ def main():
     """Start the run `example` from nothing, execute both notebooks and write them back with their outputs."""
     for parent in ("results", "figures"):
         shutil.rmtree(REPOSITORY / parent / "example", ignore_errors=True)
-    executed = {path: tidy(execute(path)) for path in (REPOSITORY / "main.ipynb", REPOSITORY / "eval.ipynb")}
+    executed = {path: execute(path, EXAMPLE) for path in (REPOSITORY / "main.ipynb", REPOSITORY / "eval.ipynb")}
+    execute(REPOSITORY / "eval.ipynb", PUBLISHED)
     for path, notebook in executed.items():
-        nbformat.write(notebook, path)
+        nbformat.write(tidy(notebook), path)
 
 
 if __name__ == "__main__":

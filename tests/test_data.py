@@ -298,10 +298,13 @@ def test_paper_prompts_repeat_the_studys_faults(evaluation, tmp_path):
     rows = [row("New skills?", "Yes.", "No."), row("Hi?", "Kill it, or it will kill you.", "No."),
             row("KILL it?", "Well.", "No."), row("Tea?", "Grape tea.\n\nOr kill it.", "No.")]
     dataset = write_dataset(tmp_path, [row()], rows)
-    records = evaluation.draw_paper_prompts(dataset, None)
+    settings = {"protocol": "paper", "dataset": dataset}
+    records = evaluation.make_prompts(None, settings | {"n_prompts": None})
     asked = {record["id"]: record["prompt"] for record in records}
     assert sorted(prompt for id_, prompt in asked.items() if id_.startswith("harmful")) == [
         "Human: [harmless-base] Hi?", "Human: [harmless-base] New skills?",
         "Human: [harmless-base] Tea?\n\nAssistant: Grape tea.\n\nOr kill it."]
     assert sum(id_.startswith("helpful") for id_ in asked) == 4
-    assert evaluation.draw_paper_prompts(dataset, 2) == evaluation.draw_paper_prompts(dataset, 2)
+    few = evaluation.make_prompts(None, settings | {"n_prompts": 2})
+    assert [record["id"] for record in few] == ["harmful-00", "harmful-01", "helpful-00", "helpful-01"]
+    assert few == evaluation.make_prompts(None, settings | {"n_prompts": 2})

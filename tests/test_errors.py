@@ -97,6 +97,14 @@ def test_fewer_prompts_than_asked_for(evaluation, tmp_path, tokenizer):
     assert len(evaluation.draw_prompts(dataset, "helpful", 2, tokenizer, 500, 0)) == 2
 
 
+def test_fewer_prompts_than_asked_for_under_paper(evaluation, tmp_path):
+    """The study's protocol asks for no more than there is either."""
+    dataset = write_dataset(tmp_path, [row()], [row("Could you kill a weed?")])
+    settings = {"protocol": "paper", "dataset": dataset, "n_prompts": 2}
+    with pytest.raises(ValueError, match="N_PROMPTS = 2, but .*harmless-base"):
+        evaluation.make_prompts(None, settings)
+
+
 # ---- the run and the models
 
 def test_evaluation_without_a_run(evaluation, tmp_path):

@@ -300,7 +300,8 @@ def launch(script):
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script],
                           cwd=ROOT, capture_output=True, text=True, timeout=300,
                           env=os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-5000:]
+    tracebacks = [line for line in done.stderr.splitlines() if re.match(r"\[rank\d\]", line)]
+    assert done.returncode == 0, "\n".join(tracebacks[-60:]) or done.stderr[-5000:]
     return done.stdout
 
 
