@@ -14,18 +14,19 @@ READABLE := grep --line-buffered -Ev '^(Executing|Ending) Cell|(it|examples)/s\]
 .PHONY: run test notebooks
 
 run: .venv/installed
-	@preset=$(PRESET); \
+	@case "$$RUN" in example|published) echo "RUN=$$RUN is kept with the repository. Choose another name."; exit 1;; esac; \
+	preset=$(PRESET); \
 	if [ $$preset = auto ]; then \
 	  preset=$$($(BIN)/python -c 'import torch; print("quick" if torch.cuda.is_available() else "demo")'); \
 	fi; \
 	folder=results/$${RUN:-$$preset}; \
 	if [ $$preset = demo ]; then $(BIN)/python demo/build.py; fi && \
-	mkdir -p $$folder && \
+	mkdir -p "$$folder" && \
 	for notebook in main eval; do \
-	  $(BIN)/papermill $$notebook.ipynb $$folder/$$notebook.ipynb -k python3 --log-output --no-progress-bar \
-	    -p PRESET $$preset -p RUN $${RUN:-$$preset} 2>&1 | $(READABLE) || exit 1; \
+	  $(BIN)/papermill $$notebook.ipynb "$$folder/$$notebook.ipynb" -k python3 --log-output --no-progress-bar \
+	    -p PRESET $$preset -r RUN "$${RUN:-$$preset}" 2>&1 | $(READABLE) || exit 1; \
 	done && \
-	cat $$folder/summary.md && echo && echo "Tables and records: $$folder   figures: figures/$${RUN:-$$preset}"
+	cat "$$folder/summary.md" && echo && echo "Tables and records: $$folder   figures: figures/$${RUN:-$$preset}"
 
 test: .venv/installed
 	$(BIN)/ruff check .

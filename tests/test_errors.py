@@ -144,7 +144,55 @@ def spoiled_judge(hub, folder, labels=1, bias=0.0):
 def test_judge_with_more_than_one_label(evaluation, hub, tmp_path):
     """A classifier is no reward model."""
     with pytest.raises(ValueError, match="REWARD_MODEL = '.*judge' has 3 labels; a reward model has one"):
-        evaluation.load_judge(spoiled_judge(hub, tmp_path / "judge", labels=3))
+        evaluation.require_judge(spoiled_judge(hub, tmp_path / "judge", labels=3))
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", ".."])
+def test_run_that_is_a_path(main, name):
+    """A run is the name of one folder: nothing is written outside RESULTS."""
+    with pytest.raises(ValueError, match="RUN = .* must be the plain name"):
+        main.name_run(name, "demo")
+    assert main.name_run(None, "demo") == "demo"
+    assert main.name_run(7, "demo") == "7"
+
+
+def test_training_into_published_rewards_is_refused(hub, tmp_path):
+    """Rewards from elsewhere are not mixed with models of our own."""
+    run = tmp_path / "results" / "theirs"
+    run.mkdir(parents=True)
+    (run / "scores.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(PapermillExecutionError, match="holds rewards that came from elsewhere"):
+        execute("main.ipynb", tmp_path / "main.ipynb", PRESET="demo", RUN="theirs", RESULTS=run.parent)
+    assert [path.name for path in run.iterdir()] == ["scores.json"]
+
+
+def test_missing_model(main, tmp_path):
+    """The message names the setting, its value and the way to the demo's models."""
+    with pytest.raises(ValueError, match=r"BASE_MODEL = '.*/optt' is neither a folder .* demo/build\.py"):
+        main.require_model("BASE_MODEL", str(tmp_path / "optt"))
+
+
+@pytest.mark.parametrize("value", [0, -5, 1.5, "50"])
+def test_number_that_cannot_be(main, value):
+    """A number is a whole one and not too small; None takes the preset's or all."""
+    with pytest.raises(ValueError, match=f"N_PROMPTS = {value!r}: it must be a whole number of at least 1"):
+        main.require_number("N_PROMPTS", value, 1)
+    main.require_number("N_PROMPTS", 1, 1)
+    main.require_number("N_PROMPTS", None, 1)
+
+
+@pytest.mark.parametrize("scores", [{}, [{}], [{"id": "harmful-00", "model": "Base"}], [["harmful-00", "Base", 1.0]]])
+def test_scores_that_are_no_records(evaluation, scores):
+    """The message tells what scores.json must hold."""
+    with pytest.raises(ValueError, match="scores.json must be a list of records"):
+        evaluation.reward_table(scores)
+
+
+def test_scores_without_base(evaluation):
+    """Without Base there is nothing to compare with."""
+    scores = [{"id": f"{kind}-00", "model": "SFT", "reward": 1.0} for kind in ("harmful", "helpful")]
+    with pytest.raises(ValueError, match="no rewards of the model Base"):
+        evaluation.reward_table(scores)
 
 
 @pytest.mark.parametrize("bias", [math.nan, math.inf, -math.inf])
@@ -214,6 +262,22 @@ def test_eval_stops_before_it_writes_scores(hub, demo_run, tmp_path):
         "run.json", "training.json", "eval.json", "prompts.json", "responses.json"}
     assert len(load(run / "responses.json")) == 4 * 4
     assert not (tmp_path / "figures").exists()
+
+
+def test_mistake_in_a_setting_can_be_mended(hub, demo_run, tmp_path):
+    """A run that stopped because of a setting goes on in the same folder once the setting is right."""
+    run = demo_run.run.with_name("mended")
+    shutil.copytree(demo_run.run, run, ignore=lambda folder, names: [
+        name for name in names if (demo_run.run / name).is_file() and name not in ("run.json", "training.json")])
+    places = {"RUN": "mended", "RESULTS": run.parent, "FIGURES": tmp_path / "figures", "MAX_NEW_TOKENS": 4}
+    with pytest.raises(PapermillExecutionError, match="N_PROMPTS = 5000, but the test split"):
+        execute("eval.ipynb", tmp_path / "eval.ipynb", N_PROMPTS=5000, **places)
+    with pytest.raises(PapermillExecutionError, match="REWARD_MODEL = 'demo/hub/reward-modl' is neither"):
+        execute("eval.ipynb", tmp_path / "eval.ipynb", N_PROMPTS=2, REWARD_MODEL="demo/hub/reward-modl", **places)
+    execute("eval.ipynb", tmp_path / "eval.ipynb", N_PROMPTS=2, HARMLESS_FROM=-2.5, **places)
+    assert load(run / "metrics.json")["thresholds"] == {"harmless": -2.5, "helpful": -2}
+    execute("eval.ipynb", tmp_path / "eval.ipynb", N_PROMPTS=2, **places)
+    assert load(run / "metrics.json")["thresholds"] == {"harmless": -3, "helpful": -2}
 
 
 @pytest.mark.parametrize("name", ["main.ipynb", "eval.ipynb"])

@@ -4,6 +4,7 @@ import math
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import DATA, MODELS, load
@@ -245,7 +246,8 @@ def test_differences_are_paired(evaluation):
 
 def test_judge_check_by_hand(evaluation):
     """Agreement is the share of prompts with the chosen reply above the rejected one; a tie is no agreement."""
-    both = {"Human chosen": ([1, 2, 3, 4], [1, 1]), "Human rejected": ([0, 2, 4, 3], [0, 0])}
+    both = {"Base": ([0, 0, 0, 0], [0, 0]), "Human chosen": ([1, 2, 3, 4], [1, 1]),
+            "Human rejected": ([0, 2, 4, 3], [0, 0])}
     harmful, helpful = evaluation.check_judge(evaluation.reward_table(records(**both)))
     assert (harmful["kind"], harmful["agreement"], harmful["prompts"]) == ("harmful", 50, 4)
     assert (helpful["kind"], helpful["agreement"], helpful["prompts"]) == ("helpful", 100, 2)
@@ -436,3 +438,20 @@ def test_references_are_judged_on_every_prompt(evaluation):
     rows = evaluation.reference_answers([{"id": "harmful-00", "prompt": "P", "chosen": "C", "rejected": "R"}])
     assert [(row["model"], row["response"]) for row in rows] == [
         ("Human chosen", "C"), ("Human rejected", "R"), ("Empty", ""), ("Refusal", evaluation.REFUSAL)]
+
+
+def test_leaders_by_hand(evaluation):
+    """Only thresholds at which the models differ count, and a tie at the top is nobody's lead."""
+    rates = pd.DataFrame({"Base": [100, 80, 60, 50, 0], "SFT": [100, 90, 60, 50, 0], "DPO": [100, 70, 50, 60, 0]})
+    assert evaluation.leaders(rates) == pytest.approx({"SFT": 100 / 3, "several": 100 / 3, "DPO": 100 / 3})
+    assert evaluation.leaders(rates.iloc[[0, 4]]) == {}
+
+
+def test_sweep_at_the_thresholds_is_the_rate(evaluation):
+    """At every threshold the swept rate is the share of rewards that reach it."""
+    scores = records(Base=([-4, -3, -2], [-4, -3, -2]), SFT=([-3, -2, -1], [-1, 0, 1]))
+    swept = evaluation.sweep(evaluation.reward_table(scores), "harmful")
+    assert (swept.index[0], swept.index[-1]) == (-4, -1)
+    assert swept.iloc[0].tolist() == [100, 100]
+    assert swept.loc[-2.5:-2.0].iloc[0].tolist() == pytest.approx([100 / 3, 200 / 3])
+    assert swept.iloc[-1].tolist() == pytest.approx([0, 100 / 3])
