@@ -280,6 +280,20 @@ def test_mistake_in_a_setting_can_be_mended(hub, demo_run, tmp_path):
     assert load(run / "metrics.json")["thresholds"] == {"harmless": -3, "helpful": -2}
 
 
+def test_another_judge_has_its_own_folder(hub, demo_run, tmp_path):
+    """A copy of a run without eval.json and scores.json is judged anew; the first judge is then refused there."""
+    run = demo_run.run.with_name("judged")
+    shutil.copytree(demo_run.run, run, ignore=shutil.ignore_patterns("eval.json", "scores.json"))
+    places = {"RUN": "judged", "RESULTS": run.parent, "FIGURES": tmp_path / "figures"}
+    judge = spoiled_judge(hub, tmp_path / "judge", bias=-2.0)
+    execute("eval.ipynb", tmp_path / "eval.ipynb", REWARD_MODEL=judge, HARMLESS_FROM=-9.0, **places)
+    assert (run / "responses.json").read_bytes() == (demo_run.run / "responses.json").read_bytes()
+    pairs = zip(load(run / "scores.json"), load(demo_run.run / "scores.json"), strict=True)
+    assert len({round(mine["reward"] - theirs["reward"], 4) for mine, theirs in pairs}) == 1
+    with pytest.raises(PapermillExecutionError, match="was made with reward_model = '.*/judge', now it is"):
+        execute("eval.ipynb", tmp_path / "eval.ipynb", **places)
+
+
 @pytest.mark.parametrize("name", ["main.ipynb", "eval.ipynb"])
 def test_unknown_parameter_is_refused(name, tmp_path):
     """The tests' own runner refuses a parameter that a notebook lacks: papermill would set it to no effect."""
