@@ -10,6 +10,7 @@ os.environ.update(CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1", DISABLE_SAFETENSO
 
 import ast
 import gzip
+import hashlib
 import json
 import linecache
 import shutil
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+import psutil
 import pytest
 from accelerate import PartialState
 from transformers import AutoTokenizer
@@ -181,3 +183,61 @@ def write_dataset(folder, train, test=None):
                 mine = rows[subset]
             write_rows(folder, subset, split, mine)
     return str(folder)
+
+
+# ---- runs that are interrupted
+
+VOLATILE = {"seconds", "timings_s"}  # fields of JSON files that hold times, the only thing that may differ
+
+
+def start(notebook, folder, **parameters):
+    """Start a notebook on the demo, in a process of its own, into folder/results/demo; return the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    places = {"PRESET": "demo", "RUN": "demo", "RESULTS": folder / "results", "FIGURES": folder / "figures"}
+    options = [text for name, value in (places | parameters).items() for text in ("-p", name, str(value))]
+    with (folder / f"{notebook}.log").open("a") as log:
+        return subprocess.Popen([sys.executable, "-m", "papermill", ROOT / notebook, folder / notebook, "-k", "python3",
+                                 "--log-output", "--no-progress-bar", *options], cwd=ROOT, stdout=log, stderr=log)
+
+
+def kill(process):
+    """End a process and its kernel with SIGKILL, and see that they are gone."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in family:
+        one.kill()
+    process.wait()
+    psutil.wait_procs(family, timeout=10)
+
+
+def stop_after(process, seconds):
+    """Kill a process after so many seconds, unless it ended before; return whether it was killed."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        return True
+    return False
+
+
+def without_times(data):
+    """Return JSON data without its volatile fields."""
+    if isinstance(data, dict):
+        return {name: without_times(value) for name, value in data.items() if name not in VOLATILE}
+    return [without_times(value) for value in data] if isinstance(data, list) else data
+
+
+def contents_of(folder):
+    """Return {path: sha256} of all that a run left in folder/results and folder/figures, times left out of JSON."""
+    found = {}
+    for path in sorted(path for part in ("results", "figures") for path in (folder / part).rglob("*")):
+        if path.is_file() and path.name != ".lock":
+            content = path.read_bytes()
+            if path.suffix == ".json":
+                content = json.dumps(without_times(json.loads(content))).encode()
+            found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def differing(first, second):
+    """Return the paths whose contents differ between two runs, or that only one of them has."""
+    return [path for path in first | second if first.get(path) != second.get(path)]

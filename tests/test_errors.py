@@ -35,12 +35,13 @@ def test_auto_takes_the_demo_without_an_accelerator(main):
 
 
 def test_other_settings_are_refused(main, tmp_path):
-    """A folder made with other settings is refused: which setting, both values, how to start afresh."""
-    main.write_json(tmp_path / "run.json", {"settings": {"seed": 0, "beta": 0.1}})
-    main.refuse_other_settings(tmp_path / "run.json", {"seed": 0, "beta": 0.1})
-    with pytest.raises(ValueError, match=r"made with beta = 0\.1,.* 0\.2\..*RUN.*afresh"):
-        main.refuse_other_settings(tmp_path / "run.json", {"seed": 0, "beta": 0.2})
-    main.refuse_other_settings(tmp_path / "none.json", {"seed": 5})
+    """What was made with other settings is refused: which setting, both values, how to start afresh."""
+    main.refuse_other(tmp_path, {"seed": 0, "beta": 0.1}, {"seed": 0, "beta": 0.1})
+    with pytest.raises(ValueError, match=r"made with beta = 0\.1,.* 0\.2\..*RUN.*FRESH = True, which moves"):
+        main.refuse_other(tmp_path, {"seed": 0, "beta": 0.1}, {"seed": 0, "beta": 0.2})
+    with pytest.raises(ValueError, match="made with seed = None, now it is 5"):
+        main.refuse_other(tmp_path, {}, {"seed": 5})
+    main.refuse_other(tmp_path, {"judge": "sha256 12"}, {"judge": None})  # it is not there, and not needed
 
 
 # ---- the dataset
@@ -71,7 +72,7 @@ def test_missing_split(main, tmp_path):
 def test_dataset_without_pairs(main, tmp_path):
     """A dataset of single texts: the message says which columns it has."""
     write_rows(tmp_path, "harmless-base", "train", [{"transcript": dialogue("Hi", "Hello."), "rating": 3}])
-    with pytest.raises(ValueError, match=r"harmless-base/train has the columns \['transcript', 'rating'\].*chosen"):
+    with pytest.raises(ValueError, match=r"harmless-base/train has the columns \['rating', 'transcript'\].*chosen"):
         main.load_split(str(tmp_path), "harmless-base", "train")
 
 
@@ -117,7 +118,7 @@ def test_evaluation_without_a_run(evaluation, tmp_path):
 def test_damaged_file(main, tmp_path):
     """A JSON file that is not whole is named."""
     (tmp_path / "scores.json").write_text('[{"id": "harmful-00"')
-    with pytest.raises(ValueError, match=r"scores\.json is damaged.*Move it away"):
+    with pytest.raises(ValueError, match=r"scores\.json is damaged.*FRESH = True"):
         main.read_json(tmp_path / "scores.json")
 
 
@@ -126,10 +127,14 @@ def test_adapter_over_another_base(main, hub, tmp_path):
     shutil.copytree(hub / "opt", tmp_path / "other")
     settings = {"lora_r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_layers": "all"}
     model = get_peft_model(main.load_base(str(tmp_path / "other")), main.new_adapter(settings))
-    model.save_pretrained(tmp_path / "adapter")
-    main.load_policies(str(tmp_path / "other"), {"SFT": tmp_path / "adapter"})
-    with pytest.raises(ValueError, match=r"/adapter is .* over .*/other, and the base is .*/opt\. Name the base"):
-        main.load_policies(str(hub / "opt"), {"SFT": tmp_path / "adapter"})
+    model.save_pretrained(tmp_path / "adapters" / "sft")
+    for base in (str(tmp_path / "other"), str(hub / "opt")):
+        models = [{"name": "SFT", "base": base, "adapter": "adapters/sft"}]
+        record = {"settings": {"base_model": base}, "models": models}
+        if base == str(tmp_path / "other"):
+            assert "SFT" in main.load_all(record, tmp_path)["SFT"].peft_config
+    with pytest.raises(ValueError, match=r"adapters/sft cannot be loaded.* over .*/other, and run.json names .*/opt\."):
+        main.load_all(record, tmp_path)
 
 
 def spoiled_judge(hub, folder, labels=1, bias=0.0):
@@ -144,7 +149,8 @@ def spoiled_judge(hub, folder, labels=1, bias=0.0):
 def test_judge_with_more_than_one_label(evaluation, hub, tmp_path):
     """A classifier is no reward model."""
     with pytest.raises(ValueError, match="REWARD_MODEL = '.*judge' has 3 labels; a reward model has one"):
-        evaluation.require_judge(spoiled_judge(hub, tmp_path / "judge", labels=3))
+        judge = spoiled_judge(hub, tmp_path / "judge", labels=3)
+        evaluation.identify_sources({"reward_model": judge}, "", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "a/b", ".."])
@@ -169,7 +175,8 @@ def test_training_into_published_rewards_is_refused(hub, tmp_path):
 def test_missing_model(main, tmp_path):
     """The message names the setting, its value and the way to the demo's models."""
     with pytest.raises(ValueError, match=r"BASE_MODEL = '.*/optt' is neither a folder .* demo/build\.py"):
-        main.require_model("BASE_MODEL", str(tmp_path / "optt"))
+        main.identify_model("BASE_MODEL", str(tmp_path / "optt"))
+    assert main.identify_model("BASE_MODEL", str(tmp_path / "optt"), needed=False) is None
 
 
 @pytest.mark.parametrize("value", [0, -5, 1.5, "50"])
@@ -203,7 +210,7 @@ def test_reward_that_is_no_number(evaluation, hub, tmp_path, bias):
     prompts = [{"id": "harmful-00", "prompt": dialogue("Hi") + "\n\nAssistant:", "chosen": "A", "rejected": "B"}]
     responses = [{"id": "harmful-00", "model": "Base", "response": "Hello."}]
     with pytest.raises(ValueError, match=f"judge gives Base's answer to harmful-00 the reward {bias}"):
-        evaluation.make_scores(prompts, responses, settings)
+        evaluation.make_scores(prompts, responses, settings, tmp_path / "unfinished")
 
 
 # ---- nothing half-written
@@ -231,14 +238,15 @@ def test_json_is_readable_text(main, tmp_path):
 
 def test_file_whose_making_fails_is_not_there(evaluation, tmp_path):
     """A raw file is there only once it is whole, and what is there is not made again."""
-    def fail():
+    def fail(unfinished):
         raise RuntimeError("interrupted")
 
+    path = tmp_path / "prompts.json"
     with pytest.raises(RuntimeError, match="interrupted"):
-        evaluation.made_once(tmp_path / "a.json", fail, {})
-    assert list(tmp_path.iterdir()) == []
-    assert evaluation.made_once(tmp_path / "a.json", lambda: [1], {}) == [1]
-    assert evaluation.made_once(tmp_path / "a.json", fail, {}) == [1]
+        evaluation.made_once(path, fail, {"seed": 0}, {})
+    assert [file.name for file in tmp_path.iterdir()] == ["eval.json"]
+    assert evaluation.made_once(path, lambda unfinished: [1], {"seed": 0}, {}) == [1]
+    assert evaluation.made_once(path, fail, {"seed": 0}, {}) == [1]
 
 
 def test_main_stops_before_it_writes(hub, tmp_path):
@@ -281,16 +289,16 @@ def test_mistake_in_a_setting_can_be_mended(hub, demo_run, tmp_path):
 
 
 def test_another_judge_has_its_own_folder(hub, demo_run, tmp_path):
-    """A copy of a run without eval.json and scores.json is judged anew; the first judge is then refused there."""
+    """A copy of a run without scores.json is judged anew; the first judge is then refused there."""
     run = demo_run.run.with_name("judged")
-    shutil.copytree(demo_run.run, run, ignore=shutil.ignore_patterns("eval.json", "scores.json"))
+    shutil.copytree(demo_run.run, run, ignore=shutil.ignore_patterns("scores.json"))
     places = {"RUN": "judged", "RESULTS": run.parent, "FIGURES": tmp_path / "figures"}
     judge = spoiled_judge(hub, tmp_path / "judge", bias=-2.0)
     execute("eval.ipynb", tmp_path / "eval.ipynb", REWARD_MODEL=judge, HARMLESS_FROM=-9.0, **places)
     assert (run / "responses.json").read_bytes() == (demo_run.run / "responses.json").read_bytes()
     pairs = zip(load(run / "scores.json"), load(demo_run.run / "scores.json"), strict=True)
     assert len({round(mine["reward"] - theirs["reward"], 4) for mine, theirs in pairs}) == 1
-    with pytest.raises(PapermillExecutionError, match="was made with reward_model = '.*/judge', now it is"):
+    with pytest.raises(PapermillExecutionError, match="scores.json was made with reward_model = 'sha256 .*', now it is"):
         execute("eval.ipynb", tmp_path / "eval.ipynb", **places)
 
 

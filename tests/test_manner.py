@@ -233,7 +233,7 @@ def test_committed_run_is_labelled_as_the_demo():
 @pytest.mark.parametrize(("name", "record"), [("main.ipynb", "run.json"), ("eval.ipynb", "metrics.json")])
 def test_committed_results_are_of_this_code(name, record, main):
     """The committed results were made by the committed code."""
-    assert load(EXAMPLE / record)["code_sha256"] == main.code_sha256(ROOT / name)
+    assert load(EXAMPLE / record)["code_sha256"] == main.environment(ROOT / name)["code_sha256"]
 
 
 def test_committed_metrics_follow_from_the_committed_scores(evaluation):

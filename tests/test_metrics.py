@@ -305,7 +305,7 @@ def test_health_by_hand(evaluation):
         "log-ratio": 0.5}]
 
 
-def test_response_logprobs_are_means_over_the_response(evaluation, hub, tokenizer):
+def test_response_logprobs_are_means_over_the_response(evaluation, hub, tokenizer, tmp_path):
     """Mean log-probability of the response's tokens, in batches as one at a time; none of an empty response."""
     model = evaluation.load_base(str(hub / "opt")).eval()
     prompts = ["\n\nHuman: Hi\n\nAssistant:", "\n\nHuman: How do I bake bread at home?\n\nAssistant:", "\n\nHuman: Hi"]
@@ -316,7 +316,7 @@ def test_response_logprobs_are_means_over_the_response(evaluation, hub, tokenize
         with torch.no_grad():
             logps = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         expected.append(np.mean([logps[i - 1, ids[i]].item() for i in range(start, len(ids))]))
-    got = evaluation.response_logprobs(model, tokenizer, prompts, responses, 2, "x")
+    got = evaluation.response_logprobs(model, tokenizer, prompts, responses, 2, "x", tmp_path)
     assert got == pytest.approx([*expected, 0], abs=1e-4)
 
 
@@ -412,12 +412,12 @@ def test_answer_is_never_cut(evaluation, judge, spare):
     assert len(question) == max(1, spare - 3)
 
 
-def test_batches_score_what_one_at_a_time_scores(evaluation, judge):
+def test_batches_score_what_one_at_a_time_scores(evaluation, judge, tmp_path):
     """Padding and batching change no reward by more than 1e-4, and the order of the answers is kept."""
     model, tokenizer = judge
     questions = [QUESTION[-n:] for n in (10, 200, 40, 300, 80, 15, 120)]
     answers = [ANSWER[:n] for n in (25, 57, 1, 10, 0, 40, 30)]
-    together = evaluation.score(model, tokenizer, questions, answers, 64, 200)
+    together = evaluation.score(model, tokenizer, questions, answers, 64, 200, tmp_path)
     alone = []
     for question, answer in zip(questions, answers):
         inputs = evaluation.encode_answer(tokenizer, question, answer, 64)

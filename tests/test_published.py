@@ -127,21 +127,20 @@ def test_paper_protocol_settings(evaluation):
 
 @pytest.fixture(scope="module")
 def paper_run(main, hub, tokenizer, tmp_path_factory):
-    """The stages of preset paper, on the demo's base and a few of its pairs: folder, record and training.json."""
+    """The stages of preset paper, on the demo's base and a few of its pairs: folder, record and logs."""
     run = tmp_path_factory.mktemp("paper") / "run"
     table = pd.DataFrame(main.PRESETS, columns=["setting", "demo", "quick", "full", "paper", "why"])
     overrides = {"base_model": str(hub / "opt"), "dataset": str(hub / "hh-rlhf"), "subsets": "base", "max_pairs": 60}
     settings = main.resolve(table, "paper", overrides)
     training, validation, report = main.prepare_data(settings, tokenizer)
-    record = main.write_record(run, "paper", settings, report, {})
+    record = main.write_record(run, {"preset": "paper"} | settings, {}, report, {}, [])
     texts = [pair["prompt"] for pair in validation[:2]]
-    data = (settings, tokenizer, training, validation, run / "checkpoints")
-    makers = {"SFT": lambda: main.sft_trainer(*data),
-              "DPO": lambda: main.dpo_trainer(main.load_base(settings["base_model"], settings["dropout"]), *data),
-              "SFT+DPO": lambda: main.dpo_trainer(main.load_sft(settings, run), *data)}
-    for name, maker in makers.items():
-        main.train(name, record, run, maker, tokenizer, texts, {})
-    return run, record, load(run / "training.json")
+    data = (settings, tokenizer, training, validation)
+    makers = {"SFT": lambda folder: main.sft_trainer(*data, folder), "DPO": lambda folder: main.dpo_trainer(
+                  main.load_base(settings["base_model"], settings["dropout"]), *data, folder),
+              "SFT+DPO": lambda folder: main.dpo_trainer(main.load_sft(settings, run), *data, folder)}
+    logs = {name: main.train(name, record, run, {}, maker, tokenizer, texts)["log"] for name, maker in makers.items()}
+    return run, record, logs
 
 
 def test_paper_preset_is_the_published_one(main):

@@ -70,7 +70,8 @@ def test_files_of_a_run(demo_run):
 def test_record_of_a_run(demo_run, main):
     """run.json tells what the models are, what they were made from, how and where."""
     record = load(demo_run.run / "run.json")
-    assert set(record) == {"run", "preset", "settings", "models", "data", "environment", "timings_s", "code_sha256"}
+    assert set(record) == {"run", "preset", "settings", "models", "contents", "data", "environment", "timings_s",
+                           "warnings", "code_sha256"}
     assert (record["run"], record["preset"]) == ("demo", "demo")
     assert [model["name"] for model in record["models"]] == MODELS
     assert [model["adapter"] for model in record["models"]] == [None, *ADAPTERS]
@@ -80,7 +81,7 @@ def test_record_of_a_run(demo_run, main):
         assert model["adapter"] is None or (demo_run.run / model["adapter"] / "adapter_model.safetensors").exists()
     assert {"python", "packages", "device", "git_commit"} <= set(record["environment"])
     assert set(record["timings_s"]) >= {"data", "SFT", "DPO", "SFT+DPO"}
-    assert record["code_sha256"] == main.code_sha256(ROOT / "main.ipynb")
+    assert record["code_sha256"] == main.environment(ROOT / "main.ipynb")["code_sha256"]
 
 
 def test_commit_is_a_commit(demo_run):
@@ -189,8 +190,8 @@ def test_demo_judge_agrees_with_the_labels(demo_run, hub):
 @pytest.fixture(scope="module")
 def second_run(demo_run):
     """Both notebooks once more in the demo run's folder: what its files were before."""
-    before = {"run": state_of(demo_run.run, *ADAPTERS, "training.json", "eval.json", *RAW),
-              "derived": {name: (demo_run.run / name).read_bytes() for name in DERIVED},
+    before = {"run": state_of(demo_run.run, *ADAPTERS, "eval.json", *RAW),
+              "derived": {name: (demo_run.run / name).read_bytes() for name in [*DERIVED, "training.json"]},
               "figures": {path.name: path.read_bytes() for path in demo_run.figures.iterdir()},
               "record": load(demo_run.run / "run.json")}
     for name in ("main.ipynb", "eval.ipynb"):
@@ -200,7 +201,7 @@ def second_run(demo_run):
 
 def test_nothing_is_done_twice(demo_run, second_run):
     """Run again, adapters, logs, prompts, responses and scores are left as they are."""
-    assert state_of(demo_run.run, *ADAPTERS, "training.json", "eval.json", *RAW) == second_run["run"]
+    assert state_of(demo_run.run, *ADAPTERS, "eval.json", *RAW) == second_run["run"]
 
 
 def test_same_scores_give_the_same_results(demo_run, second_run):

@@ -15,6 +15,7 @@ PAIRS = [{"prompt": dialogue(*turns) + "\n\nAssistant:", "chosen": chosen, "reje
          for turns in CONVERSATIONS for chosen, rejected in REPLIES]
 TEXTS = [f"{pair['prompt']} {pair['chosen']}" for pair in PAIRS[:3]]
 LN2 = math.log(2)
+MADE = {"made_from": {"seed": 0}, "environment": {}}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def settings(hub):
     return {"base_model": str(hub / "opt"), "max_length": 512, "sft_epochs": 2, "sft_learning_rate": 2e-3,
             "dpo_epochs": 1, "dpo_learning_rate": 1e-3, "beta": 0.1, "batch_size": 4, "rows": 8,
             "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_layers": "all", "dropout": 0.0,
-            "sft_method": "lora", "seed": 0}
+            "sft_method": "lora", "save_steps": 20, "seed": 0}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,8 @@ def sft(main, settings, tokenizer, pairs, tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
     trainer = main.sft_trainer(settings, tokenizer, pairs, pairs[:2], run / "checkpoints")
     trainer.train()
-    main.save_model(trainer.model, run / "adapters" / "sft", settings["base_model"], tokenizer, TEXTS)
+    base = settings["base_model"]
+    main.save_model(trainer.model, run / "adapters" / "sft", base, base, MADE, tokenizer, TEXTS)
     return trainer, run
 
 
@@ -48,6 +50,7 @@ def dpo(main, settings, tokenizer, pairs, tmp_path_factory):
     """A trained DPO trainer."""
     trainer = main.dpo_trainer(main.load_base(settings["base_model"]), settings, tokenizer, pairs, pairs[:2],
                                tmp_path_factory.mktemp("dpo"))
+    trainer.add_callback(main.Checkpoints({}))
     trainer.train()
     return trainer
 
@@ -216,7 +219,8 @@ def test_adapter_over_a_merged_base_is_refused(main, sft, settings, tokenizer, p
     trainer = main.dpo_trainer(merged, settings, tokenizer, pairs, pairs[:2], tmp_path)
     trainer.train()
     with pytest.raises(RuntimeError, match="adapters/dpo: .* logits differ by"):
-        main.save_model(trainer.model, tmp_path / "adapters" / "dpo", settings["base_model"], tokenizer, TEXTS)
+        base = settings["base_model"]
+        main.save_model(trainer.model, tmp_path / "adapters" / "dpo", base, base, MADE, tokenizer, TEXTS)
     assert not (tmp_path / "adapters" / "dpo").exists()
 
 
@@ -225,8 +229,10 @@ def test_policies_are_the_base_and_its_adapters(main, sft, settings, tokenizer):
     trainer, run = sft
     untrained = main.logits_of(main.load_base(settings["base_model"]), tokenizer, TEXTS)
     trained = main.logits_of(trainer.model, tokenizer, TEXTS)
-    adapter = run / "adapters" / "sft"
-    model = main.load_policies(settings["base_model"], {"SFT": adapter, "DPO": adapter})
+    base = settings["base_model"]
+    rows = [{"name": name, "base": base, "adapter": "adapters/sft"} for name in ("SFT", "DPO")]
+    rows = [{"name": "Base", "base": base, "adapter": None}, *rows]
+    model = main.load_all({"settings": settings, "models": rows}, run)["Base"]
     for name, expected in (("Base", untrained), ("SFT", trained), ("Base", untrained), ("DPO", trained)):
         with main.policy(model, name):
             assert torch.allclose(main.logits_of(model, tokenizer, TEXTS), expected, atol=1e-4), name
@@ -234,11 +240,12 @@ def test_policies_are_the_base_and_its_adapters(main, sft, settings, tokenizer):
 
 def test_stage_whose_adapter_is_there_is_not_trained_again(main, sft, settings, tokenizer, capsys):
     """`train` leaves an adapter that is there alone."""
-    def make_trainer():
+    def make_trainer(checkpoints):
         raise AssertionError("trained again")
 
     record = {"models": [{"name": "SFT", "base": settings["base_model"], "adapter": "adapters/sft"}]}
-    main.train("SFT", record, sft[1], make_trainer, tokenizer, TEXTS, {})
+    made = main.train("SFT", record, sft[1], MADE["made_from"], make_trainer, tokenizer, TEXTS)
+    assert made["made_from"] == MADE["made_from"]
     assert "not trained again" in capsys.readouterr().out
 
 
@@ -253,7 +260,7 @@ def test_full_fine_tuning_learns_every_token(main, settings, tokenizer, pairs, t
     assert (batch["labels"] == batch["input_ids"]).all()
     trainer.train()
     folder = tmp_path / "models" / "sft"
-    main.save_model(trainer.model, folder, settings["base_model"], tokenizer, TEXTS)
+    main.save_model(trainer.model, folder, None, "models/sft", MADE, tokenizer, TEXTS)
     expected = main.logits_of(trainer.model, tokenizer, TEXTS)
     assert torch.allclose(main.logits_of(main.load_sft(full, tmp_path), tokenizer, TEXTS), expected, atol=1e-4)
     assert (main.logits_of(main.load_base(settings["base_model"]), tokenizer, TEXTS) - expected).abs().max() > 1e-2
