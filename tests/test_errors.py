@@ -122,7 +122,7 @@ def test_damaged_file(main, tmp_path):
         main.read_json(tmp_path / "scores.json")
 
 
-def test_adapter_over_another_base(main, hub, tmp_path):
+def test_adapter_over_another_base(main, evaluation, hub, tmp_path):
     """An adapter is only loaded over the base it was trained on, and the message names both."""
     shutil.copytree(hub / "opt", tmp_path / "other")
     settings = {"lora_r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_layers": "all"}
@@ -132,9 +132,9 @@ def test_adapter_over_another_base(main, hub, tmp_path):
         models = [{"name": "SFT", "base": base, "adapter": "adapters/sft"}]
         record = {"settings": {"base_model": base}, "models": models}
         if base == str(tmp_path / "other"):
-            assert "SFT" in main.load_all(record, tmp_path)["SFT"].peft_config
+            assert "SFT" in evaluation.load_all(record, tmp_path)["SFT"].peft_config
     with pytest.raises(ValueError, match=r"adapters/sft cannot be loaded.* over .*/other, and run.json names .*/opt\."):
-        main.load_all(record, tmp_path)
+        evaluation.load_all(record, tmp_path)
 
 
 def spoiled_judge(hub, folder, labels=1, bias=0.0):
@@ -298,7 +298,7 @@ def test_another_judge_has_its_own_folder(hub, demo_run, tmp_path):
     assert (run / "responses.json").read_bytes() == (demo_run.run / "responses.json").read_bytes()
     pairs = zip(load(run / "scores.json"), load(demo_run.run / "scores.json"), strict=True)
     assert len({round(mine["reward"] - theirs["reward"], 4) for mine, theirs in pairs}) == 1
-    with pytest.raises(PapermillExecutionError, match="scores.json was made with reward_model = 'sha256 .*', now it is"):
+    with pytest.raises(PapermillExecutionError, match="scores.json was made with reward_model = 'sha256 .*', now it"):
         execute("eval.ipynb", tmp_path / "eval.ipynb", **places)
 
 

@@ -327,10 +327,10 @@ def test_cutting_keeps_the_newest_turns(main, tokenizer, turns, room):
 
 @quick
 @given(pairs=st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=6), limit=st.integers(8, 200))
-def test_fitting_cuts_no_reply(main, tokenizer, pairs, limit):
+def test_fitting_cuts_no_reply(main, evaluation, tokenizer, pairs, limit):
     """Pairs that stay have their replies whole and fit the limit with the end of text; all others are counted."""
-    rows = [{"prompt": f"\n\nHuman:{main.as_text(prompt, tokenizer)}\n\nAssistant:", "subset": "s",
-             "chosen": main.as_text(chosen, tokenizer), "rejected": main.as_text(rejected, tokenizer)}
+    rows = [{"prompt": f"\n\nHuman:{evaluation.as_text(prompt, tokenizer)}\n\nAssistant:", "subset": "s",
+             "chosen": evaluation.as_text(chosen, tokenizer), "rejected": evaluation.as_text(rejected, tokenizer)}
             for prompt, chosen, rejected in pairs]
     report = {"s": Counter()}
     fitting = main.fit_pairs(rows, tokenizer, limit, report)
@@ -361,12 +361,12 @@ def test_judge_reads_control_tokens_as_text(evaluation, judge_tokenizer, questio
 
 @quick
 @given(text=TEXT)
-def test_text_for_a_model_holds_no_control_token(main, tokenizer, text):
+def test_text_for_a_model_holds_no_control_token(evaluation, tokenizer, text):
     """`as_text` leaves nothing that a tokenizer takes for control, and texts without such tokens as they are."""
-    clean = main.as_text(text + "</s>", tokenizer)
+    clean = evaluation.as_text(text + "</s>", tokenizer)
     assert not set(tokenizer(clean, add_special_tokens=False)["input_ids"]) & set(tokenizer.all_special_ids)
     if not any(token in text for token in tokenizer.all_special_tokens):
-        assert main.as_text(text, tokenizer) == text
+        assert evaluation.as_text(text, tokenizer) == text
 
 
 @quick

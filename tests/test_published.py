@@ -184,12 +184,12 @@ def test_paper_dpo_trains_under_dropout(paper_run):
         assert abs(first - 0.6931) > 1e-3
 
 
-def test_paper_models_answer_apart(main, paper_run, tokenizer):
+def test_paper_models_answer_apart(main, evaluation, paper_run, tokenizer):
     """The four models load from their record, two bases and two adapters, and none gives another's logits."""
     run, record, _ = paper_run
-    policies, logits = main.load_all(record, run), {}
+    policies, logits = evaluation.load_all(record, run), {}
     for name, model in policies.items():
-        with main.policy(model, name):
+        with evaluation.policy(model, name):
             logits[name] = main.logits_of(model, tokenizer, ["\n\nHuman: How do I juggle?\n\nAssistant:"])
     assert list(policies) == MODELS
     for first in MODELS:

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -224,7 +226,7 @@ def test_adapter_over_a_merged_base_is_refused(main, sft, settings, tokenizer, p
     assert not (tmp_path / "adapters" / "dpo").exists()
 
 
-def test_policies_are_the_base_and_its_adapters(main, sft, settings, tokenizer):
+def test_policies_are_the_base_and_its_adapters(main, evaluation, sft, settings, tokenizer):
     """One base with switched adapters gives each model's own logits, Base after SFT too."""
     trainer, run = sft
     untrained = main.logits_of(main.load_base(settings["base_model"]), tokenizer, TEXTS)
@@ -232,9 +234,9 @@ def test_policies_are_the_base_and_its_adapters(main, sft, settings, tokenizer):
     base = settings["base_model"]
     rows = [{"name": name, "base": base, "adapter": "adapters/sft"} for name in ("SFT", "DPO")]
     rows = [{"name": "Base", "base": base, "adapter": None}, *rows]
-    model = main.load_all({"settings": settings, "models": rows}, run)["Base"]
+    model = evaluation.load_all({"settings": settings, "models": rows}, run)["Base"]
     for name, expected in (("Base", untrained), ("SFT", trained), ("Base", untrained), ("DPO", trained)):
-        with main.policy(model, name):
+        with evaluation.policy(model, name):
             assert torch.allclose(main.logits_of(model, tokenizer, TEXTS), expected, atol=1e-4), name
 
 
@@ -273,37 +275,37 @@ def ids_of(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def test_completion_that_ends(main, tokenizer):
+def test_completion_that_ends(evaluation, tokenizer):
     """EOS ends a response and counts as a token; padding after it does not."""
     ids = ids_of(tokenizer, " Use a pot.")
-    done = main.read_completion([*ids, tokenizer.eos_token_id, 1, 1], tokenizer, "\n\nHuman:")
+    done = evaluation.read_completion([*ids, tokenizer.eos_token_id, 1, 1], tokenizer, "\n\nHuman:")
     assert done == {"response": "Use a pot.", "finish": "eos", "tokens": len(ids) + 1}
 
 
-def test_completion_at_the_limit(main, tokenizer):
+def test_completion_at_the_limit(evaluation, tokenizer):
     """Without EOS and without a human turn the limit has ended the response."""
     ids = ids_of(tokenizer, " Use a pot.\n\nThen")
-    done = main.read_completion(ids, tokenizer, "\n\nHuman:")
+    done = evaluation.read_completion(ids, tokenizer, "\n\nHuman:")
     assert done == {"response": "Use a pot.\n\nThen", "finish": "length", "tokens": len(ids)}
 
 
-def test_completion_that_opens_a_human_turn(main, tokenizer):
+def test_completion_that_opens_a_human_turn(evaluation, tokenizer):
     """A human turn is cut off with its marker, which counts as generated; padding does not."""
     ids = ids_of(tokenizer, " Use a pot.\n\nHuman:")
-    done = main.read_completion([*ids, 1, 1, 1], tokenizer, "\n\nHuman:")
+    done = evaluation.read_completion([*ids, 1, 1, 1], tokenizer, "\n\nHuman:")
     assert done == {"response": "Use a pot.", "finish": "turn", "tokens": len(ids)}
 
 
-def test_completion_without_a_stop_keeps_human_turns(main, tokenizer):
+def test_completion_without_a_stop_keeps_human_turns(evaluation, tokenizer):
     """Where nothing stops at a human turn it stays in the response."""
     ids = ids_of(tokenizer, " A.\n\nHuman: B")
-    done = main.read_completion([*ids, tokenizer.eos_token_id], tokenizer, None)
+    done = evaluation.read_completion([*ids, tokenizer.eos_token_id], tokenizer, None)
     assert done == {"response": "A.\n\nHuman: B", "finish": "eos", "tokens": len(ids) + 1}
 
 
-def test_completion_that_ends_at_once_is_empty(main, tokenizer):
+def test_completion_that_ends_at_once_is_empty(evaluation, tokenizer):
     """A response may be empty."""
-    done = main.read_completion([tokenizer.eos_token_id, 1], tokenizer, "\n\nHuman:")
+    done = evaluation.read_completion([tokenizer.eos_token_id, 1], tokenizer, "\n\nHuman:")
     assert done == {"response": "", "finish": "eos", "tokens": 1}
 
 
@@ -312,36 +314,42 @@ PROMPTS = [dialogue(*turns) + "\n\nAssistant:" for turns in (
 
 
 @pytest.fixture(scope="module")
-def base(main, hub):
+def base(evaluation, hub):
     """The demo's base as a model to generate with."""
-    return main.load_base(str(hub / "opt")).eval()
+    return evaluation.load_base(str(hub / "opt")).eval()
 
 
-def test_batches_give_what_one_at_a_time_gives(main, base, tokenizer):
+def completions(evaluation, model, tokenizer, prompts, limit, batch_size):
+    """Return what `generate` gives for prompts, nothing kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        return evaluation.generate(model, tokenizer, prompts, limit, batch_size, evaluation.TURN, "x", Path(folder))
+
+
+def test_batches_give_what_one_at_a_time_gives(evaluation, base, tokenizer):
     """Left padding and batching change no response, and the order of the prompts is kept."""
-    together = main.generate(base, tokenizer, PROMPTS, 40, 4, main.TURN, "x")
-    alone = [main.generate(base, tokenizer, [prompt], 40, 1, main.TURN, "x")[0] for prompt in PROMPTS]
+    together = completions(evaluation, base, tokenizer, PROMPTS, 40, 4)
+    alone = [completions(evaluation, base, tokenizer, [prompt], 40, 1)[0] for prompt in PROMPTS]
     assert together == alone
     assert len({done["response"] for done in together}) > 3
 
 
-def test_responses_are_plain_greedy_ones(main, base, tokenizer):
+def test_responses_are_plain_greedy_ones(evaluation, base, tokenizer):
     """`generate` gives what taking the likeliest token again and again gives, without a cache or batches."""
-    for prompt, done in zip(PROMPTS, main.generate(base, tokenizer, PROMPTS, 12, 3, main.TURN, "x")):
+    for prompt, done in zip(PROMPTS, completions(evaluation, base, tokenizer, PROMPTS, 12, 3)):
         ids, reply = tokenizer(prompt)["input_ids"], []
-        while len(reply) < 12 and tokenizer.eos_token_id not in reply and main.TURN not in tokenizer.decode(reply):
+        while len(reply) < 12 and tokenizer.eos_token_id not in reply and "\n\nHuman:" not in tokenizer.decode(reply):
             with torch.no_grad():
                 reply.append(base(torch.tensor([ids + reply])).logits[0, -1].argmax().item())
-        assert done == main.read_completion(reply, tokenizer, main.TURN)
+        assert done == evaluation.read_completion(reply, tokenizer, evaluation.TURN)
 
 
-def test_limit_is_reported(main, base, tokenizer):
+def test_limit_is_reported(evaluation, base, tokenizer):
     """Responses cut after three tokens say so and count three."""
-    for done in main.generate(base, tokenizer, PROMPTS, 3, 4, main.TURN, "x"):
+    for done in completions(evaluation, base, tokenizer, PROMPTS, 3, 4):
         assert (done["finish"], done["tokens"]) == ("length", 3)
 
 
-def test_generation_stops_at_a_human_turn(main, base, tokenizer):
+def test_generation_stops_at_a_human_turn(evaluation, base, tokenizer):
     """A response that opens a human turn is stopped there, while another one in its batch goes on to its end."""
     long = " You just do it somehow, and then you do it again, and then you do it once more until you can."
     taught = {PROMPTS[0]: " Ok.\n\nHuman: And then? What would you say?", PROMPTS[1]: long + tokenizer.eos_token}
@@ -353,6 +361,6 @@ def test_generation_stops_at_a_human_turn(main, base, tokenizer):
             model(ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    turned, ended = main.generate(model, tokenizer, list(taught), 80, 2, main.TURN, "x")
+    turned, ended = completions(evaluation, model, tokenizer, list(taught), 80, 2)
     assert turned == {"response": "Ok.", "finish": "turn", "tokens": len(ids_of(tokenizer, " Ok.\n\nHuman:"))}
     assert ended == {"response": long.strip(), "finish": "eos", "tokens": len(ids_of(tokenizer, long)) + 1}
