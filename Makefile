@@ -33,7 +33,8 @@ run: .venv/installed
 
 test: .venv/installed
 	$(BIN)/ruff check .
-	$(BIN)/pytest
+	$(BIN)/python demo/build.py
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 kills: .venv/installed
 	$(BIN)/python tests/kills.py

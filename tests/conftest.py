@@ -3,10 +3,11 @@
 import os
 import tempfile
 
-# The tests need neither an accelerator nor a network, and leave nothing behind in the user's cache of datasets. All of
-# it must be settled before the libraries are imported.
+# The tests need neither an accelerator nor a network, and leave nothing behind in the user's cache of datasets. They run
+# two at a time, so each takes one thread. All of it must be settled before the libraries are imported.
 os.environ.update(CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1", DISABLE_SAFETENSORS_CONVERSION="1",
-                  HF_DATASETS_CACHE=tempfile.mkdtemp(prefix="datasets-"), TOKENIZERS_PARALLELISM="false")
+                  HF_DATASETS_CACHE=tempfile.mkdtemp(prefix="datasets-"), TOKENIZERS_PARALLELISM="false",
+                  OMP_NUM_THREADS="1")
 
 import ast
 import gzip

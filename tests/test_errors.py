@@ -266,7 +266,7 @@ def test_eval_stops_before_it_writes_scores(hub, demo_run, tmp_path):
         execute("eval.ipynb", tmp_path / "eval.ipynb", RUN="spoiled", RESULTS=run.parent, N_PROMPTS=2,
                 FIGURES=tmp_path / "figures", MAX_NEW_TOKENS=4, REWARD_MODEL=spoiled_judge(
                     hub, tmp_path / "judge", bias=math.nan))
-    assert {path.name for path in run.iterdir() if path.is_file()} == {
+    assert {path.name for path in run.glob("[!.]*") if path.is_file()} == {
         "run.json", "training.json", "eval.json", "prompts.json", "responses.json"}
     assert len(load(run / "responses.json")) == 4 * 4
     assert not (tmp_path / "figures").exists()

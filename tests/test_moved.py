@@ -105,11 +105,12 @@ def test_finished_run_needs_neither_models_nor_data(demo_run, tmp_path):
 
 # ---- the same again, and never mixed
 
-def test_two_demo_runs_are_the_same_to_the_byte(demo_run, tmp_path):
+def test_two_demo_runs_are_the_same_to_the_byte(demo_run, tmp_path_factory):
     """The demo done again, elsewhere, gives the same files but for times: adapters, records, tables, figures."""
+    again = tmp_path_factory.mktemp("again")
     for notebook in ("main.ipynb", "eval.ipynb"):
-        assert start(notebook, tmp_path / "again").wait() == 0
-    first, second = contents_of(demo_run.run.parents[1]), contents_of(tmp_path / "again")
+        assert start(notebook, again).wait() == 0
+    first, second = contents_of(demo_run.run.parents[1]), contents_of(again)
     assert {path.rsplit(".", 1)[-1] for path in first} == {"json", "safetensors", "csv", "md", "tex", "png", "pdf"}
     assert differing(first, second) == []
 
@@ -165,6 +166,17 @@ def test_other_contents_are_refused(hub, demo_run, tmp_path, notebook, change, n
     with pytest.raises(PapermillExecutionError, match=rf"was made with {named} = 'sha256 \w+', now it is 'sha256 \w+'"):
         execute(notebook, tmp_path / notebook, PRESET="demo", **sources, **places)
     assert differing(before, contents_of(demo_run.run.parents[1])) == []
+
+
+def test_sft_that_was_trained_again_is_noticed(demo_run, tmp_path):
+    """SFT+DPO goes on from one SFT adapter: over another one it is refused by name."""
+    run = tmp_path / "results" / "demo"
+    shutil.copytree(demo_run.run, run)
+    shutil.rmtree(run / "adapters" / "sft")
+    shutil.copytree(run / "adapters" / "dpo", run / "adapters" / "sft")
+    with pytest.raises(PapermillExecutionError, match=r"adapters/sft_dpo was made with SFT = 'sha256 \w+', now it is"):
+        execute("main.ipynb", tmp_path / "main.ipynb", PRESET="demo", RUN="demo", RESULTS=run.parent,
+                FIGURES=tmp_path / "figures")
 
 
 def test_equal_contents_elsewhere_are_taken(hub, demo_run, tmp_path):

@@ -237,7 +237,7 @@ def test_scores_from_elsewhere_are_measured(demo_run, tmp_path):
     shutil.copy(demo_run.run / "scores.json", run)
     execute("eval.ipynb", tmp_path / "eval.ipynb", PRESET="demo", RUN="elsewhere", RESULTS=run.parent,
             FIGURES=tmp_path / "figures")
-    assert {path.name for path in run.iterdir()} == {"scores.json", *DERIVED}
+    assert {path.name for path in run.glob("[!.]*")} == {"scores.json", *DERIVED}
     check_records(load(run / "classification.json"), ["id", "kind", "model", "reward", "label"])
     for name in ("models", "references", "comparisons", "judge"):
         assert load(run / "metrics.json")[name] == load(demo_run.run / "metrics.json")[name]
