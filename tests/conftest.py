@@ -3,8 +3,8 @@
 import os
 import tempfile
 
-# The tests need neither an accelerator nor a network, and leave nothing behind in the user's cache of datasets. They run
-# two at a time, so each takes one thread. All of it must be settled before the libraries are imported.
+# The tests need neither an accelerator nor a network, and leave nothing behind in the user's cache of datasets. They
+# run two at a time, so each takes one thread. All of it must be settled before the libraries are imported.
 os.environ.update(CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1", DISABLE_SAFETENSORS_CONVERSION="1",
                   HF_DATASETS_CACHE=tempfile.mkdtemp(prefix="datasets-"), TOKENIZERS_PARALLELISM="false",
                   OMP_NUM_THREADS="1")
@@ -37,6 +37,12 @@ DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 def pytest_configure(config):
     """Leave out a warning that peft's use of transformers gives, as the notebooks do."""
     config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that two processes end at about the same time."""
+    longest = ["test_interrupted", "test_moved", "test_runs"]
+    items.sort(key=lambda item: longest.index(item.path.stem) if item.path.stem in longest else len(longest))
 
 
 def pytest_sessionfinish():
@@ -228,9 +234,9 @@ def without_times(data):
 
 
 def contents_of(folder):
-    """Return {path: sha256} of all that a run left in folder/results and folder/figures, times left out of JSON."""
+    """Return {path: sha256} of all that the run `demo` left in a folder, times left out of JSON."""
     found = {}
-    for path in sorted(path for part in ("results", "figures") for path in (folder / part).rglob("*")):
+    for path in sorted(path for part in ("results/demo", "figures/demo") for path in (folder / part).rglob("*")):
         if path.is_file() and path.name != ".lock":
             content = path.read_bytes()
             if path.suffix == ".json":

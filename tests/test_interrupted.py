@@ -81,7 +81,7 @@ def test_killed_run_went_on_and_did_not_begin_anew(killed_run):
     timings = load(run / "run.json")["timings_s"]
     assert [name for name, seconds in timings.items() if seconds is None] == ["SFT", "DPO", "SFT+DPO"]
     timings = load(run / "metrics.json")["timings_s"]
-    assert [name for name, seconds in timings.items() if seconds is None] == ["responses.json", "scores.json"]
+    assert [name for name, seconds in timings.items() if seconds is None] == ["responses", "scores"]
 
 
 def test_two_checkpoints_are_kept_and_none_in_the_end(killed_run):

@@ -256,7 +256,7 @@ ODD = st.sampled_from(["\n\nHuman:", "\n\nAssistant:", "\n", "\n\n", " ", "</s>"
                        "\u202e", "é", "🧀", "a", "word ", "?"])
 TEXT = st.one_of(st.text(max_size=60), st.lists(ODD, max_size=14).map("".join),
                  st.lists(st.one_of(ODD, st.text(max_size=5)), max_size=14).map("".join))
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
                     max_leaves=6)
 ROW = st.one_of(st.fixed_dictionaries({"chosen": TEXT, "rejected": TEXT}),

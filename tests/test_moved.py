@@ -168,6 +168,17 @@ def test_other_contents_are_refused(hub, demo_run, tmp_path, notebook, change, n
     assert differing(before, contents_of(demo_run.run.parents[1])) == []
 
 
+def test_lost_records_are_made_anew(demo_run, tmp_path_factory):
+    """run.json and training.json, damaged or lost, are written again from what the adapters' own records say."""
+    folder = tmp_path_factory.mktemp("lost")
+    shutil.copytree(demo_run.run.parents[1], folder, dirs_exist_ok=True)
+    run, before = folder / "results" / "demo", contents_of(folder)
+    (run / "run.json").write_text("{}")
+    (run / "training.json").unlink()
+    assert start("main.ipynb", folder).wait() == 0
+    assert differing(before, contents_of(folder)) == []
+
+
 def test_sft_that_was_trained_again_is_noticed(demo_run, tmp_path):
     """SFT+DPO goes on from one SFT adapter: over another one it is refused by name."""
     run = tmp_path / "results" / "demo"
