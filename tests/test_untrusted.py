@@ -150,6 +150,15 @@ def test_damaged_run_json_is_named(evaluation, tmp_path, damage):
         evaluation.read_run(tmp_path)
 
 
+def test_lost_run_json_is_named(evaluation, tmp_path):
+    """A run without its run.json is no folder of rewards from elsewhere, which scores.json alone makes one."""
+    (tmp_path / "scores.json").write_text("[]")
+    assert evaluation.read_run(tmp_path) is None
+    (tmp_path / "eval.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"holds neither run\.json nor scores\.json alone: run main\.ipynb"):
+        evaluation.read_run(tmp_path)
+
+
 # ---- what was changed by hand
 
 @pytest.mark.parametrize("name", ["prompts.json", "responses.json", "scores.json"])
