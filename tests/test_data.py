@@ -146,7 +146,8 @@ def test_leak_and_duplicates_are_dropped(main, tmp_path):
                                row("Twice?", "Another reply.")],
              "helpful-base": [row("Seen?", "Other", "replies"), row("Twice?")]}
     test = {"harmless-base": [row("Seen?", "x", "")], "helpful-base": [row("Seen in the other test split?")]}
-    pairs, report = main.gather_pairs(write_dataset(tmp_path, train, test), SUBSETS, SPECIAL)
+    dataset = write_dataset(tmp_path, train, test)
+    pairs, report = main.gather_pairs(dataset, SUBSETS, SPECIAL, main.test_prompts(dataset, SUBSETS))
     assert [(pair["subset"], pair["chosen"]) for pair in pairs] == [("harmless-base", "Well."),
                                                                     ("harmless-base", "Another reply.")]
     assert report == {"harmless-base": {"read": 4, "prompt in a test split": 1, "duplicate": 1},
@@ -166,7 +167,7 @@ def test_fitted_pairs_fit_and_keep_their_replies(main, tokenizer):
     pairs = [{"prompt": long_prompt(turns), "chosen": a, "rejected": b, "subset": "s"}
              for turns in (1, 2, 5, 9) for a in replies for b in replies]
     report = {"s": Counter()}
-    fitting = main.fit_pairs(pairs, tokenizer, 200, report)
+    fitting = main.fit_pairs(pairs, tokenizer, 200, set(), report)
     kept = {(pair["chosen"], pair["rejected"]) for pair in fitting}
     assert kept < {(pair["chosen"], pair["rejected"]) for pair in pairs}
     assert max(true_length(tokenizer, pair) for pair in fitting) <= 200
@@ -184,7 +185,7 @@ def test_pair_of_exactly_max_length_is_not_cut(main, tokenizer):
     length = true_length(tokenizer, pair)
     for max_length, cut in ((length, 0), (length - 1, 1)):
         report = {"s": Counter()}
-        main.fit_pairs([pair], tokenizer, max_length, report)
+        main.fit_pairs([pair], tokenizer, max_length, set(), report)
         assert report["s"]["cut"] == cut
 
 
@@ -192,8 +193,20 @@ def test_reply_longer_than_max_length_is_dropped(main, tokenizer):
     """No reply is cut: the pair goes, under its reason, be the prompt as short as it may."""
     report = {"s": Counter()}
     pair = {"prompt": long_prompt(1), "chosen": " ".join(WORDS * 30), "rejected": "soup", "subset": "s"}
-    assert main.fit_pairs([pair], tokenizer, 100, report) == []
+    assert main.fit_pairs([pair], tokenizer, 100, set(), report) == []
     assert report["s"] == {"too long": 1}
+
+
+def test_prompt_cut_to_one_of_a_test_split_is_dropped(main, tokenizer, tmp_path):
+    """What a long dialogue asks last may be a test prompt by itself: the pair goes, under that reason."""
+    last = "\n\nHuman: What is the secret?\n\nAssistant:"
+    pair = {"prompt": long_prompt(9) + " Well." + last, "chosen": "soup", "rejected": "bread", "subset": "s"}
+    room = len(tokenizer(last)["input_ids"]) + 20
+    for unseen, fate in (({last}, "prompt in a test split"), ({last + "x"}, "cut")):
+        report = {"s": Counter()}
+        fitting = main.fit_pairs([pair], tokenizer, room, unseen, report)
+        assert report["s"] == {fate: 1}
+        assert [pair["prompt"] for pair in fitting] == [last] * (fate == "cut")
 
 
 def test_validation_and_training_share_no_prompt(main):

@@ -41,7 +41,10 @@ def test_other_settings_are_refused(main, tmp_path):
         main.refuse_other(tmp_path, {"seed": 0, "beta": 0.1}, {"seed": 0, "beta": 0.2})
     with pytest.raises(ValueError, match="made with seed = None, now it is 5"):
         main.refuse_other(tmp_path, {}, {"seed": 5})
-    main.refuse_other(tmp_path, {"judge": "sha256 12"}, {"judge": None})  # it is not there, and not needed
+    for made, now in ((50, None), (None, 50)):  # None is a setting like any other
+        with pytest.raises(ValueError, match=f"made with n_prompts = {made}, now it is {now}"):
+            main.refuse_other(tmp_path, {"n_prompts": made}, {"n_prompts": now})
+    main.refuse_other(tmp_path, {"judge": "sha256 12"}, {})  # it is not there, and not needed
 
 
 # ---- the dataset

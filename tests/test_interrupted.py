@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import contents_of, differing, execute, kill, load, start
 from papermill.exceptions import PapermillExecutionError
-from test_training import MADE, TEXTS, pairs, settings  # noqa: F401  (fixtures)
+from test_training import BEGUN, MADE, TEXTS, pairs, settings  # noqa: F401  (fixtures)
 
 STATE = ["optimizer.pt", "scheduler.pt", "rng_state.pth"]
 
@@ -106,7 +106,7 @@ def interrupted(main, settings, tokenizer, pairs, tmp_path_factory):  # noqa: F8
     folder = tmp_path_factory.mktemp("interrupted") / "checkpoints" / "sft"
     trainer = main.sft_trainer(settings | {"save_steps": 1}, tokenizer, pairs, pairs[:2], folder)
     trainer.args.save_total_limit = None
-    trainer.add_callback(main.Checkpoints(MADE["made_from"]))
+    trainer.add_callback(main.Checkpoints(BEGUN))
     trainer.train()
     return folder, {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
 
@@ -121,7 +121,7 @@ def checkpoints(interrupted, tmp_path):
 
 def test_newest_checkpoint_is_taken(main, checkpoints):
     """Whole, the newest is the one to go on from."""
-    assert main.last_checkpoint(checkpoints, MADE["made_from"])[0] == checkpoints / "checkpoint-3"
+    assert main.last_checkpoint(checkpoints, BEGUN)[0] == checkpoints / "checkpoint-3"
     assert main.last_checkpoint(checkpoints / "none", {}) == (None, None)
 
 
@@ -135,11 +135,20 @@ def test_checkpoint_that_is_not_whole_is_named_and_not_used(main, checkpoints, c
     if damage != "missing":
         path.write_bytes({"empty": b"", "cut": content[: len(content) // 2],
                           "changed": content.replace(content[50:52], b"\x00\x01")}[damage])
-    assert main.last_checkpoint(checkpoints, MADE["made_from"])[0] == checkpoints / "checkpoint-2"
+    assert main.last_checkpoint(checkpoints, BEGUN)[0] == checkpoints / "checkpoint-2"
     said = capsys.readouterr().out
     assert "checkpoint-3" in said
     assert name in said
     assert not path.parent.exists()
+
+
+def test_hidden_files_of_the_system_are_nobodys(main, checkpoints):
+    """What a file manager leaves behind does not spoil a folder; a file that does not belong there does."""
+    (checkpoints / "checkpoint-3" / ".DS_Store").write_bytes(b"x")
+    assert main.read_made(checkpoints / "checkpoint-3")
+    (checkpoints / "checkpoint-3" / "more.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"checkpoint-3 is not whole: more\.json is not one of its files"):
+        main.read_made(checkpoints / "checkpoint-3")
 
 
 def test_checkpoint_of_other_settings_is_refused(main, checkpoints):
@@ -318,6 +327,20 @@ def test_one_process_locks_its_folder_again_and_again(main, tmp_path):
     assert subprocess.run(probe, capture_output=True).returncode != 0
     lock.release(force=True)
     assert subprocess.run(probe, capture_output=True).returncode == 0
+
+
+def test_interrupted_fresh_start_can_be_repeated(main, tmp_path, monkeypatch):
+    """Stopped at any file, the run's record is still there: the rest is not taken for rewards from elsewhere."""
+    run = tmp_path / "demo"
+    run.mkdir()
+    names = ["adapters", "eval.json", "prompts.json", "responses.json", "run.json", "scores.json", "training.json"]
+    for name in names:
+        (run / name).write_text(name)
+    moved = []
+    monkeypatch.setattr(main.shutil, "move", lambda path, aside: moved.append(path.name))
+    main.set_aside(run)
+    assert sorted(moved) == names
+    assert moved[-1] == "run.json"
 
 
 def test_fresh_moves_the_old_files_aside(main, tmp_path):

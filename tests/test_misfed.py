@@ -333,7 +333,7 @@ def test_fitting_cuts_no_reply(main, evaluation, tokenizer, pairs, limit):
              "chosen": evaluation.as_text(chosen, tokenizer), "rejected": evaluation.as_text(rejected, tokenizer)}
             for prompt, chosen, rejected in pairs]
     report = {"s": Counter()}
-    fitting = main.fit_pairs(rows, tokenizer, limit, report)
+    fitting = main.fit_pairs(rows, tokenizer, limit, set(), report)
     assert len(fitting) + report["s"]["too long"] == len(rows)
     texts = [(one["chosen"], one["rejected"]) for one in rows]
     for pair in fitting:

@@ -1,6 +1,8 @@
 """A run elsewhere: copied, from a read-only checkout, under another locale and umask, without a network or a home."""
 
 import gzip
+import json
+import math
 import os
 import re
 import shutil
@@ -169,12 +171,15 @@ def test_other_contents_are_refused(hub, demo_run, tmp_path, notebook, change, n
 
 
 def test_lost_records_are_made_anew(demo_run, tmp_path_factory):
-    """run.json and training.json, damaged or lost, are written again from what the adapters' own records say."""
+    """run.json and training.json, damaged or lost, are written again from what the adapters' own records say.
+
+    The rewards beside a lost run.json are not taken for rewards from elsewhere.
+    """
     folder = tmp_path_factory.mktemp("lost")
     shutil.copytree(demo_run.run.parents[1], folder, dirs_exist_ok=True)
     run, before = folder / "results" / "demo", contents_of(folder)
-    (run / "run.json").write_text("{}")
-    (run / "training.json").unlink()
+    (run / "run.json").unlink()
+    (run / "training.json").write_text("{}")
     assert start("main.ipynb", folder).wait() == 0
     assert differing(before, contents_of(folder)) == []
 
@@ -185,9 +190,39 @@ def test_sft_that_was_trained_again_is_noticed(demo_run, tmp_path):
     shutil.copytree(demo_run.run, run)
     shutil.rmtree(run / "adapters" / "sft")
     shutil.copytree(run / "adapters" / "dpo", run / "adapters" / "sft")
+    made = load(run / "adapters" / "sft" / "made.json")
+    made["made_from"]["model"] = "SFT"
+    (run / "adapters" / "sft" / "made.json").write_text(json.dumps(made))
     with pytest.raises(PapermillExecutionError, match=r"adapters/sft_dpo was made with SFT = 'sha256 \w+', now it is"):
         execute("main.ipynb", tmp_path / "main.ipynb", PRESET="demo", RUN="demo", RESULTS=run.parent,
                 FIGURES=tmp_path / "figures")
+
+
+@pytest.mark.parametrize(("first", "second"), [("sft", "dpo"), ("dpo", "sft_dpo"), ("sft", "sft_dpo")])
+def test_adapters_that_changed_places_are_noticed(evaluation, demo_run, tmp_path, first, second):
+    """Before anything is evaluated: each adapter must be the model that run.json says it is."""
+    record, adapters = load(demo_run.run / "run.json"), tmp_path / "adapters"
+    shutil.copytree(demo_run.run / "adapters", adapters)
+    assert list(evaluation.identify_trained(record, tmp_path)) == ["SFT", "DPO", "SFT+DPO"]
+    for old, new in ((first, "x"), (second, first), ("x", second)):
+        (adapters / old).rename(adapters / new)
+    with pytest.raises(ValueError, match=rf"adapters/{first} was made with model = '.*', now it is "):
+        evaluation.identify_trained(record, tmp_path)
+
+
+def test_adapters_of_another_run_are_noticed(evaluation, demo_run, tmp_path):
+    """Made with other settings, or over another SFT adapter, than run.json and its neighbours say."""
+    record = load(demo_run.run / "run.json")
+    shutil.copytree(demo_run.run / "adapters", tmp_path / "adapters")
+    other = record | {"settings": record["settings"] | {"beta": 0.5}}
+    with pytest.raises(ValueError, match=r"adapters/sft was made with beta = 0\.1, now it is 0\.5"):
+        evaluation.identify_trained(other, tmp_path)
+    path = tmp_path / "adapters" / "sft_dpo" / "made.json"
+    made = load(path)
+    made["made_from"]["SFT"] = "sha256 of another"
+    path.write_text(json.dumps(made))
+    with pytest.raises(ValueError, match="adapters/sft_dpo was made with SFT = 'sha256 of another', now it is"):
+        evaluation.identify_trained(record, tmp_path)
 
 
 def test_equal_contents_elsewhere_are_taken(hub, demo_run, tmp_path):
@@ -245,3 +280,12 @@ def test_fresh_starts_over(demo_run, tmp_path):
     assert {"run.json", "adapters", "prompts.json"} <= {path.name for path in asides[1].iterdir()}
     assert {path.name for path in run.iterdir()} == {".lock", "run.json", "training.json", "adapters"}
     assert load(run / "run.json")["settings"]["seed"] == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("HARMLESS_FROM", "abc"), ("HELPFUL_ABOVE", math.nan)])
+def test_threshold_that_cannot_be(demo_run, tmp_path, name, value):
+    """A threshold is a number; the message comes before anything is done."""
+    before = contents_of(demo_run.run.parents[1])
+    with pytest.raises(PapermillExecutionError, match=f"{name} = .*: a threshold is a number, or None"):
+        execute("eval.ipynb", tmp_path / "eval.ipynb", PRESET="demo", **demo_run.places | {name: value})
+    assert differing(before, contents_of(demo_run.run.parents[1])) == []

@@ -143,6 +143,15 @@ def paper_run(main, hub, tokenizer, tmp_path_factory):
     return run, record, logs
 
 
+def test_table_of_differences_holds_what_differs(main):
+    """main.ipynb's table of `paper` against `full` lists every setting that differs, and no other."""
+    cells = json.loads((ROOT / "main.ipynb").read_text(encoding="utf-8"))["cells"]
+    cell = next("".join(cell["source"]) for cell in cells if "".join(cell["source"]).startswith("differing ="))
+    names = {"table": pd.DataFrame(main.PRESETS, columns=["setting", "demo", "quick", "full", "paper", "why"])}
+    exec(cell, names)
+    assert list(names["differing"]["setting"]) == [row[0] for row in main.PRESETS if row[3] != row[4]]
+
+
 def test_paper_preset_is_the_published_one(main):
     """Its values are those of the paper's record."""
     table = pd.DataFrame(main.PRESETS, columns=["setting", "demo", "quick", "full", "paper", "why"])

@@ -4,6 +4,7 @@ import copy
 import math
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ PAIRS = [{"prompt": dialogue(*turns) + "\n\nAssistant:", "chosen": chosen, "reje
          for turns in CONVERSATIONS for chosen, rejected in REPLIES]
 TEXTS = [f"{pair['prompt']} {pair['chosen']}" for pair in PAIRS[:3]]
 LN2 = math.log(2)
-MADE = {"made_from": {"seed": 0}, "environment": {}}
+MADE = {"made_from": {"seed": 0, "model": "SFT"}, "environment": {}, "log": [], "warnings": []}
+BEGUN = MADE["made_from"] | {"processes": 1}  # what its checkpoints say
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def settings(hub):
 def pairs(main, tokenizer):
     """Eight pairs as the data stage gives them."""
     subset = {"subset": "s"}
-    return main.fit_pairs([pair | subset for pair in PAIRS], tokenizer, 512, {"s": {}})
+    return main.fit_pairs([pair | subset for pair in PAIRS], tokenizer, 512, set(), {"s": {}})
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +134,7 @@ def test_nothing_is_truncated(main, settings, tokenizer, tmp_path):
     long = [{"prompt": prompt, "chosen": "five" + " six" * n, "rejected": "six", "subset": "s"}
             for prompt in prompts for n in (1, 9)]
     limit, report = length(long[7]), {"s": {"cut": 0, "too long": 0}}
-    fitting = main.fit_pairs(long, tokenizer, limit, report)
+    fitting = main.fit_pairs(long, tokenizer, limit, set(), report)
     assert report["s"]["cut"] > 0
     trainer = main.dpo_trainer(main.load_base(settings["base_model"]), settings | {"max_length": limit}, tokenizer,
                                fitting, fitting[:1], tmp_path)
@@ -364,3 +366,17 @@ def test_generation_stops_at_a_human_turn(evaluation, base, tokenizer):
     turned, ended = completions(evaluation, model, tokenizer, list(taught), 80, 2)
     assert turned == {"response": "Ok.", "finish": "turn", "tokens": len(ids_of(tokenizer, " Ok.\n\nHuman:"))}
     assert ended == {"response": long.strip(), "finish": "eos", "tokens": len(ids_of(tokenizer, long)) + 1}
+
+
+@pytest.mark.parametrize(("processes", "shared"), [(1, True), (2, True), (3, False), (16, True), (32, False)])
+def test_step_is_shared_evenly_or_not_at_all(main, settings, monkeypatch, processes, shared):
+    """However many processes: a step holds the pairs that the settings name, or the run stops."""
+    monkeypatch.setattr(main, "PartialState", lambda: SimpleNamespace(num_processes=processes))
+    settings = settings | {"batch_size": 16, "rows": 8}
+    for stage in ("sft", "dpo"):
+        if shared:
+            options = main.trainer_options(stage, settings)
+            assert processes * options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] == 16
+        else:
+            with pytest.raises(ValueError, match=f"{processes} processes cannot share the 16 pairs"):
+                main.trainer_options(stage, settings)

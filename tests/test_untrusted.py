@@ -1,5 +1,6 @@
 """Files that were handed over: nothing in them runs, and what models wrote shows as text wherever it is shown."""
 
+import ast
 import json
 import os
 import pickle
@@ -10,7 +11,7 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 import torch
-from conftest import MODELS, execute, load
+from conftest import MODELS, ROOT, execute, load
 from papermill.exceptions import PapermillExecutionError
 from test_interrupted import checkpoints, interrupted  # noqa: F401  (fixtures)
 from test_training import MADE, TEXTS, pairs, settings  # noqa: F401  (fixtures)
@@ -100,6 +101,33 @@ def test_code_beside_a_model_does_not_run(main, hub, tmp_path):
     with pytest.raises(ValueError, match="BASE_MODEL = .* is neither"):
         main.identify_model("BASE_MODEL", str(tmp_path / "opt"))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["main.ipynb", "eval.ipynb"])
+def test_no_library_asks_whether_code_may_run(name):
+    """Wherever a notebook loads by name, code beside the model is forbidden; in Jupyter one would be asked."""
+    cells = load(ROOT / name)["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    calls = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)
+             and ast.unparse(node.func).endswith(".from_pretrained")]
+    auto = [node for node in calls if ast.unparse(node.func).startswith("Auto")]
+    assert {ast.unparse(node.func) for node in calls if node not in auto} <= {"PeftModel.from_pretrained",
+                                                                             "PeftConfig.from_pretrained"}
+    assert len(auto) >= 4
+    for node in auto:
+        assert {"trust_remote_code": "False"}.items() <= {k.arg: ast.unparse(k.value) for k in node.keywords}.items()
+
+
+def test_sealed_pickle_is_refused_in_main(main, demo_run, tmp_path):
+    """A pickle in the SFT adapter, named in made.json too, stops main.ipynb before SFT+DPO is trained on it."""
+    folder = tmp_path / "adapters" / "sft"
+    shutil.copytree(demo_run.run / "adapters" / "sft", folder)
+    write_pickle(folder / "adapter_model.bin", tmp_path / "ran")
+    made = load(folder / "made.json")
+    main.write_json(folder / "made.json", made | {"files": main.hash_files(folder)})
+    record = load(demo_run.run / "run.json")
+    with pytest.raises(ValueError, match=r"adapter_model\.bin is a pickle, which can run code"):
+        main.train("SFT", record, tmp_path, made["made_from"], None, None, None)
 
 
 def test_dataset_beside_a_script_is_data(main, hub, tmp_path):
@@ -205,6 +233,9 @@ def test_adapters_that_were_trained_again_stop_the_evaluation(main, demo_run, tm
     shutil.copytree(demo_run.run, run)
     shutil.rmtree(run / "adapters" / "dpo")
     shutil.copytree(run / "adapters" / "sft", run / "adapters" / "dpo")
+    made = load(run / "adapters" / "dpo" / "made.json")
+    made["made_from"]["model"] = "DPO"
+    main.write_json(run / "adapters" / "dpo" / "made.json", made)
     with pytest.raises(PapermillExecutionError, match=r"responses.json was made with DPO = 'sha256 \w+', now it is"):
         execute("eval.ipynb", tmp_path / "eval.ipynb", PRESET="demo", RUN="demo", RESULTS=run.parent,
                 FIGURES=tmp_path / "figures")
