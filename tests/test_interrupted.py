@@ -209,6 +209,7 @@ def test_model_that_is_not_whole_is_named(main, interrupted, settings, tokenizer
         {"name": "SFT", "base": settings["base_model"], "adapter": "adapters/sft"}]}
     shutil.copytree(interrupted[0] / "checkpoint-4", folder)
     weights = folder / "adapter_model.safetensors"
+    main.write_json(folder / "made.json", MADE | {"files": load(folder / "made.json")["files"]})
     for spoil, message in ((lambda: weights.write_bytes(weights.read_bytes()[:500]), "safetensors is damaged"),
                            (weights.unlink, "safetensors is missing"),
                            ((folder / "made.json").unlink, "made.json is missing")):

@@ -170,7 +170,10 @@ def test_paths_that_may_be_in_a_record(evaluation, tmp_path):
     "", "{", "null", "[]", "{}", '{"settings": 3}', '{"preset": "demo", "settings": {}, "models": []}', "[" * 10_000,
     '{"preset": "demo", "settings": {}, "models": {}, "environment": {}}',
     '{"preset": "demo", "settings": {"base_model": "x", "dataset": "y"}, "models": [3], "environment": {}}',
-    '{"preset": "demo", "settings": {"base_model": "x"}, "models": [{"name": "Base"}], "environment": {}}'])
+    '{"preset": "demo", "settings": {"base_model": "x"}, "models": [{"name": "Base"}], "environment": {}}',
+    *(f'{{"preset": "demo", "settings": {{"base_model": "x", "dataset": "y"}}, "models": [{row}], "environment": {{}}}}'
+      for row in ('{"name": "Base"}', '{"name": "Base", "base": "x"}', '{"name": "Base", "base": "x", "adapter": 5}',
+                  '{"name": "Base", "base": 3, "adapter": null}', '{"name": ["Base"], "base": "x", "adapter": null}'))])
 def test_damaged_run_json_is_named(evaluation, tmp_path, damage):
     """Whatever is the matter with run.json, the message says that it is damaged, and which file it is."""
     (tmp_path / "run.json").write_text(damage)
