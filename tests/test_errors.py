@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,12 @@ def test_unknown_preset(main):
     """The message names the setting, what was given and what there is."""
     with pytest.raises(ValueError, match="PRESET = 'huge' is unknown. Choose .*auto, demo, quick"):
         main.choose_preset("huge")
+
+
+def test_path_is_a_setting_too(main):
+    """A folder given as a Path is kept as text, as the records need it."""
+    table = {"setting": ["dataset", "seed"], "demo": ["demo/hub", 0]}
+    assert main.resolve(table, "demo", {"dataset": Path("a/b"), "seed": None}) == {"dataset": "a/b", "seed": 0}
 
 
 @pytest.mark.parametrize("preset", ["quick", "full"])
@@ -182,7 +189,7 @@ def test_missing_model(main, tmp_path):
     assert main.identify_model("BASE_MODEL", str(tmp_path / "optt"), needed=False) is None
 
 
-@pytest.mark.parametrize("value", [0, -5, 1.5, "50"])
+@pytest.mark.parametrize("value", [0, -5, 1.5, "50", 2**32])
 def test_number_that_cannot_be(main, value):
     """A number is a whole one and not too small; None takes the preset's or all."""
     with pytest.raises(ValueError, match=f"N_PROMPTS = {value!r}: it must be a whole number of at least 1"):
@@ -191,7 +198,10 @@ def test_number_that_cannot_be(main, value):
     main.require_number("N_PROMPTS", None, 1)
 
 
-@pytest.mark.parametrize("scores", [{}, [{}], [{"id": "harmful-00", "model": "Base"}], [["harmful-00", "Base", 1.0]]])
+@pytest.mark.parametrize("scores", [
+    {}, [3], ["id, model, reward"], [{}], [{"id": "harmful-00", "model": "Base"}], [["harmful-00", "Base", 1.0]],
+    *([{"id": "harmful-00", "model": "Base", "reward": 1.0} | odd] for odd in (
+        {"id": "other-00"}, {"id": 5}, {"id": None}, {"id": ["a"]}, {"model": ["Base"]}, {"model": None}))])
 def test_scores_that_are_no_records(evaluation, scores):
     """The message tells what scores.json must hold."""
     with pytest.raises(ValueError, match="scores.json must be a list of records"):
@@ -214,6 +224,7 @@ def test_reward_that_is_no_number(evaluation, hub, tmp_path, bias):
     responses = [{"id": "harmful-00", "model": "Base", "response": "Hello."}]
     with pytest.raises(ValueError, match=f"judge gives Base's answer to harmful-00 the reward {bias}"):
         evaluation.make_scores(prompts, responses, settings, tmp_path / "unfinished")
+    assert not (tmp_path / "unfinished").exists()  # a judge that was mended starts anew
 
 
 # ---- nothing half-written

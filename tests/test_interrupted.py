@@ -232,7 +232,9 @@ def test_finished_batches_are_not_done_again(evaluation, tmp_path, capsys):
     assert evaluation.map_batches(double, batches, "judge", tmp_path) == [0.0, 2.5, 5.0, 7.5, 10.0]
     assert evaluation.map_batches(double, batches, "judge", tmp_path) == [0.0, 2.5, 5.0, 7.5, 10.0]
     assert done == batches
-    for damage in ("", "[[0, 1.0", "[]", "[[7, 1.0], [2, 1.0]]", "3", '{"a": 1}', "[1, 2]"):
+    kept, foreign = ((tmp_path / f"judge-{number}.json").read_text() for number in (1, 0))
+    for damage in ("", kept[:20], "[]", "3", '{"a": 1}', kept.replace("5.0", "5.5"), kept.replace("rows", "row"),
+                   foreign):
         (tmp_path / "judge-1.json").write_text(damage)
         assert evaluation.map_batches(double, batches, "judge", tmp_path) == [0.0, 2.5, 5.0, 7.5, 10.0]
         assert done.pop() == [0, 2]
