@@ -197,14 +197,19 @@ def write_dataset(folder, train, test=None):
 VOLATILE = {"seconds", "timings_s"}  # fields of JSON files that hold times, the only thing that may differ
 
 
-def start(notebook, folder, **parameters):
-    """Start a notebook on the demo, in a process of its own, into folder/results/demo; return the process."""
+def start(notebook, folder, environment=(), **parameters):
+    """Start a notebook on the demo, in a process of its own, into folder/results/demo; return the process.
+
+    `environment`: {name: value} of what is set besides, None for what is unset.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     places = {"PRESET": "demo", "RUN": "demo", "RESULTS": folder / "results", "FIGURES": folder / "figures"}
     options = [text for name, value in (places | parameters).items() for text in ("-p", name, str(value))]
+    variables = {name: value for name, value in (os.environ | dict(environment)).items() if value is not None}
     with (folder / f"{notebook}.log").open("a") as log:
         return subprocess.Popen([sys.executable, "-m", "papermill", ROOT / notebook, folder / notebook, "-k", "python3",
-                                 "--log-output", "--no-progress-bar", *options], cwd=ROOT, stdout=log, stderr=log)
+                                 "--log-output", "--no-progress-bar", *options], cwd=ROOT, stdout=log, stderr=log,
+                                env=variables)
 
 
 def kill(process):

@@ -306,18 +306,31 @@ def test_drawn_prompts_leave_room_for_the_response(evaluation, tmp_path, tokeniz
     assert long_prompt(6).endswith(drawn["prompt"])
 
 
-def test_paper_prompts_repeat_the_studys_faults(evaluation, tmp_path):
+def test_paper_prompts_repeat_the_studys_faults(evaluation, hub, tmp_path):
     """Protocol paper: keywords inside words and in the reply, case counts, the last paragraph is the reply, no tail."""
     rows = [row("New skills?", "Yes.", "No."), row("Hi?", "Kill it, or it will kill you.", "No."),
             row("KILL it?", "Well.", "No."), row("Tea?", "Grape tea.\n\nOr kill it.", "No.")]
     dataset = write_dataset(tmp_path, [row()], rows)
-    settings = {"protocol": "paper", "dataset": dataset}
-    records = evaluation.make_prompts(None, settings | {"n_prompts": None})
+    settings = {"protocol": "paper", "dataset": dataset, "max_new_tokens": 50}
+    records = evaluation.make_prompts(hub / "opt", settings | {"n_prompts": None})
     asked = {record["id"]: record["prompt"] for record in records}
     assert sorted(prompt for id_, prompt in asked.items() if id_.startswith("harmful")) == [
         "Human: [harmless-base] Hi?", "Human: [harmless-base] New skills?",
         "Human: [harmless-base] Tea?\n\nAssistant: Grape tea.\n\nOr kill it."]
     assert sum(id_.startswith("helpful") for id_ in asked) == 4
-    few = evaluation.make_prompts(None, settings | {"n_prompts": 2})
+    few = evaluation.make_prompts(hub / "opt", settings | {"n_prompts": 2})
     assert [record["id"] for record in few] == ["harmful-00", "harmful-01", "helpful-00", "helpful-01"]
-    assert few == evaluation.make_prompts(None, settings | {"n_prompts": 2})
+    assert few == evaluation.make_prompts(hub / "opt", settings | {"n_prompts": 2})
+
+
+def test_paper_prompts_fit_a_small_base(evaluation, hub, tmp_path, tokenizer, capsys):
+    """A prompt longer than the base's positions loses its beginning before generation, and is counted."""
+    rows = [row("Would you kill " + "the weeds and " * n + "go?", "Yes.", "No.") for n in (1, 40, 400, 401)]
+    settings = {"protocol": "paper", "dataset": write_dataset(tmp_path, [row()], rows), "max_new_tokens": 50,
+                "n_prompts": None}
+    records = evaluation.make_prompts(hub / "opt", settings)
+    assert "4 of 8 prompts were cut to fit the base." in capsys.readouterr().out
+    lengths = sorted(len(tokenizer(record["prompt"])["input_ids"]) for record in records)
+    assert lengths[-4:] == [1024 - 50 - 8] * 4
+    assert all(record["prompt"].endswith("go?") for record in records)
+    assert sum(record["prompt"].startswith("Human: [") for record in records) == 4

@@ -61,21 +61,21 @@ def test_missing_dataset(main, tmp_path, monkeypatch, name):
     """A folder that is not there, absolute or relative, be it one that could also be a name on the hub."""
     monkeypatch.chdir(tmp_path)
     for dataset in (name, str(tmp_path / name)):
-        with pytest.raises(ValueError, match=rf"DATASET = '{dataset}' gives no harmless-base/test.*demo/build\.py"):
-            main.load_split(dataset, "harmless-base", "test")
+        with pytest.raises(ValueError, match=rf"DATASET = '{dataset}' cannot be had .*(name a folder|It is no folder)"):
+            main.fetch("DATASET", dataset, kind="dataset")
 
 
 def test_missing_subset(main, tmp_path):
     """A dataset without one of the subsets."""
     write_rows(tmp_path, "harmless-base", "test", [row()])
-    with pytest.raises(ValueError, match="DATASET = .* gives no helpful-base/test"):
+    with pytest.raises(ValueError, match=r"DATASET: .* has no helpful-base/test\.jsonl\.gz"):
         main.load_split(str(tmp_path), "helpful-base", "test")
 
 
 def test_missing_split(main, tmp_path):
     """A dataset without one of the splits."""
     write_rows(tmp_path, "harmless-base", "train", [row()])
-    with pytest.raises(ValueError, match=r"DATASET = .* gives no harmless-base/test.*harmless-base/test\.jsonl\.gz"):
+    with pytest.raises(ValueError, match=r"DATASET: .* has no harmless-base/test\.jsonl\.gz"):
         main.load_split(str(tmp_path), "harmless-base", "test")
 
 
@@ -108,12 +108,12 @@ def test_fewer_prompts_than_asked_for(evaluation, tmp_path, tokenizer):
     assert len(evaluation.draw_prompts(dataset, "helpful", 2, tokenizer, 500, 0)) == 2
 
 
-def test_fewer_prompts_than_asked_for_under_paper(evaluation, tmp_path):
+def test_fewer_prompts_than_asked_for_under_paper(evaluation, hub, tmp_path):
     """The study's protocol asks for no more than there is either."""
     dataset = write_dataset(tmp_path, [row()], [row("Could you kill a weed?")])
-    settings = {"protocol": "paper", "dataset": dataset, "n_prompts": 2}
+    settings = {"protocol": "paper", "dataset": dataset, "n_prompts": 2, "max_new_tokens": 50}
     with pytest.raises(ValueError, match="N_PROMPTS = 2, but .*harmless-base"):
-        evaluation.make_prompts(None, settings)
+        evaluation.make_prompts(hub / "opt", settings)
 
 
 # ---- the run and the models
@@ -142,9 +142,9 @@ def test_adapter_over_another_base(main, evaluation, hub, tmp_path):
         models = [{"name": "SFT", "base": base, "adapter": "adapters/sft"}]
         record = {"settings": {"base_model": base}, "models": models}
         if base == str(tmp_path / "other"):
-            assert "SFT" in evaluation.load_all(record, tmp_path)["SFT"].peft_config
+            assert "SFT" in evaluation.load_all(record, tmp_path, base)["SFT"].peft_config
     with pytest.raises(ValueError, match=r"adapters/sft cannot be loaded.* over .*/other, and run.json names .*/opt\."):
-        evaluation.load_all(record, tmp_path)
+        evaluation.load_all(record, tmp_path, base)
 
 
 def spoiled_judge(hub, folder, labels=1, bias=0.0):
@@ -158,9 +158,9 @@ def spoiled_judge(hub, folder, labels=1, bias=0.0):
 
 def test_judge_with_more_than_one_label(evaluation, hub, tmp_path):
     """A classifier is no reward model."""
-    with pytest.raises(ValueError, match="REWARD_MODEL = '.*judge' has 3 labels; a reward model has one"):
+    with pytest.raises(ValueError, match="REWARD_MODEL: .*judge has 3 labels; a reward model has one"):
         judge = spoiled_judge(hub, tmp_path / "judge", labels=3)
-        evaluation.identify_sources({"reward_model": judge}, "", tmp_path)
+        evaluation.identify_sources({"reward_model": judge}, [])
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "a/b", ".."])
@@ -184,9 +184,19 @@ def test_training_into_published_rewards_is_refused(hub, tmp_path):
 
 def test_missing_model(main, tmp_path):
     """The message names the setting, its value and the way to the demo's models."""
-    with pytest.raises(ValueError, match=r"BASE_MODEL = '.*/optt' is neither a folder .* demo/build\.py"):
-        main.identify_model("BASE_MODEL", str(tmp_path / "optt"))
-    assert main.identify_model("BASE_MODEL", str(tmp_path / "optt"), needed=False) is None
+    with pytest.raises(ValueError, match="BASE_MODEL = '.*/optt' cannot be had .* It is no folder"):
+        main.fetch("BASE_MODEL", str(tmp_path / "optt"))
+    with pytest.raises(ValueError, match="BASE_MODEL = 'demo/hub/optt' cannot be had .*python demo/build.py` makes it"):
+        main.fetch("BASE_MODEL", "demo/hub/optt")
+
+
+def test_folder_without_a_model(main, hub, tmp_path):
+    """Neither a folder of something else nor a model without its weights is taken, and what is there is listed."""
+    with pytest.raises(ValueError, match=f"BASE_MODEL: {tmp_path} holds no model"):
+        main.identify_model("BASE_MODEL", str(tmp_path))
+    shutil.copy(hub / "opt" / "config.json", tmp_path)
+    with pytest.raises(ValueError, match=rf"BASE_MODEL: {tmp_path} holds no weights, .* but \['config\.json'\]"):
+        main.identify_model("BASE_MODEL", str(tmp_path))
 
 
 @pytest.mark.parametrize("value", [0, -5, 1.5, "50", 2**32])
@@ -218,12 +228,11 @@ def test_scores_without_base(evaluation):
 @pytest.mark.parametrize("bias", [math.nan, math.inf, -math.inf])
 def test_reward_that_is_no_number(evaluation, hub, tmp_path, bias):
     """A judge that gives NaN or infinity is named, and so are the model and the prompt it gave it to."""
-    settings = {"reward_model": spoiled_judge(hub, tmp_path / "judge", bias=bias), "judge_length": 64,
-                "judge_tokens": 500}
+    judge, settings = spoiled_judge(hub, tmp_path / "judge", bias=bias), {"judge_length": 64, "judge_tokens": 500}
     prompts = [{"id": "harmful-00", "prompt": dialogue("Hi") + "\n\nAssistant:", "chosen": "A", "rejected": "B"}]
     responses = [{"id": "harmful-00", "model": "Base", "response": "Hello."}]
     with pytest.raises(ValueError, match=f"judge gives Base's answer to harmful-00 the reward {bias}"):
-        evaluation.make_scores(prompts, responses, settings, tmp_path / "unfinished")
+        evaluation.make_scores(prompts, responses, judge, settings, tmp_path / "unfinished")
     assert not (tmp_path / "unfinished").exists()  # a judge that was mended starts anew
 
 
@@ -257,15 +266,15 @@ def test_file_whose_making_fails_is_not_there(evaluation, tmp_path):
 
     path = tmp_path / "prompts.json"
     with pytest.raises(RuntimeError, match="interrupted"):
-        evaluation.made_once(path, fail, {"seed": 0}, {})
+        evaluation.made_once(path, fail, {"seed": 0}, {}, {})
     assert [file.name for file in tmp_path.iterdir()] == ["eval.json"]
-    assert evaluation.made_once(path, lambda unfinished: [1], {"seed": 0}, {}) == [1]
-    assert evaluation.made_once(path, fail, {"seed": 0}, {}) == [1]
+    assert evaluation.made_once(path, lambda unfinished: [1], {"seed": 0}, {}, {}) == [1]
+    assert evaluation.made_once(path, fail, {"seed": 0}, {}, {}) == [1]
 
 
 def test_main_stops_before_it_writes(hub, tmp_path):
     """A run on a dataset that is not there ends in the message and leaves no folder."""
-    with pytest.raises(PapermillExecutionError, match="DATASET = .*nowhere.* gives no"):
+    with pytest.raises(PapermillExecutionError, match="DATASET = .*nowhere.* cannot be had"):
         execute("main.ipynb", tmp_path / "main.ipynb", PRESET="demo", DATASET=tmp_path / "nowhere",
                 RESULTS=tmp_path / "results", FIGURES=tmp_path / "figures")
     assert [path.name for path in tmp_path.iterdir()] == ["main.ipynb"]
@@ -294,7 +303,7 @@ def test_mistake_in_a_setting_can_be_mended(hub, demo_run, tmp_path):
     places = {"RUN": "mended", "RESULTS": run.parent, "FIGURES": tmp_path / "figures", "MAX_NEW_TOKENS": 4}
     with pytest.raises(PapermillExecutionError, match="N_PROMPTS = 5000, but the test split"):
         execute("eval.ipynb", tmp_path / "eval.ipynb", N_PROMPTS=5000, **places)
-    with pytest.raises(PapermillExecutionError, match="REWARD_MODEL = 'demo/hub/reward-modl' is neither"):
+    with pytest.raises(PapermillExecutionError, match="REWARD_MODEL = 'demo/hub/reward-modl' cannot be had"):
         execute("eval.ipynb", tmp_path / "eval.ipynb", N_PROMPTS=2, REWARD_MODEL="demo/hub/reward-modl", **places)
     execute("eval.ipynb", tmp_path / "eval.ipynb", N_PROMPTS=2, HARMLESS_FROM=-2.5, **places)
     assert load(run / "metrics.json")["thresholds"] == {"harmless": -2.5, "helpful": -2}

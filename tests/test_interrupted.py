@@ -7,14 +7,31 @@ import resource
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import contents_of, differing, execute, kill, load, start
 from papermill.exceptions import PapermillExecutionError
-from test_training import BEGUN, MADE, TEXTS, pairs, settings  # noqa: F401  (fixtures)
+from test_training import BEGUN, MADE, ROWS, TEXTS, pairs, settings  # noqa: F401  (fixtures)
+from transformers import TrainerCallback
+from transformers.trainer_utils import SaveStrategy
 
 STATE = ["optimizer.pt", "scheduler.pt", "rng_state.pth"]
+
+
+def save_every_step(trainer):
+    """Let a trainer write a checkpoint after every step, beside those that are due by time."""
+    trainer.args.save_strategy, trainer.args.save_steps = SaveStrategy.STEPS, 1
+    trainer.state.save_steps = 1
+
+
+class KeepAll(TrainerCallback):
+    """Copies every checkpoint, once it is sealed, into the folder `kept` beside."""
+
+    def on_save(self, args, state, control, **kwargs):
+        name = f"checkpoint-{state.global_step}"
+        shutil.copytree(Path(args.output_dir) / name, Path(args.output_dir) / "kept" / name)
 
 
 # ---- killed
@@ -24,12 +41,17 @@ def parts(run, pattern, least=1):
     return len(list(run.glob(pattern))) >= least
 
 
+def unsealed(folder):
+    """Tell whether a checkpoint in a folder is begun and not yet sealed, beside one that is."""
+    begun = {path.parent for path in folder.glob("checkpoint-*/*")}
+    return len(begun) > 1 and any(not (path / "made.json").exists() for path in begun)
+
+
 MOMENTS = [  # notebook, what is going on, how its files show that
-    ("main.ipynb", "SFT", lambda run: parts(run, "checkpoints/sft/checkpoint-40/made.json")),
-    ("main.ipynb", "a checkpoint of DPO is being written", lambda run: parts(run, "checkpoints/dpo/checkpoint-40/*")),
-    ("main.ipynb", "SFT+DPO", lambda run: parts(run, "checkpoints/sft_dpo/checkpoint-60/made.json")),
-    ("main.ipynb", "the last checkpoint is there, the adapter not", lambda run: parts(
-        run, "checkpoints/sft_dpo/checkpoint-113/made.json")),
+    ("main.ipynb", "SFT", lambda run: parts(run, "checkpoints/sft/*/made.json", 2)),
+    ("main.ipynb", "a checkpoint of DPO is being written", lambda run: unsealed(run / "checkpoints" / "dpo")),
+    ("main.ipynb", "SFT+DPO", lambda run: parts(run, "checkpoints/sft_dpo/*/made.json", 2)),
+    ("main.ipynb", "the adapter is being written", lambda run: parts(run, "adapters/sft_dpo.tmp/*")),
     ("eval.ipynb", "generation", lambda run: parts(run, "unfinished/responses/*.json", 9)),
     ("eval.ipynb", "judging", lambda run: parts(run, "unfinished/scores/*.json", 3)),
 ]
@@ -55,7 +77,7 @@ def killed_run(demo_run, main, tmp_path_factory):
             assert start("main.ipynb", folder).wait() == 0, (folder / "main.ipynb.log").read_text()[-3000:]
         process = start(notebook, folder)
         if moment == "SFT":
-            while not parts(run, "checkpoints/sft/checkpoint-20/made.json"):
+            while not parts(run, "checkpoints/sft/*/made.json"):
                 time.sleep(0.01)
             with pytest.raises(RuntimeError, match="demo is in use by another process") as refusal:
                 main.lock_run(run)
@@ -104,11 +126,13 @@ def test_second_run_is_refused_while_the_first_is_alive(killed_run):
 def interrupted(main, settings, tokenizer, pairs, tmp_path_factory):  # noqa: F811
     """The checkpoints of an SFT of four steps after steps 1 to 4, all kept, and its trained weights."""
     folder = tmp_path_factory.mktemp("interrupted") / "checkpoints" / "sft"
-    trainer = main.sft_trainer(settings | {"save_steps": 1}, tokenizer, pairs, pairs[:2], folder)
-    trainer.args.save_total_limit = None
-    trainer.add_callback(main.Checkpoints(BEGUN))
+    trainer = main.sft_trainer(settings, tokenizer, pairs, pairs[:2], folder, ROWS)
+    save_every_step(trainer)
+    trainer.add_callback(main.Checkpoints(BEGUN, 10))
+    trainer.add_callback(KeepAll())
     trainer.train()
-    return folder, {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    assert len(list(folder.glob("checkpoint-*"))) == 2
+    return folder / "kept", {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
 
 
 @pytest.fixture
@@ -154,7 +178,7 @@ def test_hidden_files_of_the_system_are_nobodys(main, checkpoints):
 def test_checkpoint_of_other_settings_is_refused(main, checkpoints):
     """A checkpoint made from something else is not gone on from, nor removed."""
     with pytest.raises(ValueError, match="checkpoint-3 was made with seed = 0, now it is 1"):
-        main.last_checkpoint(checkpoints, {"seed": 1})
+        main.last_checkpoint(checkpoints, BEGUN | {"seed": 1})
     assert (checkpoints / "checkpoint-3" / "made.json").exists()
 
 
@@ -168,11 +192,12 @@ def test_every_checkpoint_leads_to_the_same_weights(main, interrupted, settings,
         {"name": "SFT", "base": settings["base_model"], "adapter": "adapters/sft"}]}
     trained = {}
 
-    def make_trainer(checkpoints):
-        trained["trainer"] = main.sft_trainer(settings, tokenizer, pairs, pairs[:2], checkpoints)
+    def make_trainer(checkpoints, rows):
+        trained["trainer"] = main.sft_trainer(settings, tokenizer, pairs, pairs[:2], checkpoints, rows)
         return trained["trainer"]
 
-    made = main.train("SFT", record, tmp_path, MADE["made_from"], make_trainer, tokenizer, TEXTS)
+    made = main.train("SFT", record, settings["base_model"], tmp_path, MADE["made_from"], make_trainer, tokenizer,
+                      TEXTS)
     for name, weight in trained["trainer"].model.state_dict().items():
         assert torch.equal(weight, weights[name]), name
     assert [log["step"] for log in made["log"] if "eval_loss" in log] == [0, 2, 4]
@@ -182,21 +207,23 @@ def test_every_checkpoint_leads_to_the_same_weights(main, interrupted, settings,
 @pytest.mark.parametrize("sft_first", [False, True])
 def test_dpo_goes_on_under_dropout(main, interrupted, settings, tokenizer, pairs, tmp_path, sft_first):  # noqa: F811
     """With the paper's dropout too, and on an SFT adapter, DPO of two epochs ends with the same bits from any step."""
-    noisy = settings | {"dropout": 0.1, "lora_dropout": 0.05, "dpo_epochs": 2, "save_steps": 1}
+    noisy = settings | {"dropout": 0.1, "lora_dropout": 0.05, "dpo_epochs": 2}
     shutil.copytree(interrupted[0] / "checkpoint-4", tmp_path / "adapters" / "sft")
 
     def train(folder, checkpoint=None):
         model = main.load_sft(noisy, tmp_path) if sft_first else main.load_base(noisy["base_model"], noisy["dropout"])
-        trainer = main.dpo_trainer(model, noisy, tokenizer, pairs, pairs[:2], folder)
-        trainer.args.save_total_limit, trainer.args.eval_on_start = None, checkpoint is None
-        trainer.add_callback(main.Checkpoints({}))
+        trainer = main.dpo_trainer(model, noisy, tokenizer, pairs, pairs[:2], folder, ROWS)
+        save_every_step(trainer)
+        trainer.args.eval_on_start = checkpoint is None
+        trainer.add_callback(main.Checkpoints({}, 10))
+        trainer.add_callback(KeepAll())
         trainer.train(resume_from_checkpoint=checkpoint)
         return trainer.model.state_dict(), main.clean_log(trainer.state.log_history)
 
     weights, log = train(tmp_path / "whole")
     for number in (1, 2, 3):
         checkpoint = tmp_path / str(number) / f"checkpoint-{number}"
-        shutil.copytree(tmp_path / "whole" / checkpoint.name, checkpoint)
+        shutil.copytree(tmp_path / "whole" / "kept" / checkpoint.name, checkpoint)
         again, log_again = train(checkpoint.parent, str(checkpoint))
         assert [name for name, weight in weights.items() if not torch.equal(weight, again[name])] == []
         assert log_again == log
@@ -215,7 +242,7 @@ def test_model_that_is_not_whole_is_named(main, interrupted, settings, tokenizer
                            ((folder / "made.json").unlink, "made.json is missing")):
         spoil()
         with pytest.raises(ValueError, match=f"adapters/sft is not whole: .*{message}.* Move it away"):
-            main.train("SFT", record, tmp_path, MADE["made_from"], None, tokenizer, TEXTS)
+            main.train("SFT", record, settings["base_model"], tmp_path, MADE["made_from"], None, tokenizer, TEXTS)
 
 
 # ---- generation and judging
@@ -287,19 +314,21 @@ def test_full_disk_at_a_checkpoint(main, small_disk, settings, tokenizer, pairs,
     """Training on a disk with so many KiB left stops with the message; where there is room it goes on to the end."""
     record = {"settings": settings, "models": [
         {"name": "SFT", "base": settings["base_model"], "adapter": "adapters/sft"}]}
-    one = settings | {"save_steps": 1}
     run = small_disk / "run"
     run.mkdir()
     (run / "ballast").write_bytes(bytes(shutil.disk_usage(run).free - free * 1024))
 
-    def make_trainer(checkpoints):
-        return main.sft_trainer(one, tokenizer, pairs, pairs[:2], checkpoints)
+    def make_trainer(checkpoints, rows):
+        trainer = main.sft_trainer(settings, tokenizer, pairs, pairs[:2], checkpoints, rows)
+        save_every_step(trainer)
+        return trainer
 
     with pytest.raises(OSError, match="no room left to write into .*run"):
-        main.train("SFT", record, run, MADE["made_from"], make_trainer, tokenizer, TEXTS)
+        main.train("SFT", record, settings["base_model"], run, MADE["made_from"], make_trainer, tokenizer, TEXTS)
     assert not (run / "adapters" / "sft").exists()
     shutil.copytree(run, tmp_path / "larger", ignore=shutil.ignore_patterns("ballast"))
-    made = main.train("SFT", record, tmp_path / "larger", MADE["made_from"], make_trainer, tokenizer, TEXTS)
+    made = main.train("SFT", record, settings["base_model"], tmp_path / "larger", MADE["made_from"], make_trainer,
+                      tokenizer, TEXTS)
     assert made["log"][-1]["step"] == 4
 
 

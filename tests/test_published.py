@@ -133,13 +133,14 @@ def paper_run(main, hub, tokenizer, tmp_path_factory):
     overrides = {"base_model": str(hub / "opt"), "dataset": str(hub / "hh-rlhf"), "subsets": "base", "max_pairs": 60}
     settings = main.resolve(table, "paper", overrides)
     training, validation, report = main.prepare_data(settings, tokenizer)
-    record = main.write_record(run, {"preset": "paper"} | settings, {}, report, {}, [])
+    record = main.write_record(run, {"preset": "paper"} | settings, {}, {}, report, {}, [])
     texts = [pair["prompt"] for pair in validation[:2]]
     data = (settings, tokenizer, training, validation)
-    makers = {"SFT": lambda folder: main.sft_trainer(*data, folder), "DPO": lambda folder: main.dpo_trainer(
-                  main.load_base(settings["base_model"], settings["dropout"]), *data, folder),
-              "SFT+DPO": lambda folder: main.dpo_trainer(main.load_sft(settings, run), *data, folder)}
-    logs = {name: main.train(name, record, run, {}, maker, tokenizer, texts)["log"] for name, maker in makers.items()}
+    makers = {"SFT": lambda *place: main.sft_trainer(*data, *place), "DPO": lambda *place: main.dpo_trainer(
+                  main.load_base(settings["base_model"], settings["dropout"]), *data, *place),
+              "SFT+DPO": lambda *place: main.dpo_trainer(main.load_sft(settings, run), *data, *place)}
+    logs = {name: main.train(name, record, settings["base_model"], run, {}, maker, tokenizer, texts)["log"]
+            for name, maker in makers.items()}
     return run, record, logs
 
 
@@ -182,7 +183,7 @@ def test_paper_sft_learns_every_token(main, hub, tokenizer, paper_run, tmp_path)
     """No label of its training data is masked: the prompt is learned too."""
     settings = paper_run[1]["settings"]
     pair = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": "Hello."}
-    trainer = main.sft_trainer(settings, tokenizer, [pair], [pair], tmp_path)
+    trainer = main.sft_trainer(settings, tokenizer, [pair], [pair], tmp_path, 2)
     assert trainer.train_dataset[0]["labels"] == trainer.train_dataset[0]["input_ids"]
 
 
@@ -196,7 +197,7 @@ def test_paper_dpo_trains_under_dropout(paper_run):
 def test_paper_models_answer_apart(main, evaluation, paper_run, tokenizer):
     """The four models load from their record, two bases and two adapters, and none gives another's logits."""
     run, record, _ = paper_run
-    policies, logits = evaluation.load_all(record, run), {}
+    policies, logits = evaluation.load_all(record, run, record["settings"]["base_model"]), {}
     for name, model in policies.items():
         with evaluation.policy(model, name):
             logits[name] = main.logits_of(model, tokenizer, ["\n\nHuman: How do I juggle?\n\nAssistant:"])

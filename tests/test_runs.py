@@ -70,8 +70,8 @@ def test_files_of_a_run(demo_run):
 def test_record_of_a_run(demo_run, main):
     """run.json tells what the models are, what they were made from, how and where."""
     record = load(demo_run.run / "run.json")
-    assert set(record) == {"run", "preset", "settings", "models", "contents", "data", "environment", "timings_s",
-                           "warnings", "code_sha256"}
+    assert set(record) == {"run", "preset", "settings", "models", "commits", "contents", "data", "environment",
+                           "timings_s", "warnings", "code_sha256"}
     assert (record["run"], record["preset"]) == ("demo", "demo")
     assert [model["name"] for model in record["models"]] == MODELS
     assert [model["adapter"] for model in record["models"]] == [None, *ADAPTERS]

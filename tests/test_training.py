@@ -19,16 +19,17 @@ PAIRS = [{"prompt": dialogue(*turns) + "\n\nAssistant:", "chosen": chosen, "reje
 TEXTS = [f"{pair['prompt']} {pair['chosen']}" for pair in PAIRS[:3]]
 LN2 = math.log(2)
 MADE = {"made_from": {"seed": 0, "model": "SFT"}, "environment": {}, "log": [], "warnings": []}
-BEGUN = MADE["made_from"] | {"processes": 1}  # what its checkpoints say
+BEGUN = MADE["made_from"] | {"processes": 1, "precision": "fp32"}  # what its checkpoints say
+ROWS = 8  # texts in a pass
 
 
 @pytest.fixture(scope="module")
 def settings(hub):
     """Settings of a training of a few steps."""
     return {"base_model": str(hub / "opt"), "max_length": 512, "sft_epochs": 2, "sft_learning_rate": 2e-3,
-            "dpo_epochs": 1, "dpo_learning_rate": 1e-3, "beta": 0.1, "batch_size": 4, "rows": 8,
+            "dpo_epochs": 1, "dpo_learning_rate": 1e-3, "beta": 0.1, "batch_size": 4,
             "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_layers": "all", "dropout": 0.0,
-            "sft_method": "lora", "save_steps": 20, "seed": 0}
+            "sft_method": "lora", "save_minutes": 10, "seed": 0}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def pairs(main, tokenizer):
 def sft(main, settings, tokenizer, pairs, tmp_path_factory):
     """A trained SFT trainer and the run folder that its adapter is saved in."""
     run = tmp_path_factory.mktemp("run")
-    trainer = main.sft_trainer(settings, tokenizer, pairs, pairs[:2], run / "checkpoints")
+    trainer = main.sft_trainer(settings, tokenizer, pairs, pairs[:2], run / "checkpoints", ROWS)
     trainer.train()
     base = settings["base_model"]
     main.save_model(trainer.model, run / "adapters" / "sft", base, base, MADE, tokenizer, TEXTS)
@@ -53,8 +54,8 @@ def sft(main, settings, tokenizer, pairs, tmp_path_factory):
 def dpo(main, settings, tokenizer, pairs, tmp_path_factory):
     """A trained DPO trainer."""
     trainer = main.dpo_trainer(main.load_base(settings["base_model"]), settings, tokenizer, pairs, pairs[:2],
-                               tmp_path_factory.mktemp("dpo"))
-    trainer.add_callback(main.Checkpoints({}))
+                               tmp_path_factory.mktemp("dpo"), ROWS)
+    trainer.add_callback(main.Checkpoints({}, 10))
     trainer.train()
     return trainer
 
@@ -137,7 +138,7 @@ def test_nothing_is_truncated(main, settings, tokenizer, tmp_path):
     fitting = main.fit_pairs(long, tokenizer, limit, set(), report)
     assert report["s"]["cut"] > 0
     trainer = main.dpo_trainer(main.load_base(settings["base_model"]), settings | {"max_length": limit}, tokenizer,
-                               fitting, fitting[:1], tmp_path)
+                               fitting, fitting[:1], tmp_path, ROWS)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(fitting))])
     lengths = batch["attention_mask"].sum(1).view(2, -1).max(0).values.tolist()
     assert lengths == [length(pair) for pair in fitting]
@@ -165,7 +166,7 @@ def test_dpo_learns_the_preference(dpo):
 def test_dropout_stops_a_dpo_run(main, settings, tokenizer, pairs, tmp_path):
     """With the dropout that the checkpoint's config asks for, the first loss is not ln 2, and the run ends there."""
     noisy = AutoModelForCausalLM.from_pretrained(settings["base_model"], dtype=torch.float32)
-    trainer = main.dpo_trainer(noisy, settings, tokenizer, pairs, pairs[:2], tmp_path)
+    trainer = main.dpo_trainer(noisy, settings, tokenizer, pairs, pairs[:2], tmp_path, ROWS)
     with pytest.raises(RuntimeError, match="not ln 2.*dropout"):
         trainer.train()
     assert trainer.state.global_step == 1
@@ -173,7 +174,7 @@ def test_dropout_stops_a_dpo_run(main, settings, tokenizer, pairs, tmp_path):
 
 def test_dpo_on_sft_starts_at_the_sft_model(main, sft, settings, tokenizer, pairs, tmp_path):
     """SFT+DPO goes on from the SFT adapter: its first validation has that model's log-probabilities and no margin."""
-    trainer = main.dpo_trainer(main.load_sft(settings, sft[1]), settings, tokenizer, pairs, pairs[:2], tmp_path)
+    trainer = main.dpo_trainer(main.load_sft(settings, sft[1]), settings, tokenizer, pairs, pairs[:2], tmp_path, ROWS)
     trainer.train()
     records = trainer.state.log_history
     model = sft[0].model.eval()
@@ -186,7 +187,7 @@ def test_dpo_on_sft_starts_at_the_sft_model(main, sft, settings, tokenizer, pair
 
 def test_reference_of_sft_dpo_is_a_frozen_copy(main, sft, settings, tokenizer, pairs, tmp_path):
     """After training the reference still is the SFT model, and the policy is not."""
-    trainer = main.dpo_trainer(main.load_sft(settings, sft[1]), settings, tokenizer, pairs, pairs[:2], tmp_path)
+    trainer = main.dpo_trainer(main.load_sft(settings, sft[1]), settings, tokenizer, pairs, pairs[:2], tmp_path, ROWS)
     trainer.train()
     started = main.logits_of(sft[0].model, tokenizer, TEXTS)
     trained = main.logits_of(trainer.model, tokenizer, TEXTS)
@@ -220,7 +221,7 @@ def test_adapter_folder_holds_the_whole_adapter_and_no_more(sft):
 def test_adapter_over_a_merged_base_is_refused(main, sft, settings, tokenizer, pairs, tmp_path):
     """An adapter trained over a base with another adapter merged in is not the model that loading it gives."""
     merged = main.load_sft(settings, sft[1]).merge_and_unload()
-    trainer = main.dpo_trainer(merged, settings, tokenizer, pairs, pairs[:2], tmp_path)
+    trainer = main.dpo_trainer(merged, settings, tokenizer, pairs, pairs[:2], tmp_path, ROWS)
     trainer.train()
     with pytest.raises(RuntimeError, match="adapters/dpo: .* logits differ by"):
         base = settings["base_model"]
@@ -236,7 +237,7 @@ def test_policies_are_the_base_and_its_adapters(main, evaluation, sft, settings,
     base = settings["base_model"]
     rows = [{"name": name, "base": base, "adapter": "adapters/sft"} for name in ("SFT", "DPO")]
     rows = [{"name": "Base", "base": base, "adapter": None}, *rows]
-    model = evaluation.load_all({"settings": settings, "models": rows}, run)["Base"]
+    model = evaluation.load_all({"settings": settings, "models": rows}, run, base)["Base"]
     for name, expected in (("Base", untrained), ("SFT", trained), ("Base", untrained), ("DPO", trained)):
         with evaluation.policy(model, name):
             assert torch.allclose(main.logits_of(model, tokenizer, TEXTS), expected, atol=1e-4), name
@@ -244,11 +245,11 @@ def test_policies_are_the_base_and_its_adapters(main, evaluation, sft, settings,
 
 def test_stage_whose_adapter_is_there_is_not_trained_again(main, sft, settings, tokenizer, capsys):
     """`train` leaves an adapter that is there alone."""
-    def make_trainer(checkpoints):
+    def make_trainer(checkpoints, rows):
         raise AssertionError("trained again")
 
     record = {"models": [{"name": "SFT", "base": settings["base_model"], "adapter": "adapters/sft"}]}
-    made = main.train("SFT", record, sft[1], MADE["made_from"], make_trainer, tokenizer, TEXTS)
+    made = main.train("SFT", record, settings["base_model"], sft[1], MADE["made_from"], make_trainer, tokenizer, TEXTS)
     assert made["made_from"] == MADE["made_from"]
     assert "not trained again" in capsys.readouterr().out
 
@@ -258,7 +259,7 @@ def test_stage_whose_adapter_is_there_is_not_trained_again(main, sft, settings, 
 def test_full_fine_tuning_learns_every_token(main, settings, tokenizer, pairs, tmp_path):
     """All weights train, the loss is on prompt and reply alike, and the saved model is the trained one from disk."""
     full = settings | {"sft_method": "full", "sft_learning_rate": 1e-3}
-    trainer = main.sft_trainer(full, tokenizer, pairs, pairs[:2], tmp_path / "checkpoints")
+    trainer = main.sft_trainer(full, tokenizer, pairs, pairs[:2], tmp_path / "checkpoints", ROWS)
     assert all(weight.requires_grad for weight in trainer.model.parameters())
     batch = trainer.data_collator([trainer.train_dataset[0]])
     assert (batch["labels"] == batch["input_ids"]).all()
@@ -372,11 +373,11 @@ def test_generation_stops_at_a_human_turn(evaluation, base, tokenizer):
 def test_step_is_shared_evenly_or_not_at_all(main, settings, monkeypatch, processes, shared):
     """However many processes: a step holds the pairs that the settings name, or the run stops."""
     monkeypatch.setattr(main, "PartialState", lambda: SimpleNamespace(num_processes=processes))
-    settings = settings | {"batch_size": 16, "rows": 8}
+    settings = settings | {"batch_size": 16}
     for stage in ("sft", "dpo"):
         if shared:
-            options = main.trainer_options(stage, settings)
+            options = main.trainer_options(stage, settings, 8)
             assert processes * options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] == 16
         else:
             with pytest.raises(ValueError, match=f"{processes} processes cannot share the 16 pairs"):
-                main.trainer_options(stage, settings)
+                main.trainer_options(stage, settings, 8)

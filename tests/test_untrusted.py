@@ -14,7 +14,7 @@ import torch
 from conftest import MODELS, ROOT, execute, load
 from papermill.exceptions import PapermillExecutionError
 from test_interrupted import checkpoints, interrupted  # noqa: F401  (fixtures)
-from test_training import MADE, TEXTS, pairs, settings  # noqa: F401  (fixtures)
+from test_training import MADE, ROWS, TEXTS, pairs, settings  # noqa: F401  (fixtures)
 
 HOSTILE = ["<script>alert(1)</script>", "a | b || c", "`code` ```fence```", r"\input{/etc/passwd} \write18{ls}",
            "$x^2$ $$y$$", "<img src=x onerror=alert(1)>", "&lt;b&gt; &amp;", "[link](javascript:alert(1))", "# heading",
@@ -60,7 +60,7 @@ def test_pickle_in_an_adapter_is_refused(evaluation, demo_run, tmp_path, name, i
         (folder / "made.json").unlink()
     write_pickle(folder / name, tmp_path / "ran")
     with pytest.raises(ValueError, match="is a pickle, which can run code"):
-        evaluation.load_all(load(demo_run.run / "run.json"), tmp_path / "run")
+        evaluation.load_all(load(demo_run.run / "run.json"), tmp_path / "run", "demo/hub/opt")
     assert not (tmp_path / "ran").exists()
 
 
@@ -77,8 +77,8 @@ def test_pickle_in_a_checkpoint_does_not_run(main, checkpoints, settings, tokeni
         {"name": "SFT", "base": settings["base_model"], "adapter": "adapters/sft"}]}
 
     def go_on():
-        main.train("SFT", record, run, MADE["made_from"], lambda checkpoints: main.sft_trainer(
-            settings, tokenizer, pairs, pairs[:2], checkpoints), tokenizer, TEXTS)
+        main.train("SFT", record, settings["base_model"], run, MADE["made_from"], lambda checkpoints, rows:
+                   main.sft_trainer(settings, tokenizer, pairs, pairs[:2], checkpoints, rows), tokenizer, TEXTS)
 
     if name == "training_args.bin":  # the trainer writes it and never reads it
         go_on()
@@ -98,7 +98,7 @@ def test_code_beside_a_model_does_not_run(main, hub, tmp_path):
     assert main.identify_model("BASE_MODEL", str(tmp_path / "opt"))
     main.load_base(str(tmp_path / "opt"))
     (tmp_path / "opt" / "config.json").write_text(json.dumps(config | {"auto_map": auto_map, "model_type": "evil"}))
-    with pytest.raises(ValueError, match="BASE_MODEL = .* is neither"):
+    with pytest.raises(ValueError, match="BASE_MODEL: .* holds no model"):
         main.identify_model("BASE_MODEL", str(tmp_path / "opt"))
     assert not (tmp_path / "ran").exists()
 
@@ -127,7 +127,7 @@ def test_sealed_pickle_is_refused_in_main(main, demo_run, tmp_path):
     main.write_json(folder / "made.json", made | {"files": main.hash_files(folder)})
     record = load(demo_run.run / "run.json")
     with pytest.raises(ValueError, match=r"adapter_model\.bin is a pickle, which can run code"):
-        main.train("SFT", record, tmp_path, made["made_from"], None, None, None)
+        main.train("SFT", record, None, tmp_path, made["made_from"], None, None, None)
 
 
 def test_dataset_beside_a_script_is_data(main, hub, tmp_path):
@@ -162,8 +162,8 @@ def test_paths_that_may_be_in_a_record(evaluation, tmp_path):
     for base in ("/data/opt", "demo/hub/opt", "facebook/opt-350m"):
         assert evaluation.locate(base, tmp_path, base) == base
     assert evaluation.locate("../../demo/hub/opt", tmp_path, "demo/hub/opt") == "demo/hub/opt"
-    assert evaluation.locate("gpt2", tmp_path, "x") == "gpt2"
-    assert evaluation.locate("facebook/opt-125m", tmp_path, "x") == "facebook/opt-125m"
+    with pytest.raises(ValueError, match="names 'facebook/opt-125m', which is not in the run's folder, nor the base"):
+        evaluation.locate("facebook/opt-125m", tmp_path, "facebook/opt-350m")
 
 
 @pytest.mark.parametrize("damage", [
@@ -204,9 +204,9 @@ def test_raw_file_that_was_changed_is_refused(evaluation, demo_run, tmp_path, na
                     encoding="utf-8")
     made_from = load(tmp_path / "eval.json")["files"][name]["made_from"]
     with pytest.raises(ValueError, match=rf"{name} (is damaged|was changed).*FRESH = True"):
-        evaluation.made_once(path, None, made_from, {})
+        evaluation.made_once(path, None, made_from, {}, {})
     path.write_text(json.dumps(json.loads(text)), encoding="utf-8")  # another layout, the same contents
-    assert evaluation.made_once(path, None, made_from, {}) == json.loads(text)
+    assert evaluation.made_once(path, None, made_from, {}, {}) == json.loads(text)
 
 
 @pytest.mark.parametrize("damage", [None, "", "{}", '{"files": []}', '{"files": {}}'])
@@ -216,7 +216,7 @@ def test_raw_file_without_its_record_is_refused(evaluation, demo_run, tmp_path, 
     if damage is not None:
         (tmp_path / "eval.json").write_text(damage)
     with pytest.raises(ValueError, match="eval.json is damaged|eval.json does not say what it was made from"):
-        evaluation.made_once(tmp_path / "prompts.json", None, {}, {})
+        evaluation.made_once(tmp_path / "prompts.json", None, {}, {}, {})
 
 
 def test_adapter_that_was_changed_stops_the_evaluation(demo_run, tmp_path):
