@@ -1,0 +1,80 @@
+"""Responses of a model to many prompts, and how likely they are under it and under the base."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from posttrain.models import in_batches, plain, switched_to
+
+
+def read_completion(tokens: list[int], tokenizer: PreTrainedTokenizerBase, stop: str | None) -> dict[str, Any]:
+    """Return {"response", "finish", "tokens"} of the token ids generated after a prompt.
+
+    finish: "eos" the model ended, "turn" it opened a human turn (`stop`, cut off here), "length" it ran into the limit.
+    tokens: how many it generated, the end or the marker of the turn counted in, padding not.
+    """
+    ended = tokenizer.eos_token_id in tokens
+    tokens = tokens[: tokens.index(tokenizer.eos_token_id) + 1] if ended else tokens
+    tokens = [token for token in tokens if token != tokenizer.pad_token_id]
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    turned = stop is not None and stop in text
+    return {"response": (text.split(stop)[0] if turned else text).strip(),
+            "finish": "turn" if turned else "eos" if ended else "length", "tokens": len(tokens)}
+
+
+@torch.inference_mode()
+def respond(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], batch_size: int,
+            label: str = "responses", **decoding: Any) -> list[dict[str, Any]]:
+    """Return the completion of every prompt, as `read_completion` gives it, in the order of the prompts.
+
+    Left-padded batches of prompts of like length; `decoding` is what `generate` is told.
+    """
+    def complete(batch: Sequence[int]) -> list[dict[str, Any]]:
+        inputs = tokenizer([prompts[i] for i in batch], padding=True, padding_side="left", return_tensors="pt")
+        output = model.generate(**inputs.to(model.device), tokenizer=tokenizer, pad_token_id=tokenizer.pad_token_id,
+                                **decoding)
+        stop = (decoding.get("stop_strings") or [None])[0]
+        return [read_completion(ids, tokenizer, stop) for ids in output[:, inputs["input_ids"].shape[1] :].tolist()]
+
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    return in_batches(complete, [order[i : i + batch_size] for i in range(0, len(order), batch_size)], label)
+
+
+@torch.inference_mode()
+def mean_log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str],
+                           responses: Sequence[str], batch_size: int) -> list[float]:
+    """Return the mean log-probability (nats) of every response's tokens after its prompt; 0 of an empty response."""
+    def measure(batch: Sequence[int]) -> list[float]:
+        texts = [prompts[i] + responses[i] for i in batch]
+        inputs = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt").to(model.device)
+        counts = [len(tokenizer(text)["input_ids"]) - len(tokenizer(prompts[i])["input_ids"])
+                  for i, text in zip(batch, texts)]
+        logits = model(**inputs, logits_to_keep=max(counts) + 1).logits[:, :-1]  # of the last tokens alone: memory
+        tokens = inputs["input_ids"][:, inputs["input_ids"].shape[1] - max(counts) :]
+        values = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        return [row[len(row) - n :].mean().item() if n else 0.0 for n, row in zip(counts, values)]
+
+    parts = [range(i, min(i + batch_size, len(prompts))) for i in range(0, len(prompts), batch_size)]
+    return in_batches(measure, parts, "log-probabilities")
+
+
+def answers(loaded: Mapping[str, PreTrainedModel], name: str, tokenizer: PreTrainedTokenizerBase,
+            prompts: Sequence[dict[str, Any]], batch_size: int, **decoding: Any) -> list[dict[str, Any]]:
+    """Return the records of responses.json of one model: {"id", "model", "response", "finish", "tokens", "log_ratio"}.
+
+    log_ratio: the mean over a response's tokens of the log-probability ratio to Base, in nats. Over sampled responses
+    its mean would estimate the Kullback-Leibler divergence from Base; over greedy ones it only hints at it.
+    """
+    texts = [plain(prompt["prompt"], tokenizer) for prompt in prompts]
+    with switched_to(loaded[name], name):
+        done = respond(loaded[name], tokenizer, texts, batch_size, name, **decoding)
+    said = [plain(f" {one['response']}" * bool(one["response"]), tokenizer)
+            + tokenizer.eos_token * (one["finish"] == "eos") for one in done]
+    log_p = {}
+    for other in (name, "Base"):
+        with switched_to(loaded[other], other):
+            log_p[other] = mean_log_probabilities(loaded[other], tokenizer, texts, said, batch_size)
+    return [{"id": prompt["id"], "model": name} | one | {"log_ratio": own - base}
+            for prompt, one, own, base in zip(prompts, done, log_p[name], log_p["Base"])]

@@ -1,0 +1,145 @@
+"""The settings of a run: each with its type, its bounds and its reason; the presets; choosing one; their tables."""
+
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import pandas as pd
+import torch
+from pandas.io.formats.style import Styler
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PRESETS = ("demo", "small", "quick", "full", "paper")
+OPT, HH = "facebook/opt-350m", "Anthropic/hh-rlhf"
+JUDGE = "OpenAssistant/reward-model-deberta-v3-large-v2"
+SEED = {"ge": 0, "lt": 2**32}
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """What all settings share: they do not change, and only those of a preset's table are known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    PRESETS: ClassVar[dict[str, dict[str, Any]]]
+    INDIFFERENT: ClassVar[set[str]]  # no result depends on these, or it does by what they name, not by the name
+
+    preset: str = Field(description="its name")
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the settings that results depend on, for what they are made from."""
+        return self.model_dump(exclude=self.INDIFFERENT | {"preset"})
+
+
+class Training(Settings):
+    """The settings of main.ipynb; the defaults are those of `full`."""
+
+    base_model: str = Field(OPT, description="the study's model")
+    dataset: str = Field(HH, description="as in the study")
+    subsets: Literal["base", "all"] = Field("all", description="base: the two measured; all: as in the study")
+    max_pairs: int | None = Field(None, ge=2, description="demo: a stage in less than a minute; None: all")
+    validation_pairs: int = Field(2000, ge=1, description="standard error of an accuracy: at most 1.1 points")
+    max_length: int = Field(512, ge=16, description="tokens of prompt and reply, as in the study")
+    dropout: float = Field(0.0, ge=0, lt=1, description="0.1 is OPT's own; it sets DPO's policy and reference apart")
+    sft_method: Literal["lora", "full"] = Field("lora", description="full: all weights, loss on every token")
+    sft_epochs: int = Field(2, ge=1, description="as in the study, where there is time")
+    sft_learning_rate: float = Field(2e-4, gt=0, description="LoRA wants about ten times that of all weights")
+    dpo_epochs: int = Field(1, ge=1, description="as in the study")
+    dpo_learning_rate: float = Field(5e-5, gt=0, description="ten times the 5e-6 that TRL advises without LoRA")
+    beta: float = Field(0.1, gt=0, description="as in the study and in arXiv 2305.18290")
+    batch_size: int = Field(16, ge=1, description="pairs in an optimiser step")
+    lora_layers: tuple[str, ...] = Field(("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+                                         description="all linear layers of OPT's blocks, or the study's two")
+    lora_r: int = Field(16, ge=1, description="rank")
+    lora_alpha: int = Field(32, ge=1, description="twice the rank, as is usual")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="off for the same reason as dropout")
+    save_minutes: float = Field(10, ge=0, description="between checkpoints: what an interruption costs at most")
+    max_new_tokens: int = Field(80, ge=1, description="of the answers shown at the end")
+    seed: int = Field(0, **SEED, description="any will do")
+
+    INDIFFERENT = {"base_model", "dataset", "save_minutes", "max_new_tokens"}
+    PRESETS = {
+        "demo": {"base_model": "demo/hub/opt", "dataset": "demo/hub/hh-rlhf", "subsets": "base", "max_pairs": 2000,
+                 "validation_pairs": 200, "sft_epochs": 1, "sft_learning_rate": 2e-3, "dpo_learning_rate": 2e-4,
+                 "save_minutes": 0.05, "max_new_tokens": 48},
+        "small": {"base_model": "facebook/opt-125m", "subsets": "base", "max_pairs": 1000, "validation_pairs": 100,
+                  "sft_epochs": 1},
+        "quick": {"subsets": "base", "max_pairs": 20_000, "validation_pairs": 500, "sft_epochs": 1},
+        "full": {},
+        "paper": {"dropout": 0.1, "sft_method": "full", "sft_learning_rate": 2e-5, "dpo_learning_rate": 2e-5,
+                  "batch_size": 8, "lora_layers": ("q_proj", "v_proj"), "lora_r": 8, "lora_alpha": 16,
+                  "lora_dropout": 0.05, "max_new_tokens": 50}}
+
+
+class Evaluation(Settings):
+    """The settings of eval.ipynb; the defaults are those of `full`."""
+
+    dataset: str = Field(HH, description="as in the study")
+    reward_model: str = Field(JUDGE, description="the study's judge")
+    harmless_from: float = Field(-3.0, allow_inf_nan=False, description="as in the study")
+    helpful_above: float = Field(-2.0, allow_inf_nan=False, description="as in the study")
+    protocol: Literal["default", "paper"] = Field("default", description="paper: asked and stopped as the study did")
+    n_prompts: int | None = Field(None, ge=1, description="of each kind; None: all there are")
+    max_new_tokens: int = Field(128, ge=1, description="room for a whole reply; protocol paper takes 50")
+    batch_size: int = Field(32, ge=1, description="prompts answered at once")
+    judge_length: int = Field(512, ge=16, description="tokens of question and answer that the judge was trained for")
+    judge_tokens: int = Field(16384, ge=512, description="tokens judged at once, padding counted in")
+    draws: int = Field(10_000, ge=100, description="of the bootstrap")
+    seed: int = Field(0, **SEED, description="any will do; protocol paper draws prompts with the study's 100")
+
+    INDIFFERENT = {"dataset", "reward_model", "harmless_from", "helpful_above", "batch_size", "judge_tokens", "draws"}
+    PRESETS = {
+        "demo": {"dataset": "demo/hub/hh-rlhf", "reward_model": "demo/hub/reward-model", "max_new_tokens": 48,
+                 "batch_size": 16, "judge_tokens": 4096},
+        "small": {"batch_size": 16, "judge_tokens": 2048},
+        "quick": {}, "full": {}, "paper": {"protocol": "paper"}}
+
+
+def resolve(preset: str) -> str:
+    """Return the name of the preset to take: `auto` is demo without an accelerator, else quick, and says so.
+
+    Raises ValueError for an unknown name, RuntimeError for a preset that needs an accelerator where none is visible.
+    """
+    cuda = torch.cuda.is_available()
+    if preset == "auto":
+        preset = "quick" if cuda else "demo"
+        print(f"PRESET = 'auto' takes {preset}: there is {'an' if cuda else 'no'} accelerator that torch can use.")
+        if not cuda and (Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi")):
+            print(f"This machine has an NVIDIA device, but torch {torch.__version__} cannot use it: its driver may be "
+                  "too old, or this torch made for CPUs alone (see https://pytorch.org).")
+    if preset not in PRESETS:
+        raise ValueError(f"PRESET = {preset!r} is unknown. Choose auto, {', '.join(PRESETS)}.")
+    if preset in ("quick", "full", "paper") and not cuda:
+        raise RuntimeError(f"PRESET = {preset!r} needs a CUDA accelerator and none is visible. In Colab choose Runtime "
+                           "> Change runtime type > GPU; without one take demo or small.")
+    return preset
+
+
+def choose(kind: type[S], preset: str, **parameters: Any) -> S:
+    """Return a preset's settings, with every parameter (UPPER_CASE) that is not None in its place.
+
+    Raises ValueError, naming the parameter, what was found and what is allowed.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"PRESET = {preset!r} is unknown. Choose auto, {', '.join(PRESETS)}.")
+    given = {parameter.lower(): str(value) if isinstance(value, Path) else value
+             for parameter, value in parameters.items() if value is not None}
+    if given.get("protocol", kind.PRESETS[preset].get("protocol")) == "paper":
+        given.setdefault("max_new_tokens", 50)
+    try:
+        return kind(**{"preset": preset} | kind.PRESETS[preset] | given)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise ValueError(f"{str(wrong['loc'][0]).upper()} = {wrong['input']!r}: {wrong['msg']}. None takes the "
+                         "preset's value.") from None
+
+
+def table(kind: type[Settings], *presets: str) -> Styler:
+    """Return a table of the presets' settings, each with its reason; with two presets only of what differs."""
+    settings = {name: kind(preset=name, **kind.PRESETS[name]) for name in presets}
+    rows = {field: [getattr(one, field) for one in settings.values()] + [info.description]
+            for field, info in kind.model_fields.items() if field != "preset"}
+    if len(presets) == 2:
+        rows = {field: row for field, row in rows.items() if row[0] != row[1]}
+    found = pd.DataFrame(rows, index=[*presets, "why"], dtype=object).T
+    found = found.map(lambda value: " ".join(value) if isinstance(value, tuple) else str(value))
+    return found.style.set_table_styles([{"selector": "th, td", "props": "text-align: left"}])
