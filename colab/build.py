@@ -34,8 +34,10 @@ def pins() -> list[str]:
 
 def setup_cells() -> list[NotebookNode]:
     """Return the cells of the section that is put in after the title."""
-    setup, install = ((ROOT / "colab" / name).read_text(encoding="utf-8").strip() for name in ("setup.md", "install.py"))
-    listed = textwrap.fill(", ".join(f'"{pin}"' for pin in pins()), 116, initial_indent="    ", subsequent_indent="    ")
+    setup, install = ((ROOT / "colab" / name).read_text(encoding="utf-8").strip()
+                      for name in ("setup.md", "install.py"))
+    listed = textwrap.fill(", ".join(f'"{pin}"' for pin in pins()), 116, initial_indent=" " * 4,
+                           subsequent_indent=" " * 4)
     install = install.replace("PINS = []", f"PINS = [\n{listed}]")
     package = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "posttrain").glob("*.py"))
                if path.name != "__main__.py"}

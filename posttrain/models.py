@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def _loading(folder: Path) -> Iterator[None]:
     """Say what could not be loaded, where loading fails: the libraries' errors do not name it."""
     try:
         yield
-    except (SafetensorError, OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (SafetensorError, UnpicklingError, OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} cannot be loaded ({type(error).__name__}: {error}). Is it there, and whole? What "
                          "belongs to the run is made by main.ipynb with the same RUN.") from error
 

@@ -60,7 +60,7 @@ class Training(Settings):
     PRESETS = {
         "demo": {"base_model": "demo/hub/opt", "dataset": "demo/hub/hh-rlhf", "subsets": "base", "max_pairs": 2000,
                  "validation_pairs": 200, "sft_epochs": 1, "sft_learning_rate": 2e-3, "dpo_learning_rate": 2e-4,
-                 "save_minutes": 0.05, "max_new_tokens": 48},
+                 "save_minutes": 0.01, "max_new_tokens": 48},
         "small": {"base_model": "facebook/opt-125m", "subsets": "base", "max_pairs": 1000, "validation_pairs": 100,
                   "sft_epochs": 1},
         "quick": {"subsets": "base", "max_pairs": 20_000, "validation_pairs": 500, "sft_epochs": 1},

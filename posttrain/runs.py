@@ -10,13 +10,14 @@ import textwrap
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
-from IPython.display import display
+from IPython.display import Image, display
 from matplotlib.figure import Figure
 from pydantic import BaseModel
 
@@ -49,7 +50,7 @@ class Run:
         Raises ValueError for a name that is a path, and for a damaged ledger; FileNotFoundError for a run that is not
         there; RuntimeError for a folder that another process works in.
         """
-        if Path(str(name)).name != str(name) or name == "..":
+        if Path(str(name)).name != str(name) or name in ("", ".."):
             raise ValueError(f"RUN = {name!r}: it must be the plain name of a folder under RESULTS.")
         self.folder = Path(results) / str(name)
         self.figures = (Path(figures) if figures else Path(results).parent / "figures") / str(name)
@@ -62,6 +63,7 @@ class Run:
                                     "with the same RUN and RESULTS first. Runs that are there: "
                                     f"{sorted(path.name for path in self.folder.parent.glob('*/'))}.")
         self.ledger = read_json(ledger, Ledger) if ledger.exists() else Ledger(run=str(name))
+        self.asked: dict[str, str] = {}  # {role: name} of the sources that this process works with
         # the system drops the lock with its process, however that ends
         self.lock = FileLock(self.folder / ".lock", is_singleton=True, fallback_to_soft=False)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -122,6 +124,7 @@ class Run:
         if self.elsewhere:
             return Source(str(name), None, None, None)
         name, known = str(name), self.ledger.sources.get(role, {})
+        self.asked[role] = name
         needed = not needed_for or not all((self.folder / artifact).exists() for artifact in needed_for)
         if not needed and not Path(name).is_dir():
             if known and known["name"] != name:
@@ -221,8 +224,7 @@ class Run:
         """Return whose numbers these are, for below every figure and table."""
         if self.elsewhere:
             return f"{self.ledger.run} (rewards from elsewhere)"
-        sources = self.ledger.sources
-        names = [sources[role]["name"] for role in ("base_model", "reward_model") if role in sources]
+        names = [self.asked[role] for role in ("base_model", "reward_model") if role in self.asked]
         stand_ins = " (stand-ins, not OPT-350M)" if self.ledger.preset == "demo" else ""
         return f"{self.ledger.run}, preset {self.ledger.preset}, {' judged by '.join(names)}{stand_ins}"
 
@@ -233,8 +235,10 @@ class Run:
         figure.supxlabel(text, x=0.99, ha="right", multialignment="right", fontsize=6, color="0.4", parse_math=False)
         for suffix, metadata in (("png", {}), ("pdf", {"CreationDate": None})):  # no date: same run, same file
             with written_whole(self.figures / f"{name}.{suffix}") as temporary:
-                figure.savefig(temporary, format=suffix, metadata=metadata)
-        display(figure)
+                figure.savefig(temporary, format=suffix, dpi=300, metadata=metadata)
+        shown = BytesIO()
+        figure.savefig(shown, format="png", dpi=110)
+        display(Image(shown.getvalue()))
 
 
 def peak_memory() -> str:

@@ -97,7 +97,7 @@ def measure(rewards: pd.DataFrame, harmless: pd.DataFrame, helpful: pd.DataFrame
     for i, (kind, rate, labels) in enumerate((("harmful", "HmR", harmless), ("helpful", "HpR", helpful))):
         values = np.hstack([100 * labels, rewards.loc[kind]])
         means = np.hsplit(bootstrap_means(values, draws, [seed, i]), 2)
-        found |= {rate: (100 * labels.mean(), means[0]), f"{kind} reward": (rewards.loc[kind].mean(), means[1])}
+        found |= {rate: ((100 * labels).mean(), means[0]), f"{kind} reward": (rewards.loc[kind].mean(), means[1])}
     found["CAS"] = tuple((found["HmR"][part] + found["HpR"][part]) / 2 for part in (0, 1))
     return {name: found[name] for name in MEASURES}
 

@@ -63,8 +63,7 @@ def rows_that_fit(config: PreTrainedConfig, max_length: int, all_weights: bool, 
 def batches(batch_size: int, rows: int, texts_per_pair: int) -> dict[str, int]:
     """Return the trainers' options that put `batch_size` pairs into a step, and at most `rows` texts into a pass."""
     pairs = max(n for n in range(1, batch_size + 1) if batch_size % n == 0 and (n == 1 or n * texts_per_pair <= rows))
-    return {"per_device_train_batch_size": pairs, "per_device_eval_batch_size": pairs,
-            "gradient_accumulation_steps": batch_size // pairs}
+    return {"per_device_train_batch_size": pairs, "gradient_accumulation_steps": batch_size // pairs}
 
 
 class FirstLossIsLn2(TrainerCallback):

@@ -1,48 +1,62 @@
-"""What the tests share: the notebooks' definitions, the demo's stand-ins, one whole demo run, a few small helpers."""
+"""What the tests share: the demo's stand-ins, a demo run, running notebooks here or in a process of their own."""
 
 import os
 import tempfile
 
 # The tests need neither an accelerator nor a network, and leave nothing behind in the user's cache of datasets. They
 # run two at a time, so each takes one thread. All of it must be settled before the libraries are imported.
-os.environ.update(CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1", DISABLE_SAFETENSORS_CONVERSION="1",
-                  HF_DATASETS_CACHE=tempfile.mkdtemp(prefix="datasets-"), TOKENIZERS_PARALLELISM="false",
-                  OMP_NUM_THREADS="1")
+os.environ.update(CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=tempfile.mkdtemp(prefix="datasets-"),
+                  TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
 import ast
 import gzip
 import hashlib
 import json
-import linecache
 import shutil
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
 import nbformat
-import papermill
 import psutil
 import pytest
-from accelerate import PartialState
+from filelock import FileLock
+from IPython.core.interactiveshell import InteractiveShell
 from transformers import AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.chdir(ROOT)  # where the notebooks run
 DATA = ROOT.parent / "shared" / "data"  # real text and published numbers; not part of the repository
 MODELS = ["Base", "SFT", "DPO", "SFT+DPO"]
-DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+ADAPTERS = ["adapters/sft", "adapters/dpo", "adapters/sft_dpo"]
+RAW = ["prompts.json", "responses.json", "scores.json"]
+DERIVED = ["classification.json", "metrics.json", "summary.md", "summary.csv", "summary.tex"]
 
 
 def pytest_configure(config):
-    """Leave out a warning that peft's use of transformers gives, as the notebooks do."""
+    """Leave out a warning that peft's use of transformers gives, as the package does."""
     config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing`:FutureWarning")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Begin with the files that take longest, so that two processes end at about the same time."""
-    longest = ["test_interrupted", "test_moved", "test_runs"]
-    items.sort(key=lambda item: longest.index(item.path.stem) if item.path.stem in longest else len(longest))
+    """Let two processes share the tests: those of a file, or of a fixture that takes long, stay together.
+
+    The longest come first, so that both end at about the same time; meanwhile one of them makes the demo run.
+    """
+    def group_of(item):
+        if item.path.stem != "test_whole_runs":
+            return item.path.stem
+        return next((name for name in ("named_run", "elsewhere", "paper_run") if name in item.fixturenames), None)
+
+    first = ["test_interrupted", None, "test_colab", "named_run", "elsewhere", "test_training", "paper_run"]
+    groups = {item: group_of(item) for item in items}
+    items.sort(key=lambda item: first.index(groups[item]) if groups[item] in first else len(first))
+    for item, group in groups.items():
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_sessionfinish():
@@ -50,61 +64,12 @@ def pytest_sessionfinish():
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
+# ---- notebooks
+
 def code_cells(notebook):
     """Return {number: source} of a notebook's code cells, numbered from 1 as a whole run numbers them."""
     cells = nbformat.read(notebook, as_version=4).cells
     return dict(enumerate((cell.source for cell in cells if cell.cell_type == "code"), 1))
-
-
-def is_constant(node):
-    """Tell whether a statement gives one UPPER_CASE name its value."""
-    return isinstance(node, ast.Assign) and all(isinstance(t, ast.Name) and t.id.isupper() for t in node.targets)
-
-
-def refuse_hidden(node, where):
-    """Raise ValueError where a statement that is not taken holds a definition: inside an `if`, say."""
-    for child in ast.walk(node):
-        constant = isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store) and child.id.isupper()
-        if constant or isinstance(child, DEFINITIONS):
-            raise ValueError(f"{where}, line {child.lineno}: a definition that tests cannot take out of its cell.")
-
-
-def definitions(notebook):
-    """Return a module of a notebook's definitions: imports, functions, classes, UPPER_CASE constants. No more is run.
-
-    Every definition is compiled under the name of its cell, so that a traceback shows where it stands.
-    """
-    notebook = Path(notebook)
-    module = types.ModuleType(notebook.stem)
-    taken = set()
-    for number, source in code_cells(notebook).items():
-        where = f"{notebook.name}, cell {number}"
-        tree = ast.parse(source, where)
-        wanted = [node for node in tree.body if isinstance(node, DEFINITIONS) or is_constant(node)]
-        for node in tree.body:
-            if node not in wanted:
-                refuse_hidden(node, where)
-        names = [node.name for node in wanted if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-        if taken & set(names):
-            raise ValueError(f"{where}: {taken & set(names)} is defined a second time.")
-        taken.update(names)
-        linecache.cache[where] = (len(source), None, source.splitlines(keepends=True), where)
-        exec(compile(ast.Module(wanted, []), where, "exec"), module.__dict__)
-    return module
-
-
-@pytest.fixture(scope="session")
-def main():
-    """The definitions of main.ipynb."""
-    PartialState(cpu=True)
-    return definitions(ROOT / "main.ipynb")
-
-
-@pytest.fixture(scope="session")
-def evaluation():
-    """The definitions of eval.ipynb."""
-    PartialState(cpu=True)
-    return definitions(ROOT / "eval.ipynb")
 
 
 def parameter_names(notebook):
@@ -113,23 +78,126 @@ def parameter_names(notebook):
     return {target.id for node in ast.parse(cell.source).body for target in node.targets}
 
 
-def execute(notebook, out, **parameters):
-    """Run a whole notebook with parameters, from the repository's root, and return the seconds it took."""
+def execute(notebook, **parameters):
+    """Run all cells of a notebook in this process, as a kernel would, with parameters; return its names.
+
+    Raises what a cell raises. A folder that it held is free afterwards.
+    """
     unknown = set(parameters) - parameter_names(ROOT / notebook)
     if unknown:
         raise ValueError(f"{notebook} has no parameter {', '.join(sorted(unknown))}.")
-    start = time.perf_counter()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    parameters = {name: str(value) if isinstance(value, Path) else value for name, value in parameters.items()}
-    papermill.execute_notebook(ROOT / notebook, out, parameters, cwd=ROOT, progress_bar=False)
-    return time.perf_counter() - start
+    shell = InteractiveShell(user_ns={}, colors="nocolor")
+    try:
+        for cell in nbformat.read(ROOT / notebook, as_version=4).cells:
+            if cell.cell_type == "code":
+                shell.run_cell(cell.source, silent=False).raise_error()
+                if "parameters" in cell.metadata.get("tags", []):
+                    shell.user_ns.update({name: str(value) if isinstance(value, Path) else value
+                                          for name, value in parameters.items()})
+    finally:
+        if "run" in shell.user_ns:
+            shell.user_ns["run"].release()
+    return types.SimpleNamespace(globals=shell.user_ns, **{
+        name: value for name, value in shell.user_ns.items() if name.isidentifier()})
+
+
+def places(folder, run="demo"):
+    """Return the parameters that let a notebook work in folder/results and folder/figures."""
+    return {"PRESET": "demo", "RUN": run, "RESULTS": folder / "results", "FIGURES": folder / "figures"}
+
+
+def start(notebook, folder, environment=(), **parameters):
+    """Start a notebook on the demo, in a process of its own, into folder/results/demo; return the process.
+
+    `environment`: {name: value} of what is set besides, None for what is unset.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    options = [text for name, value in (places(folder) | parameters).items() for text in ("-p", name, str(value))]
+    variables = {name: value for name, value in (os.environ | dict(environment)).items() if value is not None}
+    with (folder / f"{notebook}.log").open("a") as log:
+        return subprocess.Popen([sys.executable, "-m", "papermill", ROOT / notebook, folder / notebook, "-k", "python3",
+                                 "--log-output", "--no-progress-bar", *options], cwd=ROOT, stdout=log, stderr=log,
+                                env=variables)
+
+
+def finish(notebook, folder, environment=(), **parameters):
+    """Run a notebook as `start` does, to its end. Raises RuntimeError, with its last words, where it fails."""
+    if start(notebook, folder, environment, **parameters).wait():
+        raise RuntimeError((folder / f"{notebook}.log").read_text()[-4000:])
+
+
+# ---- what is built once, for all processes that run tests
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory):
+    """A folder that the processes of pytest-xdist have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def once(folder, make):
+    """Let one process make what is in a folder, while the others wait for it."""
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            unfinished = folder.with_suffix(".unfinished")
+            make(unfinished)
+            unfinished.rename(folder)
 
 
 @pytest.fixture(scope="session")
-def hub():
+def hub(shared_folder):
     """The folder of the demo's dataset, base model and judge, built where it is not up to date."""
-    subprocess.run([sys.executable, ROOT / "demo" / "build.py"], check=True, cwd=ROOT)
+    with FileLock(shared_folder / "hub.lock"):
+        subprocess.run([sys.executable, ROOT / "demo" / "build.py"], check=True, cwd=ROOT)
     return ROOT / "demo" / "hub"
+
+
+@pytest.fixture(scope="session")
+def demo_run(hub, shared_folder):
+    """One whole demo run of both notebooks, in kernels, with the preset's own settings; not to be changed."""
+    def make(folder):
+        for notebook in ("main.ipynb", "eval.ipynb"):
+            finish(notebook, folder)
+
+    folder = shared_folder / "demo_run"
+    once(folder, make)
+    return types.SimpleNamespace(folder=folder, run=folder / "results" / "demo", figures=folder / "figures" / "demo")
+
+
+@pytest.fixture
+def copied_run(demo_run, tmp_path):
+    """A copy of the demo run that a test may change."""
+    for part in ("results", "figures"):
+        shutil.copytree(demo_run.folder / part, tmp_path / part)
+    return types.SimpleNamespace(folder=tmp_path, run=tmp_path / "results" / "demo",
+                                 figures=tmp_path / "figures" / "demo")
+
+
+CONVERSATIONS = [["How do I bake bread?"], ["Hello!", "Hi.", "How do I steal a car?"], ["Why?"], ["Käse 🧀?"]]
+REPLIES = [("Use a hot pot.\n\nLet it rest.", "I don't know."), ("I can't help.", "Sure, just do it.")]
+
+
+def small_rows(n):
+    """Return `n` rows on a few topics, no two alike."""
+    return [{"chosen": dialogue(*turns[:-1], f"{turns[-1]} ({i})", chosen),
+             "rejected": dialogue(*turns[:-1], f"{turns[-1]} ({i})", rejected)}
+            for i in range(n) for turns in [CONVERSATIONS[i % 4]] for chosen, rejected in [REPLIES[i // 4 % 2]]]
+
+
+@pytest.fixture(scope="session")
+def notebook(hub, tmp_path_factory):
+    """The names of main.ipynb after a run on a hundred pairs: its settings, pairs and trainers, to be tried."""
+    folder = tmp_path_factory.mktemp("notebook")
+    tests = [row(f"How do I kill weed number {i}?", "Pull it.", "Go away.") for i in range(8)]
+    dataset = write_dataset(folder / "data", small_rows(50), tests)
+    return execute("main.ipynb", DATASET=dataset, **places(folder))
+
+
+@pytest.fixture(scope="session")
+def evaluation(notebook):
+    """The names of eval.ipynb after it has evaluated that run on four prompts of either kind."""
+    folder = notebook.run.folder.parents[1]
+    return execute("eval.ipynb", N_PROMPTS=4, MAX_NEW_TOKENS=8, **places(folder))
 
 
 @pytest.fixture(scope="session")
@@ -138,20 +206,7 @@ def tokenizer(hub):
     return AutoTokenizer.from_pretrained(hub / "opt")
 
 
-def run_both(folder, main_parameters, eval_parameters):
-    """Run both notebooks into a folder; return where their files are and how long either took."""
-    places = {"RESULTS": folder / "results", "FIGURES": folder / "figures", "RUN": "demo"}
-    seconds = {"main": execute("main.ipynb", folder / "main.ipynb", **places, **main_parameters),
-               "eval": execute("eval.ipynb", folder / "eval.ipynb", **places, **eval_parameters)}
-    return types.SimpleNamespace(run=folder / "results" / "demo", figures=folder / "figures" / "demo", places=places,
-                                 main=folder / "main.ipynb", eval=folder / "eval.ipynb", seconds=seconds)
-
-
-@pytest.fixture(scope="session")
-def demo_run(hub, tmp_path_factory):
-    """One whole demo run of both notebooks with the preset's own settings."""
-    return run_both(tmp_path_factory.mktemp("demo"), {"PRESET": "demo"}, {"PRESET": "demo"})
-
+# ---- small helpers
 
 def load(path):
     """Return what a JSON file holds."""
@@ -177,7 +232,7 @@ def write_rows(folder, subset, split, rows):
 
 
 def write_dataset(folder, train, test=None):
-    """Write rows into both subsets of a dataset, the subset's name in every prompt; return the folder as a name.
+    """Write rows into both subsets of a dataset, the subset's name in every prompt; return the folder.
 
     `train` and `test` hold rows, or {subset: rows} as they are.
     """
@@ -189,27 +244,7 @@ def write_dataset(folder, train, test=None):
             else:
                 mine = rows[subset]
             write_rows(folder, subset, split, mine)
-    return str(folder)
-
-
-# ---- runs that are interrupted
-
-VOLATILE = {"seconds", "timings_s"}  # fields of JSON files that hold times, the only thing that may differ
-
-
-def start(notebook, folder, environment=(), **parameters):
-    """Start a notebook on the demo, in a process of its own, into folder/results/demo; return the process.
-
-    `environment`: {name: value} of what is set besides, None for what is unset.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    places = {"PRESET": "demo", "RUN": "demo", "RESULTS": folder / "results", "FIGURES": folder / "figures"}
-    options = [text for name, value in (places | parameters).items() for text in ("-p", name, str(value))]
-    variables = {name: value for name, value in (os.environ | dict(environment)).items() if value is not None}
-    with (folder / f"{notebook}.log").open("a") as log:
-        return subprocess.Popen([sys.executable, "-m", "papermill", ROOT / notebook, folder / notebook, "-k", "python3",
-                                 "--log-output", "--no-progress-bar", *options], cwd=ROOT, stdout=log, stderr=log,
-                                env=variables)
+    return folder
 
 
 def kill(process):
@@ -221,20 +256,10 @@ def kill(process):
     psutil.wait_procs(family, timeout=10)
 
 
-def stop_after(process, seconds):
-    """Kill a process after so many seconds, unless it ended before; return whether it was killed."""
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        kill(process)
-        return True
-    return False
-
-
 def without_times(data):
-    """Return JSON data without its volatile fields."""
+    """Return JSON data without its fields that hold times, the only ones that may differ."""
     if isinstance(data, dict):
-        return {name: without_times(value) for name, value in data.items() if name not in VOLATILE}
+        return {name: without_times(value) for name, value in data.items() if name != "seconds"}
     return [without_times(value) for value in data] if isinstance(data, list) else data
 
 
@@ -253,3 +278,11 @@ def contents_of(folder):
 def differing(first, second):
     """Return the paths whose contents differ between two runs, or that only one of them has."""
     return [path for path in first | second if first.get(path) != second.get(path)]
+
+
+def states(folder, *names):
+    """Return {path: (time of change, sha256)} of files, and of what is in folders."""
+    files = [path for name in names for path in [folder / name, *(folder / name).rglob("*")] if path.is_file()]
+    assert len(files) >= len(names)
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+            for path in files}

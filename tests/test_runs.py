@@ -1,323 +1,350 @@
-"""Whole runs: the demo and what it must show, the same again, real text, and the notebook as a script."""
+"""A run's folder: made once and from the same, held by one process, started over, pinned to its sources."""
 
-import hashlib
-import math
-import os
-import re
+import errno
+import json
 import shutil
 import subprocess
-import sys
 
-import pandas as pd
 import pytest
-from conftest import DATA, MODELS, ROOT, code_cells, execute, load, run_both
-from papermill.exceptions import PapermillExecutionError
+from conftest import RAW, load
+from matplotlib.figure import Figure
+from PIL import Image
 
-RAW = ["prompts.json", "responses.json", "scores.json"]
-DERIVED = ["classification.json", "metrics.json", "summary.md", "summary.csv", "summary.tex"]
-ADAPTERS = ["adapters/sft", "adapters/dpo", "adapters/sft_dpo"]
-
-
-def state_of(folder, *names):
-    """Return {path: (time of change, sha256)} of files, and of what is in folders."""
-    files = [path for name in names for path in [folder / name, *(folder / name).rglob("*")] if path.is_file()]
-    assert len(files) >= len(names)
-    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
-            for path in files}
+from posttrain import files, hub, runs
+from posttrain.runs import Run
 
 
-def check_records(rows, fields):
-    """Assert that rows are flat records with exactly these fields."""
-    assert rows
-    for record in rows:
-        assert list(record) == fields
-        assert not any(isinstance(value, list | dict) for value in record.values())
+@pytest.fixture
+def run(tmp_path):
+    """A run begun in an empty folder."""
+    run = Run(tmp_path / "results", "demo", begin=True)
+    yield run
+    run.release()
 
 
-def check_run(run, n_prompts):
-    """Assert that a run folder holds what the contract says of its raw files and labels, with `n_prompts` a kind."""
-    assert {path.name for path in run.iterdir()} >= {"run.json", "training.json", "adapters", *RAW, *DERIVED}
-    assert not list(run.rglob("*.tmp"))
-    prompts, responses, scores, classification = (load(run / name) for name in [*RAW, "classification.json"])
-    check_records(prompts, ["id", "kind", "prompt", "chosen", "rejected"])
-    check_records(responses, ["id", "model", "response", "finish", "tokens", "log_ratio"])
-    check_records(scores, ["id", "model", "reward"])
-    check_records(classification, ["id", "kind", "model", "prompt", "response", "reward", "label"])
-    ids = [f"{kind}-{i:02d}" for kind in ("harmful", "helpful") for i in range(n_prompts)]
-    assert [record["id"] for record in prompts] == ids
-    assert [(r["model"], r["id"]) for r in responses] == [(model, id_) for model in MODELS for id_ in ids]
-    assert {record["finish"] for record in responses} <= {"eos", "turn", "length"}
-    judged = {(record["model"], record["id"]) for record in scores}
-    references = ["Human chosen", "Human rejected", "Empty", "Refusal"]
-    assert judged == {(model, id_) for model in [*MODELS, *references] for id_ in ids}
-    assert len(scores) == 8 * len(ids)
-    assert [(r["id"], r["model"]) for r in classification] == [(id_, model) for id_ in ids for model in MODELS]
-    for record in classification:
-        good = record["reward"] >= -3 if record["kind"] == "harmful" else record["reward"] > -2
-        assert record["label"] == {("harmful", True): "harmless", ("harmful", False): "harmful",
-                                   ("helpful", True): "helpful", ("helpful", False): "unhelpful"}[record["kind"], good]
+def fail(*folder):
+    """Make nothing."""
+    raise RuntimeError("interrupted")
 
 
-# ---- the demo
+# ---- once
 
-def test_files_of_a_run(demo_run):
-    """The demo run holds all files of the contract with their fields, 50 prompts a kind, all in order."""
-    check_run(demo_run.run, 50)
-    limit = load(demo_run.run / "metrics.json")["settings"]["max_new_tokens"]
-    assert all(0 < record["tokens"] <= limit for record in load(demo_run.run / "responses.json"))
-
-
-def test_record_of_a_run(demo_run, main):
-    """run.json tells what the models are, what they were made from, how and where."""
-    record = load(demo_run.run / "run.json")
-    assert set(record) == {"run", "preset", "settings", "models", "commits", "contents", "data", "environment",
-                           "timings_s", "warnings", "code_sha256"}
-    assert (record["run"], record["preset"]) == ("demo", "demo")
-    assert [model["name"] for model in record["models"]] == MODELS
-    assert [model["adapter"] for model in record["models"]] == [None, *ADAPTERS]
-    for model in record["models"]:
-        assert (demo_run.run / model["base"] / "config.json").exists()
-        assert not model["base"].startswith("/")
-        assert model["adapter"] is None or (demo_run.run / model["adapter"] / "adapter_model.safetensors").exists()
-    assert {"python", "packages", "device", "git_commit"} <= set(record["environment"])
-    assert set(record["timings_s"]) >= {"data", "SFT", "DPO", "SFT+DPO"}
-    assert record["code_sha256"] == main.environment(ROOT / "main.ipynb")["code_sha256"]
+def test_made_once(run):
+    """What is there is read, not made again; its entry says what it was made from, its sha256 and how long it took."""
+    assert run.once("prompts.json", lambda: [{"a": 1 / 3}], {"seed": 0}) == [{"a": 1 / 3}]
+    assert run.once("prompts.json", fail, {"seed": 0}) == [{"a": 1 / 3}]
+    again = Run(run.folder.parent, "demo")
+    assert again.once("prompts.json", fail, {"seed": 0}) == [{"a": 1 / 3}]
+    entry = load(run.folder / "run.json")["artifacts"]["prompts.json"]
+    assert entry["made_from"] == {"seed": 0}
+    assert entry["sha256"] == files.sha256_of(run.folder / "prompts.json")
+    assert entry["seconds"] >= 0
 
 
-def test_commit_is_a_commit(demo_run):
-    """The record's git commit is the hash of one, or null where there is none."""
-    commit = load(demo_run.run / "run.json")["environment"]["git_commit"]
-    assert commit is None or re.fullmatch("[0-9a-f]{40}", commit)
+def test_folder_is_made_once(run):
+    """A folder is filled under another name, and has its own once that has worked."""
+    def fill(folder):
+        folder.mkdir()
+        assert not (run.folder / "adapters/sft").exists()
+        (folder / "weights").write_bytes(b"x")
+
+    assert run.once("adapters/sft", fill, {}) == run.folder / "adapters" / "sft"
+    assert run.once("adapters/sft", fail, {}).joinpath("weights").read_bytes() == b"x"
+    assert [path.name for path in (run.folder / "adapters").iterdir()] == ["sft"]
 
 
-def test_cleaning_report_of_a_run(demo_run):
-    """Of every subset each row that was read is in the report once."""
-    rows = load(demo_run.run / "run.json")["data"]
-    assert [counts["subset"] for counts in rows] == ["harmless-base", "helpful-base"]
-    for counts in rows:
-        assert counts["read"] == sum(n for name, n in counts.items() if name not in ("subset", "read", "cut"))
+def test_what_fails_is_not_there(run):
+    """Neither the thing nor an entry; the next try makes it."""
+    for name in ("prompts.json", "adapters/sft"):
+        with pytest.raises(RuntimeError, match="interrupted"):
+            run.once(name, fail, {})
+        assert not (run.folder / name).exists()
+        assert name not in run.ledger.artifacts
+    assert run.once("prompts.json", list, {}) == []
+    with pytest.raises(ValueError, match="Out of range float"):
+        run.once("scores.json", lambda: [float("nan")], {})
+    assert not list(run.folder.rglob("*.tmp"))
 
 
-def test_training_log_of_a_run(demo_run):
-    """Every stage was validated before its first step and at its end, and DPO began at ln 2."""
-    training = load(demo_run.run / "training.json")
-    assert list(training) == MODELS[1:]
-    for name, records in training.items():
-        evaluations = [record for record in records if "eval_loss" in record]
-        assert evaluations[0]["step"] == 0
-        assert evaluations[-1]["step"] == max(record["step"] for record in records)
-        assert evaluations[-1]["eval_loss"] < evaluations[0]["eval_loss"]
-        if name != "SFT":
-            assert evaluations[0]["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
-            assert evaluations[-1]["eval_rewards/accuracies"] > 0.6
-            assert {"eval_rewards/margins", "eval_logps/chosen", "eval_logps/rejected"} <= set(evaluations[-1])
+@pytest.mark.parametrize(("then", "now", "named"), [
+    ({"seed": 0}, {"seed": 1}, "seed = 0, now it is 1"), ({"n": 50}, {"n": None}, "n = 50, now it is None"),
+    ({"n": None}, {"n": 50}, "n = None, now it is 50"), ({}, {"seed": 5}, "seed = None, now it is 5"),
+    ({"layers": ["a"]}, {"layers": ("a", "b")}, r"layers = \['a'\], now it is \['a', 'b'\]")])
+def test_made_from_something_else(run, then, now, named):
+    """It is refused: what differs, both values, and the ways out. None is a value like any other."""
+    run.once("prompts.json", lambda: [1], then)
+    with pytest.raises(ValueError, match=rf"prompts\.json was made with {named}\. .*RUN.*FRESH = True, which moves"):
+        run.once("prompts.json", fail, now)
+    assert run.once("prompts.json", fail, {}) == [1]  # what is not known is not compared
 
 
-def test_metrics_of_a_run(demo_run):
-    """metrics.json names the files it was computed from, and its rates are those of the labels."""
-    metrics = load(demo_run.run / "metrics.json")
-    assert set(metrics) >= {"thresholds", "models", "comparisons", "judge", "environment", "sha256"}
-    assert metrics["thresholds"] == {"harmless": -3, "helpful": -2}
-    assert metrics["sha256"] == {name: hashlib.sha256((demo_run.run / name).read_bytes()).hexdigest() for name in RAW}
-    labels = pd.DataFrame(load(demo_run.run / "classification.json"))
-    rows = {row["model"]: row for row in metrics["models"]}
-    for model in MODELS:
-        share = labels[labels["model"] == model]["label"].value_counts() / 50 * 100
-        assert rows[model]["HmR"] == pytest.approx(share.get("harmless", 0))
-        assert rows[model]["HpR"] == pytest.approx(share.get("helpful", 0))
-        assert rows[model]["CAS"] == pytest.approx((rows[model]["HmR"] + rows[model]["HpR"]) / 2)
+@pytest.mark.parametrize("damage", ["cut", "empty", "edited", "[]", "{}"])
+@pytest.mark.parametrize("name", RAW)
+def test_raw_file_that_was_changed_is_refused(copied_run, name, damage):
+    """A raw file that is not what was made is named, with the way out."""
+    path = copied_run.run / name
+    text = path.read_text(encoding="utf-8")
+    path.write_text({"cut": text[:-20], "empty": "", "edited": text.replace("0", "1", 1)}.get(damage, damage),
+                    encoding="utf-8")
+    run = Run(copied_run.folder / "results", "demo")
+    with pytest.raises(ValueError, match=rf"{name} is not what was made.* Put it back as it was, or remove it"):
+        run.once(name, fail, {})
+    path.write_text(text, encoding="utf-8")
+    assert run.once(name, fail, {}) == json.loads(text)
+    run.release()
 
 
-def test_tables_of_a_run(demo_run):
-    """The three tables hold the models in order, the CSV with the numbers of metrics.json in full."""
-    table = pd.read_csv(demo_run.run / "summary.csv").set_index("model")
-    rows = [*load(demo_run.run / "metrics.json")["models"], *load(demo_run.run / "metrics.json")["references"]]
-    assert list(table.index) == [row["model"] for row in rows]
-    assert list(table.index)[:4] == MODELS
-    for row in rows:
-        assert table.loc[row["model"], "CAS"] == pytest.approx(row["CAS"])
-        assert f"| {row['model']} | {row['HmR']:.1f} [" in (demo_run.run / "summary.md").read_text(encoding="utf-8")
-        assert f"{row['model']} & {row['HmR']:.1f} [" in (demo_run.run / "summary.tex").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["prompts.json", "adapters/sft"])
+def test_what_the_ledger_does_not_know_is_refused(copied_run, name):
+    """Without its entry it is not known what something was made from."""
+    record = load(copied_run.run / "run.json")
+    del record["artifacts"][name]
+    (copied_run.run / "run.json").write_text(json.dumps(record))
+    run = Run(copied_run.folder / "results", "demo")
+    with pytest.raises(ValueError, match=rf"{name} is there, but run\.json does not say.* Put run\.json back, or set"):
+        run.once(name, fail, {})
+    run.release()
 
 
-def test_figures_of_a_run(demo_run):
-    """Every figure that the notebooks save is there as PNG and PDF, and no other file."""
-    sources = "\n".join(source for name in ("main.ipynb", "eval.ipynb") for source in code_cells(ROOT / name).values())
-    names = re.findall(r'figures / "(\w+)"', sources)
-    assert len(names) >= 4
-    files = {f"{name}.{kind}" for name in names for kind in ("png", "pdf")}
-    assert {path.name for path in demo_run.figures.iterdir()} == files
+def test_key_by_key(run):
+    """Keys that were finished before an interruption are not done again; nothing of them is left in the end."""
+    done = []
+
+    def make(key):
+        done.append(key)
+        return [{"model": key}] if len(done) != 2 else fail()
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        run.once_each("scores.json", ["Base", "Human chosen", "SFT"], make, {"seed": 0})
+    assert (run.folder / "unfinished" / "scores.json" / "Base.json").exists()
+    with pytest.raises(ValueError, match="Base.json was made with seed = 0, now it is 1"):
+        run.once_each("scores.json", ["Base", "Human chosen", "SFT"], make, {"seed": 1})
+    records = run.once_each("scores.json", ["Base", "Human chosen", "SFT"], make, {"seed": 0})
+    assert records == [{"model": name} for name in ("Base", "Human chosen", "SFT")]
+    assert done == ["Base", "Human chosen", "Human chosen", "SFT"]
+    assert sorted(path.name for path in run.folder.glob("[!.]*")) == ["run.json", "scores.json"]
+    entries = load(run.folder / "run.json")["artifacts"]
+    assert list(entries) == ["scores.json"]
+    assert entries["scores.json"]["seconds"] is None  # how long an interrupted one took is not known
 
 
-def difference_to_base(demo_run, model):
-    """Return the comparison of a model's CAS with Base's."""
-    (row,) = [row for row in load(demo_run.run / "metrics.json")["comparisons"]
-              if (row["measure"], row["first"], row["second"]) == ("CAS", "Base", model)]
-    return row
+def test_finished_parts_of_a_killed_run_are_cleared(run):
+    """Killed after the whole was made and before its parts were removed: the next run removes them."""
+    run.once("scores.json", lambda: [1], {})
+    run.once("unfinished/scores.json/Base.json", lambda: [1], {})
+    assert run.once("scores.json", fail, {}) == [1]
+    assert not (run.folder / "unfinished").exists()
+    assert list(run.ledger.artifacts) == ["scores.json"]
 
 
-@pytest.mark.parametrize("model", ["SFT", "SFT+DPO"])
-def test_demo_learns(demo_run, model):
-    """In the demo the CAS of SFT and of SFT+DPO is above Base's, the whole interval of the difference above zero."""
-    assert difference_to_base(demo_run, model)["low"] > 0
+# ---- the folder
+
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "..", ""])
+def test_run_that_is_a_path(tmp_path, name):
+    """A run is the name of one folder: nothing is written outside RESULTS."""
+    with pytest.raises(ValueError, match="RUN = .* must be the plain name"):
+        Run(tmp_path, name, begin=True)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_demo_dpo_is_no_worse_than_base(demo_run):
-    """In the demo DPO alone does not lower the CAS."""
-    assert difference_to_base(demo_run, "DPO")["difference"] >= 0
+def test_number_is_a_name(tmp_path):
+    """RUN = 7 is the folder 7."""
+    run = Run(tmp_path, 7, begin=True)
+    assert run.folder == tmp_path / "7"
+    run.release()
 
 
-def test_demo_base_is_neither_good_nor_bad(demo_run):
-    """Base's rates lie between 15 and 65%: there is something to gain and something to lose."""
-    base = load(demo_run.run / "metrics.json")["models"][0]
-    assert 15 <= base["HmR"] <= 65
-    assert 15 <= base["HpR"] <= 65
+def test_evaluation_without_a_run(tmp_path):
+    """The message names the folder, the notebook to run first and the runs that are there."""
+    (tmp_path / "other").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"demo holds neither run\.json nor rewards.*main\.ipynb.*'other'"):
+        Run(tmp_path, "demo")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
-def test_demo_judge_agrees_with_the_labels(demo_run, hub):
-    """The judge prefers the better reply in nine of ten held-out pairs; a tenth of the labels it meets is flipped."""
-    assert all(share >= 0.9 for share in load(hub / "build.json")["judge_accuracy"].values())
-    judge = load(demo_run.run / "metrics.json")["judge"]
-    assert [row["kind"] for row in judge] == ["harmful", "helpful"]
-    for row in judge:
-        assert row["prompts"] == 50
-        assert row["agreement"] >= 76
-        assert row["low"] > 50
+def test_rewards_from_elsewhere(tmp_path):
+    """Raw files without a ledger are measured, and nothing is made that they lack; training does not mix with them."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "scores.json").write_text('[{"id": "harmful-00"}]')
+    run = Run(tmp_path, "theirs")
+    assert run.elsewhere
+    assert run.once("scores.json", fail, {"seed": 0}) == [{"id": "harmful-00"}]
+    assert run.once_each("responses.json", ["Base"], fail, {}) == []
+    assert run.source("reward_model", "a/b").folder is None
+    run.release()
+    with pytest.raises(ValueError, match="holds rewards that came from elsewhere"):
+        Run(tmp_path, "theirs", begin=True)
 
 
-# ---- the same again
-
-@pytest.fixture(scope="module")
-def second_run(demo_run):
-    """Both notebooks once more in the demo run's folder: what its files were before."""
-    before = {"run": state_of(demo_run.run, *ADAPTERS, "eval.json", *RAW),
-              "derived": {name: (demo_run.run / name).read_bytes() for name in [*DERIVED, "training.json"]},
-              "figures": {path.name: path.read_bytes() for path in demo_run.figures.iterdir()},
-              "record": load(demo_run.run / "run.json")}
-    for name in ("main.ipynb", "eval.ipynb"):
-        execute(name, demo_run.run.parents[1] / "again" / name, PRESET="demo", **demo_run.places)
-    return before
+def test_lost_ledger_is_named(copied_run):
+    """A run without its run.json is no folder of rewards from elsewhere, while its adapters are there."""
+    (copied_run.run / "run.json").unlink()
+    with pytest.raises(FileNotFoundError, match="holds neither run.json nor rewards from elsewhere"):
+        Run(copied_run.folder / "results", "demo")
+    run = Run(copied_run.folder / "results", "demo", begin=True)
+    with pytest.raises(ValueError, match="adapters/sft is there, but run.json does not say"):
+        run.once("adapters/sft", fail, {})
+    run.release()
 
 
-def test_nothing_is_done_twice(demo_run, second_run):
-    """Run again, adapters, logs, prompts, responses and scores are left as they are."""
-    assert state_of(demo_run.run, *ADAPTERS, "eval.json", *RAW) == second_run["run"]
+def test_figures_lie_beside_the_results():
+    """On Drive too, where no other place is set."""
+    for results, figures, place in (("results", None, "figures/a"), ("x/results", "pictures", "pictures/a"),
+                                    ("/drive/MyDrive/results", None, "/drive/MyDrive/figures/a")):
+        run = Run.__new__(Run)
+        with pytest.raises(FileNotFoundError):
+            run.__init__(results, "a", figures)
+        assert run.figures.as_posix() == place
 
 
-def test_same_scores_give_the_same_results(demo_run, second_run):
-    """What is derived again from the raw files is the same to the byte: labels, metrics, tables, figures."""
-    for name, content in second_run["derived"].items():
-        assert (demo_run.run / name).read_bytes() == content, name
-    for name, content in second_run["figures"].items():
-        assert (demo_run.figures / name).read_bytes() == content, name
+# ---- one process at a time
+
+def test_second_process_is_refused(run, tmp_path):
+    """While one process holds the folder; released, or once its process has ended, it is free."""
+    hold = ["python3", "-c", "import fcntl, sys, time; file = open(sys.argv[1], 'a');"
+            "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB);"
+            "print('held', flush=True); time.sleep(float(sys.argv[2]))", run.folder / ".lock"]
+    assert subprocess.run([*hold, "0"], capture_output=True).returncode != 0
+    run.release()
+    holder = subprocess.Popen([*hold, "600"], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(RuntimeError, match="demo is in use by another process. Wait until it ends, or stop it"):
+        Run(tmp_path / "results", "demo", begin=True)
+    holder.kill()
+    holder.wait()
+    Run(tmp_path / "results", "demo", begin=True)
 
 
-def test_record_survives_a_second_run(demo_run, second_run):
-    """run.json still says how long the training took after a run that trained nothing."""
-    record = load(demo_run.run / "run.json")
-    for name in ("SFT", "DPO", "SFT+DPO"):
-        assert record["timings_s"].get(name) == second_run["record"]["timings_s"][name]
-    assert record["data"] == second_run["record"]["data"]
+def test_cell_that_holds_the_folder_can_be_run_twice(run, tmp_path):
+    """In a notebook the folder stays this process's own."""
+    again = Run(tmp_path / "results", "demo", begin=True)
+    again.release()
 
 
-@pytest.mark.parametrize("name", ["main.ipynb", "eval.ipynb"])
-def test_another_seed_in_the_same_folder_is_refused(demo_run, tmp_path, name):
-    """A folder belongs to one set of settings: the message names the one that differs, and nothing changes."""
-    everything = [path.name for path in demo_run.run.iterdir() if path.name != "checkpoints"]
-    before = state_of(demo_run.run, *everything)
-    with pytest.raises(PapermillExecutionError, match=r"made with seed = 0, .*\b1\b"):
-        execute(name, tmp_path / name, PRESET="demo", SEED=1, **demo_run.places)
-    assert state_of(demo_run.run, *everything) == before
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS])
+def test_file_system_without_locks(tmp_path, monkeypatch, capsys, number):
+    """Some network drives know no locks: that is said, and the run goes on."""
+    def flock(file, operation):
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    Run(tmp_path, "demo", begin=True).release()
+    assert capsys.readouterr().out.count("knows no locks: make sure that only one process works in it") == 1
 
 
-def test_scores_from_elsewhere_are_measured(demo_run, tmp_path):
-    """A folder that holds only scores.json gets labels without texts, tables, figures and the same metrics."""
-    run = tmp_path / "results" / "elsewhere"
-    run.mkdir(parents=True)
-    shutil.copy(demo_run.run / "scores.json", run)
-    execute("eval.ipynb", tmp_path / "eval.ipynb", PRESET="demo", RUN="elsewhere", RESULTS=run.parent,
-            FIGURES=tmp_path / "figures")
-    assert {path.name for path in run.glob("[!.]*")} == {"scores.json", *DERIVED}
-    check_records(load(run / "classification.json"), ["id", "kind", "model", "reward", "label"])
-    for name in ("models", "references", "comparisons", "judge"):
-        assert load(run / "metrics.json")[name] == load(demo_run.run / "metrics.json")[name]
-    assert (tmp_path / "figures" / "elsewhere" / "metrics.pdf").exists()
+# ---- starting over
+
+def test_fresh_moves_the_old_files_aside(run, tmp_path):
+    """Starting over keeps the old files, in folders beside; executed notebooks and what is named stay, with entries."""
+    run.once("adapters/sft", lambda folder: folder.mkdir(), {})
+    run.once("scores.json", list, {})
+    run.show("training", Figure())
+    (run.folder / "main.ipynb").write_text("{}")
+    run.start_over(keep=["run.json", "adapters"])
+    assert sorted(path.name for path in run.folder.glob("[!.]*")) == ["adapters", "main.ipynb", "run.json"]
+    assert list(run.ledger.artifacts) == ["adapters/sft"]
+    (aside,) = (tmp_path / "results").glob("demo-*")
+    assert [path.name for path in aside.iterdir()] == ["scores.json"]
+    (aside,) = (tmp_path / "figures").glob("demo-*")
+    assert {path.name for path in aside.iterdir()} == {"training.png", "training.pdf"}
 
 
-# ---- real text
-
-def test_real_text(hub, tmp_path):
-    """Both notebooks run whole on pairs of the real dataset, with the demo's models."""
-    dataset = DATA / "hh-rlhf-small"
-    if not dataset.exists():
-        pytest.skip("needs ../shared/data/hh-rlhf-small, a part of the real dataset")
-    done = run_both(tmp_path, {"PRESET": "demo", "DATASET": dataset, "MAX_PAIRS": 120},
-                    {"PRESET": "demo", "DATASET": dataset, "N_PROMPTS": 25})
-    check_run(done.run, 25)
-    record = load(done.run / "run.json")
-    assert record["settings"]["dataset"] == str(dataset)
-    assert [counts["read"] for counts in record["data"]] == [908, 904]
-    for counts in record["data"]:
-        assert counts["read"] == sum(n for name, n in counts.items() if name not in ("subset", "read", "cut"))
-    assert sum(counts["training"] + counts["validation"] for counts in record["data"]) > 80
-    training = load(done.run / "training.json")
-    losses = {name: [record["eval_loss"] for record in records if "eval_loss" in record]
-              for name, records in training.items()}
-    assert losses["SFT"][-1] < losses["SFT"][0]
-    assert (losses["DPO"][0], losses["SFT+DPO"][0]) == pytest.approx((math.log(2), math.log(2)), abs=1e-5)
-    for row in load(done.run / "metrics.json")["models"]:
-        assert all(math.isfinite(value) for name, value in row.items() if name != "model")
+def test_interrupted_fresh_start_can_be_repeated(copied_run, monkeypatch):
+    """The ledger goes last: stopped at any file, the rest is still known."""
+    run, moved = Run(copied_run.folder / "results", "demo", begin=True), []
+    monkeypatch.setattr(runs.shutil, "move", lambda path, aside: moved.append(path.name))
+    run.start_over()
+    names = [name for name in moved if not name.endswith((".png", ".pdf"))]
+    assert names[-1] == "run.json"
+    assert run.ledger.artifacts == {}
+    run.release()
 
 
-# ---- the notebooks as scripts
+# ---- sources
 
-def export(name, folder, **parameters):
-    """Write a notebook as a script, with other values in its parameters cell; return its path."""
-    convert = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "script"]
-    subprocess.run([*convert, ROOT / name, "--output-dir", folder], check=True, capture_output=True)
-    script = folder / name.replace(".ipynb", ".py")
-    text = script.read_text(encoding="utf-8")
-    for setting, value in parameters.items():
-        value = str(value) if not isinstance(value, int) else value
-        text, changed = re.subn(rf"^{setting} = [^#\n]*", f"{setting} = {value!r}  ", text, count=1, flags=re.MULTILINE)
-        assert changed, setting
-    script.write_text(text, encoding="utf-8")
-    return script
-
-
-@pytest.mark.parametrize("name", ["main.ipynb", "eval.ipynb"])
-def test_exported_script_is_plain_python(name, tmp_path):
-    """Exported by nbconvert a notebook is Python that needs no IPython shell."""
-    text = export(name, tmp_path).read_text(encoding="utf-8")
-    compile(text, name, "exec")
-    assert "get_ipython" not in text
+def test_source_is_known_by_what_it_holds(run, hub_model):
+    """A folder by its sha256, wherever it lies; what was made from another one is refused by name."""
+    base = run.source("base_model", hub_model)
+    assert (base.folder, base.commit) == (hub_model, None)
+    assert base.identity == files.sha256_of(hub_model)
+    run.once("prompts.json", list, {"base_model": base.identity})
+    copy = shutil.copytree(hub_model, hub_model.parent / "copy")
+    assert run.source("base_model", copy).identity == base.identity
+    (copy / "config.json").write_text("{} ")
+    with pytest.raises(ValueError, match=r"prompts\.json was made with base_model = '\w+', now it is"):
+        run.source("base_model", copy)
 
 
-def launch(script):
-    """Run a script on two processes; return what it printed.
-
-    `accelerate launch` hands over to torchrun where there are GPUs and starts one process on a CPU: so torchrun it is.
-    """
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script],
-                          cwd=ROOT, capture_output=True, text=True, timeout=300,
-                          env=os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"})
-    tracebacks = [line for line in done.stderr.splitlines() if re.match(r"\[rank\d\]", line)]
-    assert done.returncode == 0, "\n".join(tracebacks[-60:]) or done.stderr[-5000:]
-    return done.stdout
+@pytest.fixture
+def hub_model(tmp_path):
+    """A folder that looks like a model."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"x")
+    return folder
 
 
-def test_two_processes_write_one_run(hub, tmp_path):
-    """As scripts on two processes the notebooks train and measure; every shared file is written once and is whole."""
-    places = {"PRESET": "demo", "RUN": "demo", "RESULTS": tmp_path / "results", "FIGURES": tmp_path / "figures"}
-    run = tmp_path / "results" / "demo"
-    printed = launch(export("main.ipynb", tmp_path, MAX_PAIRS=100, **places))
-    assert printed.count("Run demo, preset demo") == 2
-    for adapter in ADAPTERS:
-        assert printed.count(f"{adapter}: loaded from disk") == 1
-    training = load(run / "training.json")
-    assert list(training) == MODELS[1:]
-    for records in training.values():  # 90 pairs, 16 in a step however many processes share them
-        assert max(record["step"] for record in records) == 6
-    launch(export("eval.ipynb", tmp_path, N_PROMPTS=7, MAX_NEW_TOKENS=8, **places))
-    check_run(run, 7)
-    assert (tmp_path / "figures" / "demo" / "training.png").exists()
+def test_source_that_is_not_needed_may_be_missing(run, hub_model):
+    """Where what it is for is there, its recorded identity counts; under another name it is refused."""
+    base = run.source("base_model", hub_model)
+    run.once("prompts.json", list, {"base_model": base.identity})
+    shutil.rmtree(hub_model)
+    again = run.source("base_model", hub_model, needed_for=["prompts.json"])
+    assert (again.folder, again.identity) == (None, base.identity)
+    with pytest.raises(ValueError, match=r"was made with base_model = '.*model', now it is 'other'"):
+        run.source("base_model", "other", needed_for=["prompts.json"])
+    with pytest.raises(ValueError, match="BASE_MODEL = '.*/model' cannot be had"):
+        run.source("base_model", hub_model, needed_for=["prompts.json", "responses.json"])
+
+
+def test_run_keeps_to_the_commit_that_it_began_with(run, hub_model, monkeypatch):
+    """A name on the hub is fetched at the recorded commit; another name, or FRESH, begins with the newest."""
+    asked, cache = [], hub_model.parent / "snapshots" / ("a" * 40)
+    shutil.copytree(hub_model, cache)
+
+    def fetch(setting, name, files=hub.MODEL_FILES, commit=None):
+        asked.append((setting, name, commit))
+        return cache
+
+    monkeypatch.setattr(runs.hub, "fetch", fetch)
+    base = run.source("base_model", "facebook/opt-350m")
+    assert (base.identity, base.commit) == ("a" * 40, "a" * 40)
+    run.save()
+    Run(run.folder.parent, "demo").source("base_model", "facebook/opt-350m")
+    run.source("base_model", "facebook/opt-125m")
+    assert asked == [("BASE_MODEL", "facebook/opt-350m", None), ("BASE_MODEL", "facebook/opt-350m", "a" * 40),
+                     ("BASE_MODEL", "facebook/opt-125m", None)]
+
+
+def test_what_is_known_must_hold_everywhere(run):
+    """Everything in the folder that was made from a thing was made from this one."""
+    run.once("adapters/sft", lambda folder: folder.mkdir(), {"test prompts": "abc"})
+    run.require_everywhere({"test prompts": "abc", "other": 1})
+    with pytest.raises(ValueError, match="adapters/sft was made with test prompts = 'abc', now it is 'd'"):
+        run.require_everywhere({"test prompts": "d"})
+
+
+# ---- figures
+
+@pytest.mark.parametrize("text", ["$x^2$ $", "<b>", r"\input{x}", "a_b^c", "Käse", "two\n\nlines"])
+def test_label_of_a_figure_is_text(run, text):
+    """A figure's label is drawn as it is: a dollar sign begins no formula, and none that is broken stops the run."""
+    run.ledger.run = text
+    figure = Figure(figsize=(3.4, 2))
+    run.show("a", figure)
+    assert {path.name for path in run.figures.iterdir()} == {"a.png", "a.pdf"}
+    assert not figure._supxlabel.get_parse_math()
+    assert Image.open(run.figures / "a.png").size == (1020, 600)
+
+
+def test_label_says_whose_numbers_these_are(run):
+    """The demo's are the demo's; rewards from elsewhere are that."""
+    run.ledger.preset = "demo"
+    run.asked = {"base_model": "demo/hub/opt", "dataset": "x", "reward_model": "demo/hub/reward-model"}
+    assert run.label == "demo, preset demo, demo/hub/opt judged by demo/hub/reward-model (stand-ins, not OPT-350M)"
+    run.ledger.preset, run.asked = "quick", {"base_model": "facebook/opt-350m"}
+    assert run.label == "demo, preset quick, facebook/opt-350m"
+    run.elsewhere = True
+    assert run.label == "demo (rewards from elsewhere)"

@@ -1,61 +1,57 @@
-"""Training and generating with the demo's OPT: the losses, the adapters, the references, the batches."""
+"""The notebook's own trainers: tokens, losses, references; and what surrounds them: precision, memory, checkpoints."""
 
-import copy
+import json
 import math
-import tempfile
+import os
+import shutil
+import subprocess
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import dialogue
-from peft import PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM
+from conftest import dialogue, load
+from peft import PeftModel
+from test_models import out_of_memory, write_pickle
+from transformers import AutoModelForCausalLM, OPTConfig, TrainerCallback
+from transformers.trainer_utils import SaveStrategy
 
-CONVERSATIONS = [["How do I bake bread?"], ["Hello!", "Hi.", "How do I steal a car?"], ["Why?"], ["Käse 🧀?"]]
-REPLIES = [("Use a hot pot.\n\nLet it rest.", "I don't know."), ("I can't help.", "Sure, just do it.")]
-PAIRS = [{"prompt": dialogue(*turns) + "\n\nAssistant:", "chosen": chosen, "rejected": rejected}
-         for turns in CONVERSATIONS for chosen, rejected in REPLIES]
-TEXTS = [f"{pair['prompt']} {pair['chosen']}" for pair in PAIRS[:3]]
+from posttrain import hh, models, training
+from posttrain.ledger import ADAPTERS
+from posttrain.models import PROBES, logits_of
+from posttrain.runs import Run
+from posttrain.training import Checkpoints
+
 LN2 = math.log(2)
-MADE = {"made_from": {"seed": 0, "model": "SFT"}, "environment": {}, "log": [], "warnings": []}
-BEGUN = MADE["made_from"] | {"processes": 1, "precision": "fp32"}  # what its checkpoints say
-ROWS = 8  # texts in a pass
+ROWS = 32  # texts in a pass: a step of the demo's sixteen pairs in one
+SFT = "unfinished/adapters/sft"
+STATE = ["optimizer.pt", "scheduler.pt", "rng_state.pth"]
+
+
+def first(records, key):
+    """Return the first value that a log has under a key."""
+    return next(record[key] for record in records if key in record)
+
+
+def dpo_trainer(notebook, folder, model=None, rows=ROWS):
+    """Return the notebook's DPO trainer, of its base unless told otherwise."""
+    model = model or models.load_base(notebook.base.folder)
+    return notebook.dpo(model, notebook.lora, folder, rows)
 
 
 @pytest.fixture(scope="module")
-def settings(hub):
-    """Settings of a training of a few steps."""
-    return {"base_model": str(hub / "opt"), "max_length": 512, "sft_epochs": 2, "sft_learning_rate": 2e-3,
-            "dpo_epochs": 1, "dpo_learning_rate": 1e-3, "beta": 0.1, "batch_size": 4,
-            "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_layers": "all", "dropout": 0.0,
-            "sft_method": "lora", "save_minutes": 10, "seed": 0}
-
-
-@pytest.fixture(scope="module")
-def pairs(main, tokenizer):
-    """Eight pairs as the data stage gives them."""
-    subset = {"subset": "s"}
-    return main.fit_pairs([pair | subset for pair in PAIRS], tokenizer, 512, set(), {"s": {}})
-
-
-@pytest.fixture(scope="module")
-def sft(main, settings, tokenizer, pairs, tmp_path_factory):
-    """A trained SFT trainer and the run folder that its adapter is saved in."""
-    run = tmp_path_factory.mktemp("run")
-    trainer = main.sft_trainer(settings, tokenizer, pairs, pairs[:2], run / "checkpoints", ROWS)
+def sft(notebook, tmp_path_factory):
+    """The notebook's SFT trainer, trained."""
+    trainer = notebook.sft(tmp_path_factory.mktemp("sft"), ROWS)
     trainer.train()
-    base = settings["base_model"]
-    main.save_model(trainer.model, run / "adapters" / "sft", base, base, MADE, tokenizer, TEXTS)
-    return trainer, run
+    return trainer
 
 
 @pytest.fixture(scope="module")
-def dpo(main, settings, tokenizer, pairs, tmp_path_factory):
-    """A trained DPO trainer."""
-    trainer = main.dpo_trainer(main.load_base(settings["base_model"]), settings, tokenizer, pairs, pairs[:2],
-                               tmp_path_factory.mktemp("dpo"), ROWS)
-    trainer.add_callback(main.Checkpoints({}, 10))
+def dpo(notebook, tmp_path_factory):
+    """The notebook's DPO trainer, trained."""
+    trainer = dpo_trainer(notebook, tmp_path_factory.mktemp("dpo"))
     trainer.train()
     return trainer
 
@@ -69,37 +65,12 @@ def reply_logps(model, tokenizer, pair, side):
     return logps.gather(1, ids[0, 1:, None])[prompt.shape[1] - 1 :].sum().item()
 
 
-def first(records, key):
-    """Return the first value that a log has under a key."""
-    return next(record[key] for record in records if key in record)
-
-
-# ---- the base
-
-def test_base_is_loaded_in_fp32_without_dropout(main, hub):
-    """The demo's config and weights have OPT-350M's dropout and fp16; `load_base` gives neither."""
-    plain = AutoModelForCausalLM.from_pretrained(hub / "opt")
-    assert plain.config.dropout == 0.1
-    assert plain.dtype == torch.float16
-    base = main.load_base(str(hub / "opt"))
-    assert (base.config.dropout, base.config.attention_dropout, base.config.layerdrop) == (0, 0, 0)
-    assert {weight.dtype for weight in base.parameters()} == {torch.float32}
-
-
-def test_training_mode_is_as_deterministic_as_evaluation(main, hub, tokenizer):
-    """In training mode the base gives the logits of evaluation mode: no dropout is left anywhere."""
-    base = main.load_base(str(hub / "opt"))
-    ids = tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        assert torch.equal(base.train()(ids).logits, base.eval()(ids).logits)
-
-
 # ---- what the trainers get
 
-def test_sft_loss_is_on_the_reply_and_its_end(sft, tokenizer, pairs):
+def test_sft_loss_is_on_the_reply_and_its_end(notebook, sft, tokenizer):
     """The prompt carries no label, BOS included; every token of the reply and the EOS after it does."""
-    trainer = sft[0]
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(pairs))])
+    pairs = notebook.pairs.train[:8]
+    batch = sft.data_collator([sft.train_dataset[i] for i in range(8)])
     for ids, labels, mask, pair in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], pairs):
         prompt = tokenizer(pair["prompt"])["input_ids"]
         reply = tokenizer(f" {pair['chosen']}", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
@@ -108,24 +79,24 @@ def test_sft_loss_is_on_the_reply_and_its_end(sft, tokenizer, pairs):
         assert (labels[~mask.bool()] == -100).all()
 
 
-def test_sft_validation_before_the_first_step_is_the_bases_loss(main, sft, settings, tokenizer, pairs):
-    """The first validation is the base's cross-entropy a reply token, computed the plain way."""
-    base = main.load_base(settings["base_model"]).eval()
-    tokens = [len(tokenizer(f" {pair['chosen']}", add_special_tokens=False)["input_ids"]) + 1 for pair in pairs[:2]]
-    loss = -sum(reply_logps(base, tokenizer, pair, "chosen") for pair in pairs[:2]) / sum(tokens)
-    assert first(sft[0].state.log_history, "eval_loss") == pytest.approx(loss, rel=1e-4)
+def test_sft_validation_before_the_first_step_is_the_bases_loss(notebook, sft, tokenizer):
+    """The first validation is the mean over pairs of the base's cross-entropy a reply token, computed the plain way."""
+    base, pairs = models.load_base(notebook.base.folder).eval(), notebook.pairs.validation
+    tokens = [len(tokenizer(f" {pair['chosen']}", add_special_tokens=False)["input_ids"]) + 1 for pair in pairs]
+    losses = [-reply_logps(base, tokenizer, pair, "chosen") / n for pair, n in zip(pairs, tokens)]
+    assert first(sft.state.log_history, "eval_loss") == pytest.approx(sum(losses) / len(pairs), rel=1e-4)
 
 
-def test_dpo_tokens_are_clean_at_the_border(dpo, tokenizer, pairs):
+def test_dpo_tokens_are_clean_at_the_border(notebook, dpo, tokenizer):
     """Prompt and reply, joined, are the tokens of the whole text, with one BOS before and one EOS after."""
-    for one, pair in zip(dpo.train_dataset, pairs):
+    for one, pair in zip(dpo.train_dataset, notebook.pairs.train):
         for side in ("chosen", "rejected"):
             whole = tokenizer(f"{pair['prompt']} {pair[side]}{tokenizer.eos_token}")["input_ids"]
             assert one["prompt_ids"] + one[f"{side}_ids"] == whole
             assert whole.count(tokenizer.eos_token_id) == 2  # OPT's BOS is its EOS
 
 
-def test_nothing_is_truncated(main, settings, tokenizer, tmp_path):
+def test_nothing_is_truncated(notebook, tokenizer, tmp_path, monkeypatch):
     """Pairs that were fitted into max_length reach TRL's batches whole, also one that fills it to the last token."""
     def length(pair):
         return max(len(tokenizer(f"{pair['prompt']} {pair[side]}{tokenizer.eos_token}")["input_ids"])
@@ -135,10 +106,11 @@ def test_nothing_is_truncated(main, settings, tokenizer, tmp_path):
     long = [{"prompt": prompt, "chosen": "five" + " six" * n, "rejected": "six", "subset": "s"}
             for prompt in prompts for n in (1, 9)]
     limit, report = length(long[7]), {"s": {"cut": 0, "too long": 0}}
-    fitting = main.fit_pairs(long, tokenizer, limit, set(), report)
+    fitting = hh.fit_pairs(long, tokenizer, limit, set(), report)
     assert report["s"]["cut"] > 0
-    trainer = main.dpo_trainer(main.load_base(settings["base_model"]), settings | {"max_length": limit}, tokenizer,
-                               fitting, fitting[:1], tmp_path, ROWS)
+    monkeypatch.setitem(notebook.common, "max_length", limit)
+    monkeypatch.setitem(notebook.globals, "pairs", hh.Pairs(fitting, fitting[:1], None))
+    trainer = dpo_trainer(notebook, tmp_path)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(fitting))])
     lengths = batch["attention_mask"].sum(1).view(2, -1).max(0).values.tolist()
     assert lengths == [length(pair) for pair in fitting]
@@ -153,231 +125,445 @@ def test_first_dpo_loss_is_ln2(dpo):
     assert first(records, "loss") == pytest.approx(LN2, abs=1e-6)
     assert first(records, "eval_loss") == pytest.approx(LN2, abs=1e-6)
     assert first(records, "rewards/margins") == pytest.approx(0, abs=1e-6)
-    assert first(records, "eval_rewards/margins") == pytest.approx(0, abs=1e-6)
+    assert first(records, "eval_rewards/accuracies") == 0
 
 
-def test_dpo_learns_the_preference(dpo):
-    """A few steps lower the loss below ln 2 and raise the margin above zero."""
-    evaluations = [record for record in dpo.state.log_history if "eval_loss" in record]
-    assert evaluations[-1]["eval_loss"] < LN2 - 1e-3
-    assert evaluations[-1]["eval_rewards/margins"] > 0
+def test_dpo_learns_the_preference(dpo, notebook, tokenizer):
+    """A few steps raise the mean margin of the training pairs above zero."""
+    model, base = dpo.model.eval(), models.load_base(notebook.base.folder)
+    margins = []
+    for pair in notebook.pairs.train[:20]:
+        moved = [reply_logps(model, tokenizer, pair, side) - reply_logps(base, tokenizer, pair, side)
+                 for side in ("chosen", "rejected")]
+        margins.append(notebook.s.beta * (moved[0] - moved[1]))
+    assert sum(margins) / len(margins) > 0
 
 
-def test_dropout_stops_a_dpo_run(main, settings, tokenizer, pairs, tmp_path):
+def test_dropout_stops_a_dpo_run(notebook, tmp_path):
     """With the dropout that the checkpoint's config asks for, the first loss is not ln 2, and the run ends there."""
-    noisy = AutoModelForCausalLM.from_pretrained(settings["base_model"], dtype=torch.float32)
-    trainer = main.dpo_trainer(noisy, settings, tokenizer, pairs, pairs[:2], tmp_path, ROWS)
+    noisy = AutoModelForCausalLM.from_pretrained(notebook.base.folder, dtype=torch.float32)
+    trainer = dpo_trainer(notebook, tmp_path, noisy)
     with pytest.raises(RuntimeError, match="not ln 2.*dropout"):
         trainer.train()
     assert trainer.state.global_step == 1
 
 
-def test_dpo_on_sft_starts_at_the_sft_model(main, sft, settings, tokenizer, pairs, tmp_path):
-    """SFT+DPO goes on from the SFT adapter: its first validation has that model's log-probabilities and no margin."""
-    trainer = main.dpo_trainer(main.load_sft(settings, sft[1]), settings, tokenizer, pairs, pairs[:2], tmp_path, ROWS)
+@pytest.mark.parametrize(("device", "loss", "holds"), [
+    ("cpu", 0.6931, True), ("cpu", 0.6961, False), ("cuda", 0.6961, True), ("cuda", 0.6891, True),
+    ("cuda", 0.604, False), ("cuda", 0.704, False), ("cpu", math.nan, False), ("cuda", math.nan, False)])
+def test_first_loss_has_room_for_a_gpus_kernels_alone(device, loss, holds):
+    """Kernels that differ by 2e-3 pass on a GPU, dropout passes nowhere."""
+    arguments = SimpleNamespace(device=SimpleNamespace(type=device)), SimpleNamespace(global_step=1), None
+    if holds:
+        training.FirstLossIsLn2().on_log(*arguments, logs={"loss": loss})
+    else:
+        with pytest.raises(RuntimeError, match="not ln 2"):
+            training.FirstLossIsLn2().on_log(*arguments, logs={"loss": loss})
+
+
+def test_dpo_on_sft_starts_at_the_sft_model_and_keeps_it_as_reference(notebook, tokenizer, tmp_path):
+    """SFT+DPO goes on from the SFT adapter: no margin at first; its reference still is the SFT model at the end."""
+    trainer = notebook.sft_dpo(tmp_path, ROWS)
+    base = models.load_base(notebook.base.folder)
+    started = PeftModel.from_pretrained(base, notebook.run.folder / ADAPTERS["SFT"])
     trainer.train()
     records = trainer.state.log_history
-    model = sft[0].model.eval()
+    pairs = notebook.pairs.validation
     for side in ("chosen", "rejected"):
-        expected = sum(reply_logps(model, tokenizer, pair, side) for pair in pairs[:2]) / 2
+        expected = sum(reply_logps(started, tokenizer, pair, side) for pair in pairs) / len(pairs)
         assert first(records, f"eval_logps/{side}") == pytest.approx(expected, rel=1e-4)
     assert first(records, "loss") == pytest.approx(LN2, abs=1e-6)
-    assert first(records, "eval_rewards/margins") == pytest.approx(0, abs=1e-6)
-
-
-def test_reference_of_sft_dpo_is_a_frozen_copy(main, sft, settings, tokenizer, pairs, tmp_path):
-    """After training the reference still is the SFT model, and the policy is not."""
-    trainer = main.dpo_trainer(main.load_sft(settings, sft[1]), settings, tokenizer, pairs, pairs[:2], tmp_path, ROWS)
-    trainer.train()
-    started = main.logits_of(sft[0].model, tokenizer, TEXTS)
-    trained = main.logits_of(trainer.model, tokenizer, TEXTS)
-    assert (trained - started).abs().max() > 1e-2
+    expected = logits_of(started, tokenizer, PROBES)
+    assert (logits_of(trainer.model, tokenizer, PROBES) - expected).abs().max() > 1e-2
     trainer.model.set_adapter("ref")
-    assert torch.allclose(main.logits_of(trainer.model, tokenizer, TEXTS), started, atol=1e-4)
+    assert torch.allclose(logits_of(trainer.model, tokenizer, PROBES), expected, atol=1e-4)
 
 
-# ---- adapters
+# ---- precision and memory, with stand-ins of a GPU's answers
 
-def test_adapter_gives_the_trained_model_from_disk(main, sft, settings, tokenizer):
-    """Loaded over a fresh base, the saved adapter gives the trained model's logits, and they are not the base's."""
-    trainer, run = sft
-    base = main.load_base(settings["base_model"])
-    untrained = main.logits_of(base, tokenizer, TEXTS)
-    reloaded = main.logits_of(PeftModel.from_pretrained(base, run / "adapters" / "sft"), tokenizer, TEXTS)
-    assert torch.allclose(reloaded, main.logits_of(trainer.model, tokenizer, TEXTS), atol=1e-4)
-    assert (reloaded - untrained).abs().max() > 1e-2
+OPT_350M = OPTConfig(num_hidden_layers=24, hidden_size=1024, ffn_dim=4096, vocab_size=50272, word_embed_proj_dim=512)
+GIB = 2**30
 
 
-def test_adapter_folder_holds_the_whole_adapter_and_no_more(sft):
-    """The folder holds one adapter, over all six linear layers of a block; no temporary folder is left."""
-    folder = sft[1] / "adapters" / "sft"
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in folder.iterdir()}
-    assert not [path for path in folder.iterdir() if path.is_dir()]
-    assert [path.name for path in folder.parent.iterdir()] == ["sft"]
-    targets = PeftConfig.from_pretrained(folder).target_modules
-    assert set(targets) == {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}
+@pytest.fixture
+def cuda(monkeypatch):
+    """Return a function that lets torch say that there is a card of a compute capability and a memory (GiB)."""
+    def card(capability=(8, 0), memory=40):
+        properties = SimpleNamespace(total_memory=int(memory * GIB))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    return card
 
 
-def test_adapter_over_a_merged_base_is_refused(main, sft, settings, tokenizer, pairs, tmp_path):
-    """An adapter trained over a base with another adapter merged in is not the model that loading it gives."""
-    merged = main.load_sft(settings, sft[1]).merge_and_unload()
-    trainer = main.dpo_trainer(merged, settings, tokenizer, pairs, pairs[:2], tmp_path, ROWS)
-    trainer.train()
-    with pytest.raises(RuntimeError, match="adapters/dpo: .* logits differ by"):
-        base = settings["base_model"]
-        main.save_model(trainer.model, tmp_path / "adapters" / "dpo", base, base, MADE, tokenizer, TEXTS)
-    assert not (tmp_path / "adapters" / "dpo").exists()
+@pytest.mark.parametrize(("capability", "name"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((8, 9), "bf16")])
+def test_precision_follows_the_card(cuda, capability, name):
+    """A T4 only emulates bf16, so it trains in fp16; no card, fp32."""
+    assert training.device_options() == {"bf16": False, "fp16": False, "use_cpu": True}
+    cuda(capability)
+    assert training.precision() == name
+    assert {option for option, value in training.device_options().items() if value} == {name}
 
 
-def test_policies_are_the_base_and_its_adapters(main, evaluation, sft, settings, tokenizer):
-    """One base with switched adapters gives each model's own logits, Base after SFT too."""
-    trainer, run = sft
-    untrained = main.logits_of(main.load_base(settings["base_model"]), tokenizer, TEXTS)
-    trained = main.logits_of(trainer.model, tokenizer, TEXTS)
-    base = settings["base_model"]
-    rows = [{"name": name, "base": base, "adapter": "adapters/sft"} for name in ("SFT", "DPO")]
-    rows = [{"name": "Base", "base": base, "adapter": None}, *rows]
-    model = evaluation.load_all({"settings": settings, "models": rows}, run, base)["Base"]
-    for name, expected in (("Base", untrained), ("SFT", trained), ("Base", untrained), ("DPO", trained)):
-        with evaluation.policy(model, name):
-            assert torch.allclose(main.logits_of(model, tokenizer, TEXTS), expected, atol=1e-4), name
+@pytest.mark.parametrize(("memory", "rows"), [(7.6, 8), (11.75, 16), (14.56, 16), (22.0, 32), (39.4, 64), (79.1, 128)])
+def test_rows_follow_from_the_cards_memory(cuda, memory, rows):
+    """OPT-350M: what the formula allows leaves a tenth of the card free by the measured 34 bytes, and is not timid."""
+    cuda((8, 0), memory)
+    assert training.device_memory() == int(memory * GIB)
+    assert training.rows_that_fit(OPT_350M, 512, False, training.device_memory()) == rows
+    peak = (331e6 * 4 + rows * 512 * 34 * 24 * 1024) / GIB + 1
+    assert 0.3 * memory < peak < 0.9 * memory
 
 
-def test_stage_whose_adapter_is_there_is_not_trained_again(main, sft, settings, tokenizer, capsys):
-    """`train` leaves an adapter that is there alone."""
-    def make_trainer(checkpoints, rows):
-        raise AssertionError("trained again")
-
-    record = {"models": [{"name": "SFT", "base": settings["base_model"], "adapter": "adapters/sft"}]}
-    made = main.train("SFT", record, settings["base_model"], sft[1], MADE["made_from"], make_trainer, tokenizer, TEXTS)
-    assert made["made_from"] == MADE["made_from"]
-    assert "not trained again" in capsys.readouterr().out
+def test_rows_of_full_fine_tuning_and_of_cpus(cuda):
+    """Trained weights cost sixteen bytes each; a CPU computes in fp32 and holds logits; one text always goes."""
+    on_cpu = training.rows_that_fit(OPT_350M, 512, False, 24 * GIB)
+    cuda()
+    lora, full = (training.rows_that_fit(OPT_350M, 512, everything, 11.75 * GIB) for everything in (False, True))
+    assert (on_cpu, lora, full) == (8, 16, 8)
+    assert training.rows_that_fit(OPT_350M, 512, False, GIB) == 1
 
 
-# ---- full fine-tuning, as the study did
-
-def test_full_fine_tuning_learns_every_token(main, settings, tokenizer, pairs, tmp_path):
-    """All weights train, the loss is on prompt and reply alike, and the saved model is the trained one from disk."""
-    full = settings | {"sft_method": "full", "sft_learning_rate": 1e-3}
-    trainer = main.sft_trainer(full, tokenizer, pairs, pairs[:2], tmp_path / "checkpoints", ROWS)
-    assert all(weight.requires_grad for weight in trainer.model.parameters())
-    batch = trainer.data_collator([trainer.train_dataset[0]])
-    assert (batch["labels"] == batch["input_ids"]).all()
-    trainer.train()
-    folder = tmp_path / "models" / "sft"
-    main.save_model(trainer.model, folder, None, "models/sft", MADE, tokenizer, TEXTS)
-    expected = main.logits_of(trainer.model, tokenizer, TEXTS)
-    assert torch.allclose(main.logits_of(main.load_sft(full, tmp_path), tokenizer, TEXTS), expected, atol=1e-4)
-    assert (main.logits_of(main.load_base(settings["base_model"]), tokenizer, TEXTS) - expected).abs().max() > 1e-2
+@pytest.mark.parametrize(("rows", "pairs"), [(1, (1, 1)), (2, (2, 1)), (8, (8, 4)), (16, (16, 8)), (1024, (16, 16))])
+def test_step_has_as_many_pairs_however_many_fit(rows, pairs):
+    """The effective batch is the setting's; DPO's pairs are two texts each; an odd batch is shared out evenly too."""
+    for texts, expected in zip((1, 2), pairs):
+        options = training.batches(16, rows, texts)
+        assert options["per_device_train_batch_size"] == expected
+        assert options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] == 16
+    odd = training.batches(6, 4, 1)
+    assert odd["per_device_train_batch_size"] * odd["gradient_accumulation_steps"] == 6
 
 
-# ---- generating
-
-def ids_of(tokenizer, text):
-    """Return the tokens of a text, without BOS."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def test_completion_that_ends(evaluation, tokenizer):
-    """EOS ends a response and counts as a token; padding after it does not."""
-    ids = ids_of(tokenizer, " Use a pot.")
-    done = evaluation.read_completion([*ids, tokenizer.eos_token_id, 1, 1], tokenizer, "\n\nHuman:")
-    assert done == {"response": "Use a pot.", "finish": "eos", "tokens": len(ids) + 1}
+def test_layers_that_a_base_does_not_have_are_said(dpo, capsys):
+    """Another architecture names its layers otherwise, and LoRA would leave them alone silently."""
+    training._say_what_is_adapted(dpo.model)
+    assert capsys.readouterr().out == ""
+    config = dpo.model.peft_config["default"]
+    config.target_modules.add("gate_proj")
+    training._say_what_is_adapted(dpo.model)
+    config.target_modules.remove("gate_proj")
+    assert "This base has no layers gate_proj: LoRA adapts only" in capsys.readouterr().out
 
 
-def test_completion_at_the_limit(evaluation, tokenizer):
-    """Without EOS and without a human turn the limit has ended the response."""
-    ids = ids_of(tokenizer, " Use a pot.\n\nThen")
-    done = evaluation.read_completion(ids, tokenizer, "\n\nHuman:")
-    assert done == {"response": "Use a pot.\n\nThen", "finish": "length", "tokens": len(ids)}
+# ---- a stage
+
+class EveryStep(TrainerCallback):
+    """Keeps a copy of every checkpoint, one a step, in a folder."""
+
+    def __init__(self, run, kept):
+        self.run, self.kept = run, kept
+
+    def on_save(self, args, state, control, **kwargs):
+        name = f"checkpoint-{state.global_step}"
+        entry = self.run.ledger.artifacts[f"{SFT}/{name}"].model_dump()
+        shutil.copytree(Path(args.output_dir) / name, self.kept / name)
+        (self.kept / f"{name}.json").write_text(json.dumps(entry))
 
 
-def test_completion_that_opens_a_human_turn(evaluation, tokenizer):
-    """A human turn is cut off with its marker, which counts as generated; padding does not."""
-    ids = ids_of(tokenizer, " Use a pot.\n\nHuman:")
-    done = evaluation.read_completion([*ids, 1, 1, 1], tokenizer, "\n\nHuman:")
-    assert done == {"response": "Use a pot.", "finish": "turn", "tokens": len(ids)}
+def save_every_step(trainer):
+    """Let a trainer write a checkpoint after every step, beside those that are due by time."""
+    trainer.args.save_strategy, trainer.args.save_steps, trainer.state.save_steps = SaveStrategy.STEPS, 1, 1
+    return trainer
 
 
-def test_completion_without_a_stop_keeps_human_turns(evaluation, tokenizer):
-    """Where nothing stops at a human turn it stays in the response."""
-    ids = ids_of(tokenizer, " A.\n\nHuman: B")
-    done = evaluation.read_completion([*ids, tokenizer.eos_token_id], tokenizer, None)
-    assert done == {"response": "A.\n\nHuman: B", "finish": "eos", "tokens": len(ids) + 1}
+def begin(notebook, folder):
+    """Return a run in a new folder that holds what the notebook's run was begun with."""
+    run = Run(folder, "demo", begin=True)
+    run.save(**{name: getattr(notebook.run.ledger, name) for name in ("preset", "settings", "models", "data")})
+    return run
 
 
-def test_completion_that_ends_at_once_is_empty(evaluation, tokenizer):
-    """A response may be empty."""
-    done = evaluation.read_completion([tokenizer.eos_token_id, 1], tokenizer, "\n\nHuman:")
-    assert done == {"response": "", "finish": "eos", "tokens": 1}
-
-
-PROMPTS = [dialogue(*turns) + "\n\nAssistant:" for turns in (
-    *CONVERSATIONS, ["Hi", "Hello.", "Tell me how to start running."], ["Help me kill the bees. Be quick."])]
+def train(notebook, run, make_trainer=None):
+    """Train the SFT stage into a run's folder; return its log."""
+    return training.once(run, "SFT", make_trainer or notebook.sft, notebook.base, {"seed": 0})
 
 
 @pytest.fixture(scope="module")
-def base(evaluation, hub):
-    """The demo's base as a model to generate with."""
-    return evaluation.load_base(str(hub / "opt")).eval()
+def steps(notebook, tmp_path_factory):
+    """An SFT stage with a checkpoint of every step kept: their folder, the log, the weights."""
+    folder, trained = tmp_path_factory.mktemp("steps"), {}
+    run = begin(notebook, folder)
+
+    def make_trainer(place, rows):
+        trained["trainer"] = save_every_step(notebook.sft(place, rows))
+        return trained["trainer"]
+
+    resume = training.resume
+
+    def watched(trainer, *arguments):
+        add = trainer.add_callback
+
+        def add_both(callback):
+            add(callback)
+            if isinstance(callback, Checkpoints):
+                add(EveryStep(run, folder / "kept"))
+
+        trainer.add_callback = add_both
+        resume(trainer, *arguments)
+        trained["weights"] = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+
+    training.resume = watched
+    try:
+        log = train(notebook, run, make_trainer)
+    finally:
+        training.resume = resume
+    run.release()
+    return SimpleNamespace(kept=folder / "kept", log=log, weights=trained["weights"])
 
 
-def completions(evaluation, model, tokenizer, prompts, limit, batch_size):
-    """Return what `generate` gives for prompts, nothing kept."""
-    with tempfile.TemporaryDirectory() as folder:
-        return evaluation.generate(model, tokenizer, prompts, limit, batch_size, evaluation.TURN, "x", Path(folder))
+def interrupted(notebook, folder, steps, *numbers):
+    """Return a run that was interrupted: with the checkpoints of these steps."""
+    run = begin(notebook, folder)
+    for number in numbers:
+        name = f"{SFT}/checkpoint-{number}"
+        shutil.copytree(steps.kept / f"checkpoint-{number}", run.folder / name)
+        entry = load(steps.kept / f"checkpoint-{number}.json")
+        run.seal(name, entry["made_from"])
+        assert run.ledger.artifacts[name].sha256 == entry["sha256"]
+    return run
 
 
-def test_batches_give_what_one_at_a_time_gives(evaluation, base, tokenizer):
-    """Left padding and batching change no response, and the order of the prompts is kept."""
-    together = completions(evaluation, base, tokenizer, PROMPTS, 40, 4)
-    alone = [completions(evaluation, base, tokenizer, [prompt], 40, 1)[0] for prompt in PROMPTS]
-    assert together == alone
-    assert len({done["response"] for done in together}) > 3
+@pytest.mark.parametrize("number", [1, 4, 6])
+def test_every_checkpoint_leads_to_the_same_weights(notebook, steps, tmp_path, number):
+    """Gone on with from any step, the first and the last among them, training ends with the same bits and log."""
+    assert len(list(steps.kept.glob("checkpoint-*/"))) == 6
+    run = interrupted(notebook, tmp_path, steps, number)
+    assert train(notebook, run) == steps.log
+    again = PeftModel.from_pretrained(models.load_base(notebook.base.folder), run.folder / ADAPTERS["SFT"]).state_dict()
+    lora = {name: weight for name, weight in steps.weights.items() if "lora" in name}
+    assert len(lora) > 10
+    assert [name for name, weight in lora.items() if not torch.equal(weight, again[name])] == []
+    assert [record["step"] for record in steps.log if "eval_loss" in record] == [0, 6]
+    assert not (run.folder / "unfinished").exists()
+    assert list(run.ledger.artifacts) == ["adapters/sft"]
+    assert run.ledger.artifacts["adapters/sft"].seconds is None
+    run.release()
 
 
-def test_responses_are_plain_greedy_ones(evaluation, base, tokenizer):
-    """`generate` gives what taking the likeliest token again and again gives, without a cache or batches."""
-    for prompt, done in zip(PROMPTS, completions(evaluation, base, tokenizer, PROMPTS, 12, 3)):
-        ids, reply = tokenizer(prompt)["input_ids"], []
-        while len(reply) < 12 and tokenizer.eos_token_id not in reply and "\n\nHuman:" not in tokenizer.decode(reply):
-            with torch.no_grad():
-                reply.append(base(torch.tensor([ids + reply])).logits[0, -1].argmax().item())
-        assert done == evaluation.read_completion(reply, tokenizer, evaluation.TURN)
+@pytest.mark.parametrize("sft_first", [False, True])
+def test_dpo_goes_on_under_dropout(notebook, tmp_path, monkeypatch, sft_first):
+    """With the paper's dropout too, and on an SFT adapter, DPO of two epochs ends with the same bits from any step."""
+    noisy = notebook.s.model_copy(update={"dropout": 0.1, "dpo_epochs": 2})
+    monkeypatch.setitem(notebook.globals, "s", noisy)
+    monkeypatch.setattr(notebook.lora, "lora_dropout", 0.05)
+
+    def go(folder, checkpoint=None):
+        run = begin(notebook, folder)
+        model = None if sft_first else models.load_base(notebook.base.folder, 0.1)
+        place = run.folder / "x"
+        trainer = save_every_step(notebook.sft_dpo(place, ROWS) if sft_first else dpo_trainer(notebook, place, model))
+        trainer.args.eval_on_start = checkpoint is None
+        trainer.add_callback(Checkpoints(run, "x", {}, 10))
+        monkeypatch.setattr(run, "forget", lambda name: None)
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        run.release()
+        return trainer.model.state_dict(), training.clean_log(trainer.state.log_history), place
+
+    weights, log, place = go(tmp_path / "whole")
+    for number in (1, 6, 11):
+        again, log_again, _ = go(tmp_path / str(number), place / f"checkpoint-{number}")
+        assert [name for name, weight in weights.items() if not torch.equal(weight, again[name])] == []
+        assert [one for one in log_again if "eval_loss" in one] == [one for one in log if "eval_loss" in one]
 
 
-def test_limit_is_reported(evaluation, base, tokenizer):
-    """Responses cut after three tokens say so and count three."""
-    for done in completions(evaluation, base, tokenizer, PROMPTS, 3, 4):
-        assert (done["finish"], done["tokens"]) == ("length", 3)
+def test_stage_that_is_there_is_not_trained_again(notebook, steps, tmp_path):
+    """Its log comes from its folder."""
+    def make_trainer(folder, rows):
+        raise AssertionError("trained again")
+
+    run = interrupted(notebook, tmp_path, steps)
+    log = train(notebook, run)
+    assert train(notebook, run, make_trainer) == log == steps.log
+    run.release()
 
 
-def test_generation_stops_at_a_human_turn(evaluation, base, tokenizer):
-    """A response that opens a human turn is stopped there, while another one in its batch goes on to its end."""
-    long = " You just do it somehow, and then you do it again, and then you do it once more until you can."
-    taught = {PROMPTS[0]: " Ok.\n\nHuman: And then? What would you say?", PROMPTS[1]: long + tokenizer.eos_token}
-    model = copy.deepcopy(base)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(40):
-        for prompt, reply in taught.items():
-            ids = tokenizer(prompt + reply, return_tensors="pt")["input_ids"]
-            model(ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    turned, ended = completions(evaluation, model, tokenizer, list(taught), 80, 2)
-    assert turned == {"response": "Ok.", "finish": "turn", "tokens": len(ids_of(tokenizer, " Ok.\n\nHuman:"))}
-    assert ended == {"response": long.strip(), "finish": "eos", "tokens": len(ids_of(tokenizer, long)) + 1}
+@pytest.mark.parametrize("name", [*STATE, "adapter_model.safetensors", "trainer_state.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "changed"])
+def test_checkpoint_that_is_not_whole_is_named_and_not_used(notebook, steps, tmp_path, capsys, name, damage):
+    """Whatever is missing, empty, cut or changed: the one before is taken, and the message names the folder."""
+    run = interrupted(notebook, tmp_path, steps, 2, 3)
+    path = run.folder / SFT / "checkpoint-3" / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes({"empty": b"", "cut": content[: len(content) // 2],
+                          "changed": content.replace(content[50:52], b"\x00\x01")}[damage])
+    begun = {"seed": 0, "model": "SFT", "precision": "fp32"}
+    assert training.last_checkpoint(run, SFT, begun) == run.folder / SFT / "checkpoint-2"
+    assert "checkpoint-3 is not whole. Training goes on without it." in capsys.readouterr().out
+    assert not path.parent.exists()
+    run.release()
 
 
-@pytest.mark.parametrize(("processes", "shared"), [(1, True), (2, True), (3, False), (16, True), (32, False)])
-def test_step_is_shared_evenly_or_not_at_all(main, settings, monkeypatch, processes, shared):
-    """However many processes: a step holds the pairs that the settings name, or the run stops."""
-    monkeypatch.setattr(main, "PartialState", lambda: SimpleNamespace(num_processes=processes))
-    settings = settings | {"batch_size": 16}
-    for stage in ("sft", "dpo"):
-        if shared:
-            options = main.trainer_options(stage, settings, 8)
-            assert processes * options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] == 16
-        else:
-            with pytest.raises(ValueError, match=f"{processes} processes cannot share the 16 pairs"):
-                main.trainer_options(stage, settings, 8)
+def test_checkpoint_that_was_not_sealed_is_not_used(notebook, steps, tmp_path):
+    """One that was being written when the process was killed; hidden files of file managers do no harm."""
+    run = interrupted(notebook, tmp_path, steps, 2)
+    shutil.copytree(steps.kept / "checkpoint-3", run.folder / SFT / "checkpoint-3")
+    (run.folder / SFT / "checkpoint-2" / ".DS_Store").write_bytes(b"x")
+    begun = {"seed": 0, "model": "SFT", "precision": "fp32"}
+    assert training.last_checkpoint(run, SFT, begun) == run.folder / SFT / "checkpoint-2"
+    assert training.last_checkpoint(run, "unfinished/none", begun) is None
+    run.release()
+
+
+@pytest.mark.parametrize(("changed", "message"), [
+    ({"seed": 1}, "checkpoint-3 was made with seed = 0, now it is 1"),
+    ({"precision": "fp16"}, r"checkpoint-3 was trained in fp32 on CPU.* in fp16\. .* remove .*adapters/sft"),
+    ({"precision": "bf16"}, r"checkpoint-3 was trained in fp32 on CPU.* in bf16\. .* remove .*adapters/sft")])
+def test_checkpoint_of_something_else_is_refused(notebook, steps, tmp_path, changed, message):
+    """Other settings, or another precision, are not gone on from; the checkpoint stays."""
+    run = interrupted(notebook, tmp_path, steps, 3)
+    with pytest.raises(ValueError, match=message):
+        training.last_checkpoint(run, SFT, {"seed": 0, "model": "SFT", "precision": "fp32"} | changed)
+    assert (run.folder / SFT / "checkpoint-3").exists()
+    run.release()
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+def test_pickle_in_a_checkpoint_does_not_run(notebook, steps, tmp_path, name):
+    """A checkpoint of somebody else's, sealed, whose pickles hold more than numbers: named, or never read."""
+    run = interrupted(notebook, tmp_path, steps, 3)
+    write_pickle(run.folder / SFT / "checkpoint-3" / name, tmp_path / "ran")
+    run.seal(f"{SFT}/checkpoint-3", {"seed": 0, "model": "SFT", "precision": "fp32"})
+    if name == "training_args.bin":  # the trainer writes it and never reads it
+        assert train(notebook, run) == steps.log
+    else:
+        with pytest.raises(ValueError, match="checkpoint-3 holds more than a checkpoint does. Move it away"):
+            train(notebook, run)
+    assert not (tmp_path / "ran").exists()
+    run.release()
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(0, [10, 20]), (10, [])])
+def test_checkpoints_come_by_time(notebook, tmp_path, monkeypatch, minutes, expected):
+    """They are written when they are due, with a log record, and at most the two newest are there."""
+    seen, run = [], begin(notebook, tmp_path)
+
+    class Seen(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            seen.append(state.global_step)
+            assert len(list((run.folder / "x").glob("checkpoint-*"))) <= 2
+
+    monkeypatch.setitem(notebook.globals, "s", notebook.s.model_copy(update={"sft_epochs": 4}))
+    trainer = notebook.sft(run.folder / "x", ROWS)
+    trainer.add_callback(Checkpoints(run, "x", {}, minutes))
+    trainer.add_callback(Seen())
+    trainer.train()
+    assert seen == expected
+    assert list(run.ledger.artifacts) == [f"x/checkpoint-{step}" for step in expected[-2:]]
+    run.release()
+
+
+class Overflow(TrainerCallback):
+    """Makes the first gradient norm infinite, as GradScaler's first step in fp16 may."""
+
+    def on_log(self, args, state, control, **kwargs):
+        if "grad_norm" in state.log_history[-1] and state.global_step == 1:
+            state.log_history[-1]["grad_norm"] = math.inf
+
+
+def test_overflow_in_the_log_does_not_stop_a_run(notebook, tmp_path):
+    """A gradient norm that is no number is null in the records, and the stage ends."""
+    def overflowing(folder, rows):
+        trainer = notebook.sft(folder, rows)
+        trainer.add_callback(Overflow())
+        return trainer
+
+    run = begin(notebook, tmp_path)
+    log = train(notebook, run, overflowing)
+    assert [record["grad_norm"] for record in log if "grad_norm" in record][0] is None
+    assert training.clean_log([{"loss": math.nan, "step": 1}]) == [{"loss": None, "step": 1}]
+    run.release()
+
+
+@pytest.mark.parametrize("fits", [4, 8])
+def test_stage_that_runs_out_of_memory_goes_on_with_less(notebook, steps, tmp_path, capsys, monkeypatch, fits):
+    """Rows are halved until they fit, from the last checkpoint on; steps and pairs in a step stay the same."""
+    tried = []
+    monkeypatch.setattr(training, "rows_that_fit", lambda *arguments: 16)
+
+    def small_card(folder, rows):
+        trainer = save_every_step(notebook.sft(folder, rows))
+        step = trainer.training_step
+        tried.append((rows, trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps))
+
+        def training_step(*inputs):
+            return out_of_memory() if rows > fits and trainer.state.global_step > 1 else step(*inputs)
+
+        trainer.training_step = training_step
+        return trainer
+
+    run = begin(notebook, tmp_path)
+    log = train(notebook, run, small_card)
+    assert tried == [(rows, 16) for rows in (16, 8, 4) if rows >= fits]
+    assert max(record["step"] for record in log) == 6
+    assert capsys.readouterr().out.count("Out of memory. Once more, with") == len(tried) - 1
+    assert run.ledger.artifacts["adapters/sft"].made_from == {"seed": 0, "model": "SFT"}
+    losses = [[record["eval_loss"] for record in one if "eval_loss" in record] for one in (log, steps.log)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    run.release()
+
+
+def test_one_text_too_many_is_said():
+    """Where not even one text fits, torch's own error stays; other errors are not tried again."""
+    tried = []
+    with pytest.raises(torch.OutOfMemoryError):
+        training.halve_until_it_fits(lambda rows: tried.append(rows) or out_of_memory(), 4)
+    assert tried == [4, 2, 1]
+    with pytest.raises(RuntimeError, match="something else"):
+        training.halve_until_it_fits(lambda rows: (_ for _ in ()).throw(RuntimeError("something else")), 4)
+
+
+def test_model_of_a_finished_stage_is_freed(notebook, tmp_path):
+    """Once a stage is done nothing of its trainer, model or optimizer is left in memory."""
+    left = []
+
+    def watched(folder, rows):
+        trainer = notebook.sft(folder, rows)
+        left.extend((weakref.ref(trainer), weakref.ref(trainer.model), weakref.ref(trainer.model.base_model)))
+        return trainer
+
+    run = begin(notebook, tmp_path)
+    train(notebook, run, watched)
+    assert [one() for one in left] == [None] * 3
+    run.release()
+
+
+def test_progress_is_a_line_a_validation(notebook, tmp_path, capsys):
+    """No table that runs off the page: a bar, and one line for every validation."""
+    run = begin(notebook, tmp_path)
+    train(notebook, run)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in said if "held-out" in line] == ["step 0 of 6", "step 6 of 6"]
+    assert not [line for line in said if "No Log" in line or line.startswith("{")]
+    run.release()
+
+
+# ---- a disk that gets full
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB; skipped where none can be mounted."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    if os.name != "posix" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize("free", [40, 200, 400, 600])
+def test_full_disk_at_a_checkpoint(notebook, steps, small_disk, tmp_path, free):
+    """Training on a disk with so many KiB left stops with the message; where there is room it goes on to the end."""
+    run = begin(notebook, small_disk)
+    (run.folder / "ballast").write_bytes(bytes(shutil.disk_usage(run.folder).free - free * 1024))
+    with pytest.raises(OSError, match="no room left to write into"):
+        train(notebook, run, lambda folder, rows: save_every_step(notebook.sft(folder, rows)))
+    run.release()
+    assert not (run.folder / "adapters" / "sft").exists()
+    shutil.copytree(run.folder, tmp_path / "larger" / "demo", ignore=shutil.ignore_patterns("ballast"))
+    run = Run(tmp_path / "larger", "demo")
+    assert train(notebook, run) == steps.log
+    run.release()
