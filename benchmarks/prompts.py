@@ -32,9 +32,9 @@ def measure(folder, n, shared):
     shutil.copytree(folder / "results/trained", folder / f"results/{n}")
     judge = {"REWARD_MODEL": str(folder / "hub/reward-model"), "N_PROMPTS": n, "RUN": str(n)}
     printed = execute("eval.ipynb", folder / f"{n}.ipynb", shared | judge)
-    timings = json.loads((folder / f"results/{n}/metrics.json").read_text(encoding="utf-8"))["timings_s"]
-    memory = max(float(found) for found in re.findall(r"peak memory of the process ([\d.]+) GiB", printed))
-    return timings["responses"], timings["scores"], memory
+    made = json.loads((folder / f"results/{n}/run.json").read_text(encoding="utf-8"))["artifacts"]
+    memory = max(float(found) for found in re.findall(r"peak memory ([\d.]+) GiB", printed))
+    return made["responses.json"]["seconds"], made["scores.json"]["seconds"], memory
 
 
 def main():

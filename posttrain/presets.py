@@ -36,7 +36,7 @@ class Training(Settings):
     base_model: str = Field(OPT, description="the study's model")
     dataset: str = Field(HH, description="as in the study")
     subsets: Literal["base", "all"] = Field("all", description="base: the two measured; all: as in the study")
-    max_pairs: int | None = Field(None, ge=2, description="demo: a stage in less than a minute; None: all")
+    max_pairs: int | None = Field(None, ge=2, description="demo: minutes; small: two hours on two cores; None: all")
     validation_pairs: int = Field(2000, ge=1, description="standard error of an accuracy: at most 1.1 points")
     max_length: int = Field(512, ge=16, description="tokens of prompt and reply, as in the study")
     dropout: float = Field(0.0, ge=0, lt=1, description="0.1 is OPT's own; it sets DPO's policy and reference apart")
@@ -61,7 +61,7 @@ class Training(Settings):
         "demo": {"base_model": "demo/hub/opt", "dataset": "demo/hub/hh-rlhf", "subsets": "base", "max_pairs": 2000,
                  "validation_pairs": 200, "sft_epochs": 1, "sft_learning_rate": 2e-3, "dpo_learning_rate": 2e-4,
                  "save_minutes": 0.01, "max_new_tokens": 48},
-        "small": {"base_model": "facebook/opt-125m", "subsets": "base", "max_pairs": 1000, "validation_pairs": 100,
+        "small": {"base_model": "facebook/opt-125m", "subsets": "base", "max_pairs": 500, "validation_pairs": 50,
                   "sft_epochs": 1},
         "quick": {"subsets": "base", "max_pairs": 20_000, "validation_pairs": 500, "sft_epochs": 1},
         "full": {},

@@ -288,3 +288,46 @@ def test_committed_figures_exist(name):
     for figure in names:
         assert (ROOT / "figures" / "example" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
         assert (ROOT / "figures" / "example" / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+
+
+# ---- what the documents say
+
+def test_published_document_says_what_the_files_say():
+    """docs/published.md holds the table and the verdicts of results/published as they are."""
+    document = (ROOT / "docs" / "published.md").read_text(encoding="utf-8")
+    for line in (ROOT / "results" / "published" / "summary.md").read_text(encoding="utf-8").splitlines():
+        assert not line.startswith("|") or f"{line}\n" in document
+    for verdict in load(ROOT / "results" / "published" / "metrics.json")["verdicts"]:
+        assert f"- {verdict}\n" in document
+
+
+def test_what_the_published_rewards_can_show():
+    """No pair of models differs in HmR; the gains in HpR over Base are real; SFT+DPO is not told from SFT in CAS."""
+    comparisons = load(ROOT / "results" / "published" / "metrics.json")["comparisons"]
+    p = {(r["measure"], r["first"], r["second"]): r["p"] for r in comparisons}
+    assert min(value for (measure, _, _), value in p.items() if measure == "HmR") == pytest.approx(0.21, abs=0.005)
+    assert [p["HpR", "Base", model] < 0.0025 for model in MODELS[1:]] == [True] * 3
+    (cas,) = (r for r in comparisons if (r["measure"], r["first"], r["second"]) == ("CAS", "SFT", "SFT+DPO"))
+    assert (cas["difference"], cas["low"], cas["high"]) == pytest.approx((3, -7, 13), abs=1)
+
+
+@pytest.mark.parametrize("name", ["seeds", "prompts"])
+def test_demo_document_holds_the_benchmarks_tables(name):
+    """docs/demo.md shows what the scripts of benchmarks/ wrote."""
+    table = (ROOT / "benchmarks" / f"{name}.md").read_text(encoding="utf-8").strip()
+    assert table in (ROOT / "docs" / "demo.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", *sorted(
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))])
+def test_links_lead_somewhere(path):
+    """Every relative link and picture of a document is there."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert "://" in target or ((ROOT / path).parent / target).exists(), target
+
+
+def test_study_is_cited():
+    """CITATION.cff can be read and names the study and its author."""
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert all(words in text for words in ("cff-version: 1.2.0", "2509.09055", "Pant"))
