@@ -8,11 +8,12 @@ Its end must be the same to the byte: adapters, logs, prompts, responses, scores
 
 import argparse
 import random
+import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-from conftest import contents_of, differing, start, stop_after
+from conftest import contents_of, differing, kill, start
 
 NOTEBOOKS = ["main.ipynb", "eval.ipynb"]
 KILLS_IN_A_RUN = 5
@@ -26,6 +27,16 @@ def timed_run(folder):
         assert start(notebook, folder).wait() == 0, f"{notebook} fails by itself; see {folder}"
         seconds[notebook] = time.monotonic() - begin
     return seconds
+
+
+def stop_after(process, seconds):
+    """Kill a process after so many seconds, unless it ended before; return whether it was killed."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        return True
+    return False
 
 
 def disturbed_run(folder, kills, seconds, generator):
