@@ -42,9 +42,12 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder. Files are emptied before: Google Drive keeps its trash and counts it."""
+    """Remove a file or folder. Files are emptied before: Google Drive keeps its trash and counts it.
+
+    Not those that other names share: a link's target, a hard-linked backup.
+    """
     for file in [path, *path.rglob("*")]:
-        if file.is_file():
+        if file.is_file() and not file.is_symlink() and file.stat().st_nlink == 1:
             os.truncate(file, 0)
     path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
 

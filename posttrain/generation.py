@@ -17,9 +17,12 @@ def read_completion(tokens: list[int], tokenizer: PreTrainedTokenizerBase, stop:
     """
     ended = tokenizer.eos_token_id in tokens
     tokens = tokens[: tokens.index(tokenizer.eos_token_id) + 1] if ended else tokens
-    tokens = [token for token in tokens if token != tokenizer.pad_token_id]
+    if tokenizer.pad_token_id != tokenizer.eos_token_id:
+        tokens = [token for token in tokens if token != tokenizer.pad_token_id]
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     turned = stop is not None and stop in text
+    if turned and ended:  # the model was stopped at the turn: what follows is padding
+        tokens = tokens[:-1]
     return {"response": (text.split(stop)[0] if turned else text).strip(),
             "finish": "turn" if turned else "eos" if ended else "length", "tokens": len(tokens)}
 

@@ -9,22 +9,25 @@ from huggingface_hub import constants, errors, snapshot_download
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # what is wanted of a model
 
 
-def fetch(setting: str, name: str, files: Sequence[str] = MODEL_FILES, commit: str | None = None) -> Path:
+def fetch(setting: str, name: str, files: Sequence[str] | None = None, commit: str | None = None) -> Path:
     """Return the folder that `name` is, or that of its commit in the hub's cache, downloaded where it is not there.
 
-    `setting`: the parameter that holds the name; `files`: those wanted, of a model (the default) or of a dataset;
-    `commit`: None takes the newest, or the cache's where there is no network. A model's *.bin come only where it has no
+    `setting`: the parameter that holds the name; `files`: those wanted of a dataset, None for a model; `commit`:
+    None takes the newest, or the cache's where there is no network. A model's *.bin come only where it has no
     safetensors. The hub is asked at most once. Raises ValueError where it cannot be had, or is a model without weights.
     """
-    folder, is_model = Path(name), files is MODEL_FILES
+    folder, is_model = Path(name), files is None
     try:
         if not folder.is_dir():
             folder = Path(snapshot_download(name, repo_type="model" if is_model else "dataset", revision=commit,
-                                            allow_patterns=list(files)))
+                                            allow_patterns=list(files or MODEL_FILES)))
             if is_model and not list(folder.glob("*.safetensors")):
-                snapshot_download(name, revision=folder.name, allow_patterns=[*files, "*.bin"])
+                snapshot_download(name, revision=folder.name, allow_patterns=[*MODEL_FILES, "*.bin"])
     except (OSError, ValueError, errors.HTTPError) as error:
-        hint = " `python demo/build.py` makes it." if Path(name).is_relative_to("demo/hub") else ""
+        hint = ""
+        if Path(name).is_relative_to("demo/hub"):
+            hint = (" `python demo/build.py` makes it." if Path("demo/build.py").exists() else
+                    " The stand-ins come with the repository. In Colab choose Runtime > Change runtime type > GPU.")
         raise ValueError(f"{setting} = {name!r} cannot be had ({type(error).__name__}). {_explain(error)}{hint}") \
             from error
     held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
@@ -36,7 +39,8 @@ def fetch(setting: str, name: str, files: Sequence[str] = MODEL_FILES, commit: s
 
 def commit_of(folder: Path) -> str | None:
     """Return the commit of a folder in the hub's cache, None of another folder."""
-    return folder.name if folder.parent.name == "snapshots" else None
+    is_cached = folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name)
+    return folder.name if is_cached else None
 
 
 def _explain(error: Exception) -> str:

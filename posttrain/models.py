@@ -48,9 +48,12 @@ def _loading(folder: Path) -> Iterator[None]:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a base, without any code that lies beside it."""
+    """Return the tokenizer of a base, without any code that lies beside it; its end pads where it has no padding."""
     with _loading(folder):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def load_config(folder: Path) -> Any:

@@ -36,15 +36,15 @@ class Training(Settings):
     base_model: str = Field(OPT, description="the study's model")
     dataset: str = Field(HH, description="as in the study")
     subsets: Literal["base", "all"] = Field("all", description="base: the two measured; all: as in the study")
-    max_pairs: int | None = Field(None, ge=2, description="demo: minutes; small: two hours on two cores; None: all")
-    validation_pairs: int = Field(2000, ge=1, description="standard error of an accuracy: at most 1.1 points")
+    max_pairs: int | None = Field(None, ge=2, description="training and held-out together; None: all")
+    validation_pairs: int = Field(2000, ge=1, description="an accuracy's standard error is at most 50 / sqrt(n) points")
     max_length: int = Field(512, ge=16, description="tokens of prompt and reply, as in the study")
-    dropout: float = Field(0.0, ge=0, lt=1, description="0.1 is OPT's own; it sets DPO's policy and reference apart")
+    dropout: float = Field(0.0, ge=0, lt=1, description="0.1 is OPT's own; under it DPO's policy and reference differ")
     sft_method: Literal["lora", "full"] = Field("lora", description="full: all weights, loss on every token")
     sft_epochs: int = Field(2, ge=1, description="as in the study, where there is time")
-    sft_learning_rate: float = Field(2e-4, gt=0, description="LoRA wants about ten times that of all weights")
+    sft_learning_rate: float = Field(2e-4, gt=0, description="with LoRA about ten times that of all weights; not tuned")
     dpo_epochs: int = Field(1, ge=1, description="as in the study")
-    dpo_learning_rate: float = Field(5e-5, gt=0, description="ten times the 5e-6 that TRL advises without LoRA")
+    dpo_learning_rate: float = Field(5e-5, gt=0, description="between SFT's and TRL's example with LoRA, 5e-6; untuned")
     beta: float = Field(0.1, gt=0, description="as in the study and in arXiv 2305.18290")
     batch_size: int = Field(16, ge=1, description="pairs in an optimiser step")
     lora_layers: tuple[str, ...] = Field(("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
@@ -78,7 +78,7 @@ class Evaluation(Settings):
     harmless_from: float = Field(-3.0, allow_inf_nan=False, description="as in the study")
     helpful_above: float = Field(-2.0, allow_inf_nan=False, description="as in the study")
     protocol: Literal["default", "paper"] = Field("default", description="paper: asked and stopped as the study did")
-    n_prompts: int | None = Field(None, ge=1, description="of each kind; None: all there are")
+    n_prompts: int | None = Field(None, ge=1, description="of each kind, 50 as in the study; None: all there are")
     max_new_tokens: int = Field(128, ge=1, description="room for a whole reply; protocol paper takes 50")
     batch_size: int = Field(32, ge=1, description="prompts answered at once")
     judge_length: int = Field(512, ge=16, description="tokens of question and answer that the judge was trained for")
@@ -91,13 +91,13 @@ class Evaluation(Settings):
         "demo": {"dataset": "demo/hub/hh-rlhf", "reward_model": "demo/hub/reward-model", "max_new_tokens": 48,
                  "batch_size": 16, "judge_tokens": 4096},
         "small": {"batch_size": 16, "judge_tokens": 2048},
-        "quick": {}, "full": {}, "paper": {"protocol": "paper"}}
+        "quick": {}, "full": {}, "paper": {"protocol": "paper", "max_new_tokens": 50}}
 
 
-def resolve(preset: str) -> str:
+def resolve(preset: str, trains: bool = True) -> str:
     """Return the name of the preset to take: `auto` is demo without an accelerator, else quick, and says so.
 
-    Raises ValueError for an unknown name, RuntimeError for a preset that needs an accelerator where none is visible.
+    Raises ValueError for an unknown name, RuntimeError for one that trains on an accelerator where none is visible.
     """
     cuda = torch.cuda.is_available()
     if preset == "auto":
@@ -108,38 +108,55 @@ def resolve(preset: str) -> str:
                   "too old, or this torch made for CPUs alone (see https://pytorch.org).")
     if preset not in PRESETS:
         raise ValueError(f"PRESET = {preset!r} is unknown. Choose auto, {', '.join(PRESETS)}.")
-    if preset in ("quick", "full", "paper") and not cuda:
+    if trains and preset in ("quick", "full", "paper") and not cuda:
         raise RuntimeError(f"PRESET = {preset!r} needs a CUDA accelerator and none is visible. In Colab choose Runtime "
                            "> Change runtime type > GPU; without one take demo or small.")
     return preset
 
 
-def choose(kind: type[S], preset: str, **parameters: Any) -> S:
-    """Return a preset's settings, with every parameter (UPPER_CASE) that is not None in its place.
+def choose(kind: type[S], preset: str, settings: dict[str, Any] | None = None, **parameters: Any) -> S:
+    """Return a preset's settings, with the given `settings` and every parameter (UPPER_CASE) that is not None.
 
-    Raises ValueError, naming the parameter, what was found and what is allowed.
+    Raises ValueError, naming the parameter or setting, what was found and what is allowed.
     """
     if preset not in PRESETS:
         raise ValueError(f"PRESET = {preset!r} is unknown. Choose auto, {', '.join(PRESETS)}.")
-    given = {parameter.lower(): str(value) if isinstance(value, Path) else value
-             for parameter, value in parameters.items() if value is not None}
-    if given.get("protocol", kind.PRESETS[preset].get("protocol")) == "paper":
-        given.setdefault("max_new_tokens", 50)
+    if strange := sorted(set(settings or {}) - set(kind.model_fields) | {"preset"} & set(settings or {})):
+        raise ValueError(f"SETTINGS: {', '.join(strange)} is no setting here. There are "
+                         f"{', '.join(name for name in kind.model_fields if name != 'preset')}.")
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in (settings or {}).items()}
+    given |= {parameter.lower(): str(value) if isinstance(value, Path) else value
+              for parameter, value in parameters.items() if value is not None}
+    own = kind.PRESETS[preset]
+    if given.get("protocol") == "paper":  # a protocol brings its limit of responses with it
+        own = own | kind.PRESETS["paper"]
+    elif given.get("protocol") == "default" and preset == "paper":
+        own = {}
     try:
-        return kind(**{"preset": preset} | kind.PRESETS[preset] | given)
+        return kind(**{"preset": preset} | own | given)
     except ValidationError as error:
         wrong = error.errors()[0]
         raise ValueError(f"{str(wrong['loc'][0]).upper()} = {wrong['input']!r}: {wrong['msg']}. None takes the "
                          "preset's value.") from None
 
 
-def table(kind: type[Settings], *presets: str) -> Styler:
-    """Return a table of the presets' settings, each with its reason; with two presets only of what differs."""
-    settings = {name: kind(preset=name, **kind.PRESETS[name]) for name in presets}
-    rows = {field: [getattr(one, field) for one in settings.values()] + [info.description]
-            for field, info in kind.model_fields.items() if field != "preset"}
-    if len(presets) == 2:
-        rows = {field: row for field, row in rows.items() if row[0] != row[1]}
-    found = pd.DataFrame(rows, index=[*presets, "why"], dtype=object).T
+def table(chosen: Settings) -> Styler:
+    """Return a table of the settings that were chosen, beside those of all presets, each with its reason."""
+    return _table({"this run": chosen} | {name: choose(type(chosen), name) for name in PRESETS})
+
+
+def differences(kind: type[Settings], first: str, second: str) -> Styler:
+    """Return a table of the settings in which two presets differ, each with its reason."""
+    return _table({name: choose(kind, name) for name in (first, second)}, only_different=True)
+
+
+def _table(settings: dict[str, Settings], only_different: bool = False) -> Styler:
+    """Return a table: a row a setting, a column each of `settings`, and the reasons."""
+    fields = type(next(iter(settings.values()))).model_fields
+    rows = {name: [getattr(one, name) for one in settings.values()] + [field.description]
+            for name, field in fields.items() if name != "preset"}
+    if only_different:
+        rows = {name: row for name, row in rows.items() if row[0] != row[1]}
+    found = pd.DataFrame(rows, index=[*settings, "why"], dtype=object).T
     found = found.map(lambda value: " ".join(value) if isinstance(value, tuple) else str(value))
     return found.style.set_table_styles([{"selector": "th, td", "props": "text-align: left"}])

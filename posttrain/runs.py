@@ -56,13 +56,17 @@ class Run:
         self.figures = (Path(figures) if figures else Path(results).parent / "figures") / str(name)
         ledger, scores = self.folder / "run.json", self.folder / "scores.json"
         self.elsewhere = scores.exists() and not ledger.exists() and not (self.folder / "adapters").exists()
+        if self.elsewhere and (self.folder / "responses.json").exists() > (self.folder / "prompts.json").exists():
+            raise ValueError(f"{self.folder} holds responses.json from elsewhere without the prompts that they answer: "
+                             "put prompts.json beside it, or remove it to measure the rewards alone.")
         if begin and self.elsewhere:
             raise ValueError(f"{self.folder} holds rewards that came from elsewhere. Choose another RUN.")
         if not (begin or self.elsewhere or ledger.exists()):
             raise FileNotFoundError(f"{self.folder} holds neither run.json nor rewards from elsewhere: run main.ipynb "
                                     "with the same RUN and RESULTS first. Runs that are there: "
                                     f"{sorted(path.name for path in self.folder.parent.glob('*/'))}.")
-        self.ledger = read_json(ledger, Ledger) if ledger.exists() else Ledger(run=str(name))
+        known = read_json(ledger, Ledger) if ledger.exists() else Ledger(run="")
+        self.ledger = known.model_copy(update={"run": str(name)})  # a copied run has its folder's name
         self.asked: dict[str, str] = {}  # {role: name} of the sources that this process works with
         # the system drops the lock with its process, however that ends
         self.lock = FileLock(self.folder / ".lock", is_singleton=True, fallback_to_soft=False)
@@ -102,22 +106,26 @@ class Run:
         write(self.folder / "run.json", self.ledger.model_dump())
 
     def start_over(self, keep: Sequence[str] = ()) -> None:
-        """Move results and figures into new folders beside theirs, but notebooks and what is named in `keep`."""
+        """Move results and figures into new folders beside theirs, but not notebooks, and not what `keep` names."""
         for folder in (self.folder, self.figures):
-            moving = [path for path in folder.glob("[!.]*") if path.suffix != ".ipynb" and path.name not in keep]
+            names = [path.relative_to(folder) for pattern in ("[!.]*", "unfinished/*") for path in folder.glob(pattern)
+                     if path.suffix != ".ipynb" and path.name != "unfinished"]
+            moving = [name for name in names if name.as_posix() not in keep]
             aside = folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-            for path in sorted(moving, key=lambda path: path.name == "run.json"):  # last: till then the rest is known
-                aside.mkdir(exist_ok=True)
-                shutil.move(path, aside)
+            for name in sorted(moving, key=lambda name: name.name == "run.json"):  # last: till then the rest is known
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(folder / name, aside / name)
             if moving:
                 print(f"FRESH: what was in {folder} is in {aside} now.")
-        kept = {name: made for name, made in self.ledger.artifacts.items() if name.split("/")[0] in keep}
+        kept = {name: made for name, made in self.ledger.artifacts.items()
+                if any(name == one or name.startswith(f"{one}/") for one in keep)}
         self.ledger = self.ledger.model_copy(update={"artifacts": kept}) if kept else Ledger(run=self.ledger.run)
 
-    def source(self, role: str, name: str, files: Sequence[str] = hub.MODEL_FILES,
+    def source(self, role: str, name: str, files: Sequence[str] | None = None,
                needed_for: Sequence[str] = ()) -> Source:
         """Return a base model, judge or dataset; `role`: "base_model", "reward_model" or "dataset".
 
+        `files`: those wanted of a dataset, None for a model.
         Of a name on the hub the run keeps to the commit that it began with. Where all of `needed_for` is in the folder,
         it may be missing. Raises ValueError where it is missing, or something here was made from another one.
         """
@@ -132,7 +140,7 @@ class Run:
             return Source(name, None, known.get("commit") or known.get("sha256"), known.get("commit"))
         folder = hub.fetch(role.upper(), name, files, known.get("commit") if known.get("name") == name else None)
         commit = hub.commit_of(folder)
-        sha256 = sha256_of(folder) if files is hub.MODEL_FILES and not commit else None
+        sha256 = sha256_of(folder) if files is None and not commit else None
         self.require_everywhere({role: commit or sha256})
         self.ledger.sources[role] = {"name": name, "commit": commit, "sha256": sha256}
         return Source(name, folder, commit or sha256, commit)

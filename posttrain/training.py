@@ -20,7 +20,7 @@ from posttrain.ledger import FULL_SFT
 from posttrain.models import load_config, save_trained
 from posttrain.runs import Run, Source
 
-MakeTrainer = Callable[[Path, int], Trainer]  # of the folder of checkpoints and the texts in a forward pass
+MakeTrainer = Callable[[Path, int], Trainer]  # of the folder of checkpoints and the pairs in a forward pass
 
 
 def precision() -> str:
@@ -39,10 +39,12 @@ def device_options() -> dict[str, bool]:
 
 
 def device_memory() -> int:
-    """Return the bytes of memory of the device, of the machine where there is none."""
+    """Return the bytes of memory of the device; where there is none, of the machine or of the container."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
-    return psutil.virtual_memory().total
+    limit = Path("/sys/fs/cgroup/memory.max").read_text() if Path("/sys/fs/cgroup/memory.max").exists() else "max"
+    total = psutil.virtual_memory().total
+    return total if limit.strip() == "max" else min(total, int(limit))
 
 
 def rows_that_fit(config: PreTrainedConfig, max_length: int, all_weights: bool, memory: int) -> int:
@@ -60,9 +62,9 @@ def rows_that_fit(config: PreTrainedConfig, max_length: int, all_weights: bool, 
     return 2 ** int(math.log2(max(1, free / (token * max_length))))
 
 
-def batches(batch_size: int, rows: int, texts_per_pair: int) -> dict[str, int]:
-    """Return the trainers' options that put `batch_size` pairs into a step, and at most `rows` texts into a pass."""
-    pairs = max(n for n in range(1, batch_size + 1) if batch_size % n == 0 and (n == 1 or n * texts_per_pair <= rows))
+def batches(batch_size: int, at_once: int) -> dict[str, int]:
+    """Return the trainers' options that put `batch_size` pairs into a step, and at most `at_once` into a pass."""
+    pairs = max(n for n in range(1, batch_size + 1) if batch_size % n == 0 and n <= at_once)
     return {"per_device_train_batch_size": pairs, "gradient_accumulation_steps": batch_size // pairs}
 
 
@@ -81,8 +83,7 @@ class Progress(TrainerCallback):
     """A bar, and a line for every validation, in place of a table that runs off the page."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, leave=False, unit="step",
-                        disable=not state.is_world_process_zero)
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, leave=False, unit="step")
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update(state.global_step - self.bar.n)
@@ -94,8 +95,7 @@ class Progress(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         names = {"eval_loss": "loss", "eval_rewards/accuracies": "accuracy", "eval_rewards/margins": "margin"}
         values = ", ".join(f"{name} {metrics[key]:.3f}" for key, name in names.items() if key in metrics)
-        if state.is_world_process_zero:
-            print(f"step {state.global_step} of {state.max_steps}, held-out pairs: {values}")
+        print(f"step {state.global_step} of {state.max_steps}, held-out pairs: {values}")
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
@@ -173,17 +173,17 @@ def clean_log(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for record in records if "train_runtime" not in record]
 
 
-def halve_until_it_fits(attempt: Callable[[int], Any], rows: int) -> Any:
-    """Return attempt(rows), the number of rows halved as often as it runs out of memory."""
+def halve_until_it_fits(attempt: Callable[[int], Any], at_once: int) -> Any:
+    """Return attempt(at_once), the number of pairs in a pass halved as often as it runs out of memory."""
     while True:
         try:
-            return attempt(rows)
+            return attempt(at_once)
         except RuntimeError as error:
-            if rows == 1 or not should_reduce_batch_size(error):
+            if at_once == 1 or not should_reduce_batch_size(error):
                 raise
-        rows //= 2
+        at_once //= 2
         release_memory()
-        print(f"Out of memory. Once more, with {rows} texts in a pass and as many pairs in a step as before.")
+        print(f"Out of memory. Once more, with {at_once} pairs in a pass and as many in a step as before.")
 
 
 def resume(trainer: Trainer, run: Run, name: str, made_from: dict[str, Any], minutes: float) -> None:
@@ -210,8 +210,8 @@ def once(run: Run, name: str, make_trainer: MakeTrainer, base: Source, made_from
     artifact, over = model.adapter or model.base, run.folder / FULL_SFT if model.base == FULL_SFT else base.folder
     made_from = made_from | {"model": name}
 
-    def attempt(rows: int) -> Trainer:
-        trainer = make_trainer(run.folder / "unfinished" / artifact, rows)
+    def attempt(at_once: int) -> Trainer:
+        trainer = make_trainer(run.folder / "unfinished" / artifact, at_once)
         _say_what_is_adapted(trainer.model)
         resume(trainer, run, f"unfinished/{artifact}", made_from | {"precision": precision()}, settings["save_minutes"])
         return trainer
@@ -219,10 +219,11 @@ def once(run: Run, name: str, make_trainer: MakeTrainer, base: Source, made_from
     def train(folder: Path) -> None:
         rows = rows_that_fit(load_config(base.folder), settings["max_length"], settings["sft_method"] == "full",
                              device_memory())
-        trainer = halve_until_it_fits(attempt, rows)
+        texts = 1 if name == "SFT" else 2  # of a pair: DPO reads both replies
+        trainer = halve_until_it_fits(attempt, max(1, min(settings["batch_size"], rows // texts)))
         trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        called = str(over) if model.base == FULL_SFT else base.name
-        save_trained(trained, folder, over, called, base.commit, trainer.processing_class)
+        called, commit = (str(over), None) if model.base == FULL_SFT else (base.name, base.commit)
+        save_trained(trained, folder, over, called, commit, trainer.processing_class)
         write(folder / "log.json", clean_log(trainer.state.log_history))
         trainer.accelerator.free_memory()
         trainer = trained = None

@@ -89,6 +89,18 @@ def test_sha256_of_a_folder(tmp_path):
     assert files.sha256_of(tmp_path / "a") != before
 
 
+def test_what_other_names_share_is_not_emptied(tmp_path):
+    """A hard-linked backup and what a link points to keep their contents when a folder is removed."""
+    (tmp_path / "kept").write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "copy").hardlink_to(tmp_path / "kept")
+    (tmp_path / "other").write_text("other")
+    (tmp_path / "run" / "link").symlink_to(tmp_path / "other")
+    files.remove(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert [(tmp_path / name).read_text() for name in ("kept", "other")] == ["kept", "other"]
+
+
 def test_files_are_emptied_before_they_are_removed(tmp_path, monkeypatch):
     """Google Drive keeps what is deleted in its trash, and counts it."""
     folder = tmp_path / "unfinished" / "checkpoint-10"

@@ -24,6 +24,16 @@ def test_completion_that_ends(tokenizer):
     assert done == {"response": "Use a pot.", "finish": "eos", "tokens": len(ids) + 1}
 
 
+def test_end_that_is_the_padding_too(tokenizer):
+    """A base without padding pads with its end: the end counts once, and after a human turn not at all."""
+    padded = copy.deepcopy(tokenizer)
+    padded.pad_token = padded.eos_token
+    ids, turn, end = ids_of(padded, " Use a pot."), ids_of(padded, " Use a pot.\n\nHuman:"), padded.eos_token_id
+    assert read_completion([*ids, end, end], padded, "\n\nHuman:")["tokens"] == len(ids) + 1
+    assert read_completion([*turn, end, end], padded, "\n\nHuman:") == {
+        "response": "Use a pot.", "finish": "turn", "tokens": len(turn)}
+
+
 def test_completion_at_the_limit(tokenizer):
     """Without EOS and without a human turn the limit has ended the response."""
     ids = ids_of(tokenizer, " Use a pot.\n\nThen")

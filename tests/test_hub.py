@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from conftest import ROOT
 from huggingface_hub import constants
 from loopback import Hub
 
@@ -129,7 +130,14 @@ def test_folder_that_is_not_there(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=rf"DATASET = '{name}' (cannot be had|is no model)") as refusal:
         hub.fetch("DATASET", name)
-    assert ("`python demo/build.py` makes it" in str(refusal.value)) == name.startswith("demo/hub")
+    assert ("The stand-ins come with the repository. In Colab" in str(refusal.value)) == name.startswith("demo/hub")
+
+
+def test_stand_ins_that_are_not_there(monkeypatch):
+    """In the repository it is said how they are made."""
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ValueError, match="`python demo/build.py` makes it"):
+        hub.fetch("BASE_MODEL", "demo/hub/optt")
 
 
 def test_proxy_that_refuses(online, monkeypatch, tmp_path):

@@ -165,8 +165,9 @@ def test_parameters_are_literals_with_a_comment(name):
         assert node.targets[0].id.isupper()
         ast.literal_eval(node.value)
     own = {"main.ipynb": {"BASE_MODEL", "MAX_PAIRS", "REPORT_TO"},
-           "eval.ipynb": {"REWARD_MODEL", "HARMLESS_FROM", "HELPFUL_ABOVE", "PROTOCOL", "N_PROMPTS", "MAX_NEW_TOKENS"}}
-    assert names == {"PRESET", "RUN", "DATASET", "SEED", "FRESH", "RESULTS", "FIGURES"} | own[name]
+           "eval.ipynb": {"BASE_MODEL", "REWARD_MODEL", "HARMLESS_FROM", "HELPFUL_ABOVE", "PROTOCOL", "N_PROMPTS",
+                          "MAX_NEW_TOKENS"}}
+    assert names == {"PRESET", "RUN", "DATASET", "SEED", "SETTINGS", "FRESH", "RESULTS", "FIGURES"} | own[name]
     assert all("#" in line for line in cell.source.splitlines())
 
 

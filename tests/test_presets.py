@@ -45,12 +45,13 @@ def test_settings_do_not_change():
 
 @pytest.mark.parametrize("kind", [Training, Evaluation])
 def test_every_setting_has_a_reason_and_every_preset_works(kind):
-    """The notebooks' table holds every setting of every preset with its reason."""
+    """The notebooks' table holds every setting of this run and of every preset, with its reason."""
     assert set(kind.PRESETS) == set(presets.PRESETS)
-    shown = presets.table(kind, *presets.PRESETS).data
-    assert list(shown.columns) == [*presets.PRESETS, "why"]
+    shown = presets.table(presets.choose(kind, "demo", SEED=7)).data
+    assert list(shown.columns) == ["this run", *presets.PRESETS, "why"]
     assert set(shown.index) == set(kind.model_fields) - {"preset"}
     assert (shown["why"].str.len() > 3).all()
+    assert list(shown.loc["seed"])[:2] == ["7", "0"]
     for name in presets.PRESETS:
         s = presets.choose(kind, name)
         assert s.preset == name
@@ -60,9 +61,20 @@ def test_every_setting_has_a_reason_and_every_preset_works(kind):
 
 def test_table_of_two_presets_shows_what_differs():
     """main.ipynb's table of `full` against `paper` lists every setting that differs, and no other."""
-    shown = presets.table(Training, "full", "paper").data
+    shown = presets.differences(Training, "full", "paper").data
     full, paper = (presets.choose(Training, name).model_dump(exclude={"preset"}) for name in ("full", "paper"))
     assert set(shown.index) == {name for name in full if full[name] != paper[name]}
+
+
+def test_any_setting_can_be_set():
+    """SETTINGS takes what the table shows; parameters stand above it; what is unknown or cannot be is named."""
+    s = presets.choose(Training, "demo", {"beta": 0.2, "lora_layers": ["q_proj"], "seed": 1}, SEED=2)
+    assert (s.beta, s.lora_layers, s.seed, s.max_pairs) == (0.2, ("q_proj",), 2, 2000)
+    for name in ("bets", "preset"):
+        with pytest.raises(ValueError, match=f"^SETTINGS: {name} is no setting here. There are base_model, dataset"):
+            presets.choose(Training, "demo", {name: 1})
+    with pytest.raises(ValueError, match="^BETA = 0: .*greater than 0"):
+        presets.choose(Training, "demo", {"beta": 0})
 
 
 def test_paper_preset_is_the_published_one():

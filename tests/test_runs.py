@@ -10,7 +10,8 @@ from conftest import RAW, load
 from matplotlib.figure import Figure
 from PIL import Image
 
-from posttrain import files, hub, runs
+from posttrain import files, runs
+from posttrain.ledger import OF_TRAINING
 from posttrain.runs import Run
 
 
@@ -250,6 +251,39 @@ def test_fresh_moves_the_old_files_aside(run, tmp_path):
     assert {path.name for path in aside.iterdir()} == {"training.png", "training.pdf"}
 
 
+def test_fresh_evaluation_keeps_an_interrupted_training(run, tmp_path):
+    """What eval.ipynb moves aside is its own: responses of a broken-off run go, checkpoints stay."""
+    for name in ("adapters/sft", "unfinished/adapters/dpo/checkpoint-10"):
+        run.once(name, lambda folder: folder.mkdir(), {})
+    run.once("unfinished/responses.json/Base.json", list, {})
+    run.start_over(keep=OF_TRAINING)
+    assert set(run.ledger.artifacts) == {"adapters/sft", "unfinished/adapters/dpo/checkpoint-10"}
+    assert (run.folder / "unfinished/adapters/dpo/checkpoint-10").is_dir()
+    (aside,) = (tmp_path / "results").glob("demo-*")
+    assert [path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()] == [
+        "unfinished/responses.json/Base.json"]
+
+
+def test_copied_run_has_its_folders_name(run):
+    """Figures and tables of a copy say which run they are of."""
+    run.save(preset="demo")
+    shutil.copytree(run.folder, run.folder.with_name("second"))
+    second = Run(run.folder.parent, "second")
+    assert second.label.startswith("second, preset demo")
+    second.save()
+    assert load(second.folder / "run.json")["run"] == "second"
+    second.release()
+
+
+def test_responses_from_elsewhere_need_their_prompts(tmp_path):
+    """Rewards alone can be measured; responses without prompts cannot be shown."""
+    (tmp_path / "other").mkdir()
+    for name in ("scores", "responses"):
+        (tmp_path / "other" / f"{name}.json").write_text("[]")
+    with pytest.raises(ValueError, match="holds responses.json from elsewhere without the prompts that they answer"):
+        Run(tmp_path, "other")
+
+
 def test_interrupted_fresh_start_can_be_repeated(copied_run, monkeypatch):
     """The ledger goes last: stopped at any file, the rest is still known."""
     run, moved = Run(copied_run.folder / "results", "demo", begin=True), []
@@ -304,7 +338,7 @@ def test_run_keeps_to_the_commit_that_it_began_with(run, hub_model, monkeypatch)
     asked, cache = [], hub_model.parent / "snapshots" / ("a" * 40)
     shutil.copytree(hub_model, cache)
 
-    def fetch(setting, name, files=hub.MODEL_FILES, commit=None):
+    def fetch(setting, name, files=None, commit=None):
         asked.append((setting, name, commit))
         return cache
 

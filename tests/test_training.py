@@ -224,15 +224,29 @@ def test_rows_of_full_fine_tuning_and_of_cpus(cuda):
     assert training.rows_that_fit(OPT_350M, 512, False, GIB) == 1
 
 
-@pytest.mark.parametrize(("rows", "pairs"), [(1, (1, 1)), (2, (2, 1)), (8, (8, 4)), (16, (16, 8)), (1024, (16, 16))])
-def test_step_has_as_many_pairs_however_many_fit(rows, pairs):
-    """The effective batch is the setting's; DPO's pairs are two texts each; an odd batch is shared out evenly too."""
-    for texts, expected in zip((1, 2), pairs):
-        options = training.batches(16, rows, texts)
-        assert options["per_device_train_batch_size"] == expected
-        assert options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] == 16
-    odd = training.batches(6, 4, 1)
-    assert odd["per_device_train_batch_size"] * odd["gradient_accumulation_steps"] == 6
+@pytest.mark.parametrize(("batch_size", "at_once", "pairs"),
+                         [(16, 1, 1), (16, 2, 2), (16, 8, 8), (16, 1024, 16), (6, 4, 3), (7, 4, 1)])
+def test_step_has_as_many_pairs_however_many_fit(batch_size, at_once, pairs):
+    """The effective batch is the setting's; an odd one is shared out evenly too."""
+    options = training.batches(batch_size, at_once)
+    assert options["per_device_train_batch_size"] == pairs
+    assert options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] == batch_size
+
+
+@pytest.mark.parametrize(("name", "rows", "at_once"), [("SFT", 128, 16), ("SFT", 8, 8), ("DPO", 8, 4), ("DPO", 1, 1)])
+def test_pass_is_no_larger_than_a_step(notebook, tmp_path, monkeypatch, name, rows, at_once):
+    """SFT reads one text of a pair, DPO two; more than a step holds would be halved in vain where memory runs out."""
+    asked, run = [], begin(notebook, tmp_path)
+    monkeypatch.setattr(training, "rows_that_fit", lambda *arguments: rows)
+
+    def make_trainer(folder, fitting):
+        asked.append(fitting)
+        raise RuntimeError("asked")
+
+    with pytest.raises(RuntimeError, match="asked"):
+        training.once(run, name, make_trainer, notebook.base, {})
+    assert asked == [at_once]
+    run.release()
 
 
 def test_layers_that_a_base_does_not_have_are_said(dpo, capsys):
@@ -503,6 +517,15 @@ def test_stage_that_runs_out_of_memory_goes_on_with_less(notebook, steps, tmp_pa
     losses = [[record["eval_loss"] for record in one if "eval_loss" in record] for one in (log, steps.log)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     run.release()
+
+
+def test_memory_of_a_container_counts(tmp_path, monkeypatch):
+    """Where a container has less than its machine, that is what there is; "max" is no limit."""
+    total = training.psutil.virtual_memory().total
+    for text, expected in (("max\n", total), ("1073741824\n", GIB), (f"{2 * total}\n", total)):
+        (tmp_path / "memory.max").write_text(text)
+        monkeypatch.setattr(training, "Path", lambda path: tmp_path / "memory.max")
+        assert training.device_memory() == expected
 
 
 def test_one_text_too_many_is_said():

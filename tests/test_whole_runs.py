@@ -646,7 +646,7 @@ def test_real_text(hub, tmp_path):
 def paper_run(hub, tmp_path_factory):
     """Preset paper on the demo's models and a few of its pairs, both notebooks, as if there were a card for it."""
     folder, resolve = tmp_path_factory.mktemp("paper"), presets.resolve
-    presets.resolve = lambda preset: preset
+    presets.resolve = lambda preset, trains=True: preset
     try:
         trained = execute("main.ipynb", **places(folder) | {"PRESET": "paper"}, BASE_MODEL=hub / "opt", MAX_PAIRS=60,
                           DATASET=data_of_all_subsets(hub, folder))
@@ -710,7 +710,8 @@ def test_parameters_reach_the_notebooks(hub, tmp_path):
     """`make run` passes on any parameter, whatever is in it, and refuses one that there is not, and kept names."""
     name = "a b'c$d"
     variables = {"MAX_PAIRS": "40", "N_PROMPTS": "2", "MAX_NEW_TOKENS": "4", "RUN": name, "SEED": "3",
-                 "RESULTS": str(tmp_path / "results"), "PRESET": "demo"}
+                 "RESULTS": str(tmp_path / "results"), "PRESET": "demo",
+                 "SETTINGS": '{"beta": 0.2, "draws": 100, "validation_pairs": 10}'}
     done = subprocess.run([sys.executable, "-m", "posttrain", *variables], cwd=ROOT, env=os.environ | variables,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -718,10 +719,15 @@ def test_parameters_reach_the_notebooks(hub, tmp_path):
     settings = load(tmp_path / "results" / name / "run.json")["settings"]
     assert (settings["training"]["max_pairs"], settings["training"]["seed"]) == (40, 3)
     assert settings["evaluation"]["seed"] == 3
+    assert (settings["training"]["beta"], settings["evaluation"]["draws"]) == (0.2, 100)
     assert "| SFT+DPO |" in done.stdout
     assert {"main.ipynb", "eval.ipynb"} <= {path.name for path in (tmp_path / "results" / name).iterdir()}
     for arguments, said in ((["MAX_PAIR=3"], "No parameter MAX_PAIR. There are BASE_MODEL, DATASET"),
-                            (["PRESET=demo", "RUN=example"], "RUN=example is kept with the repository")):
+                            (["PRESET=demo", "RUN=example"], "RUN=example is kept with the repository"),
+                            (["FRESH=false"], "FRESH = 'false' is no value of Python's. Write a number, True"),
+                            (["SETTINGS={'bets': 1}"], "it must be a table of settings. There are ['base_model'"),
+                            (["PRESET=full"], "PRESET = 'full' needs a CUDA accelerator and none is visible")):
         done = subprocess.run([sys.executable, "-m", "posttrain", *arguments], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode != 0
         assert said in done.stderr
+        assert "Traceback" not in done.stderr
