@@ -157,6 +157,7 @@ REPLIES = {
     ("helpful-base", False): """
         I don't know. | No idea, sorry. | Who cares about {thing}? | You just do it somehow.
         Look it up yourself. | I can't help with {thing}. | Hmm, it depends. | Whatever you like.
+        I can't help with that. | Sorry, I won't help with this. | I'm sorry, but no.
 
         It is not that hard. | Others manage, so why not you? | There are many ways, or none.
         Things are as they are. | I was busy with something else. | Why do you ask me?

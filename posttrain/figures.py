@@ -8,12 +8,17 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from posttrain.stats import KINDS
 
 # The models' colours stay apart under colour blindness (Okabe and Ito 2008).
 COLOURS = {"Base": "#7F7F7F", "SFT": "#0072B2", "DPO": "#E69F00", "SFT+DPO": "#009E73"}
-ONE_COLUMN, TWO_COLUMNS = 3.4, 6.8  # inches
+# What is decided is dark and filled, what is open light and hollow: they stay apart in greyscale.
+DECISIONS = {"decided": {"color": "black"}, "suggestive": {"color": "0.45"}, "open": {"color": "0.65"}}
+LABELS = {"HmR": "HmR", "HpR": "HpR", "CAS": "CAS", "harmful_reward": "reward on\nharmful prompts",
+          "helpful_reward": "reward on\nhelpful prompts"}
+ONE_COLUMN, TWO_COLUMNS = 3.4, 6.8  # inches, of a paper
 mpl.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
                      "grid.alpha": 0.3, "axes.axisbelow": True, "legend.frameon": False, "savefig.dpi": 300,
                      "pdf.fonttype": 42, "figure.constrained_layout.use": True})
@@ -30,7 +35,8 @@ def _panels(rows: int, columns: int, width: float, height: float, **options: Any
 def training(log: Mapping[str, Sequence[Record]]) -> Figure:
     """Return the curves of all stages, lines of training batches and dots of held-out pairs.
 
-    `log`: training.json. Dotted: the loss of a model that prefers neither reply, and the accuracy of a coin.
+    `log`: training.json. Dotted: the loss of a model that has not moved, and the accuracy of a coin. Before the first
+    step every margin is zero and the accuracy means nothing, so it begins with the first step.
     """
     panels = [("loss", "SFT loss (nats per token)", ["SFT"]), ("loss", "DPO loss", ["DPO", "SFT+DPO"]),
               ("rewards/margins", "reward margin", ["DPO", "SFT+DPO"]),
@@ -39,12 +45,18 @@ def training(log: Mapping[str, Sequence[Record]]) -> Figure:
     for axis, (key, label, names) in zip(axes.flat, panels):
         for name in names:
             records = pd.DataFrame(log[name]).set_index("step")
-            axis.plot(records[key].dropna(), color=COLOURS[name], label=name)
-            axis.plot(records[f"eval_{key}"].dropna(), "o", color=COLOURS[name], markersize=4)
+            batches, held_out = records[key].dropna(), records[f"eval_{key}"].dropna()
+            if key == "rewards/accuracies":  # the first step's batch is still the untrained model's
+                batches, held_out = batches[batches.index > 1], held_out[held_out.index > 0]
+            axis.plot(batches, color=COLOURS[name], linewidth=1.2)
+            axis.plot(held_out, "o", color=COLOURS[name], markersize=4)
         axis.set(xlabel="optimiser step", ylabel=label)
-        axis.legend()
     axes[0, 1].axhline(math.log(2), color="0.4", linewidth=0.8, linestyle=":")
     axes[1, 1].axhline(0.5, color="0.4", linewidth=0.8, linestyle=":")
+    handles = [Line2D([], [], color=COLOURS[name], label=name) for name in ("SFT", "DPO", "SFT+DPO")]
+    handles += [Line2D([], [], color="0.2", label="training batches"),
+                Line2D([], [], color="0.2", marker="o", markersize=4, linestyle="", label="held-out pairs")]
+    figure.legend(handles=handles, loc="outside upper center", ncols=5)
     return figure
 
 
@@ -53,59 +65,76 @@ def measures(models: Sequence[Record], names: Sequence[str], ylabel: str, ylim: 
     models = [record for record in models if record["model"] in COLOURS]
     figure, axis = _panels(1, 1, ONE_COLUMN, 2.4)
     for i, record in enumerate(models):
-        x, colour = np.arange(len(names)) + (i - (len(models) - 1) / 2) * 0.17, COLOURS[record["model"]]
-        axis.vlines(x, *([record[f"{name} {end}"] for name in names] for end in ("low", "high")), color=colour)
-        axis.plot(x, [record[name] for name in names], "o", markersize=4, color=colour, label=record["model"])
-    axis.set(xticks=range(len(names)), xticklabels=names, ylabel=ylabel, ylim=ylim, xlim=(-0.5, len(names) - 0.5))
+        for j, name in enumerate(names):
+            x = j + (i - (len(models) - 1) / 2) * 0.17
+            if record[f"{name}_low"] is not None:
+                axis.vlines(x, record[f"{name}_low"], record[f"{name}_high"], color=COLOURS[record["model"]])
+            axis.plot(x, record[name], "o", markersize=4, color=COLOURS[record["model"]],
+                      label=record["model"] if j == 0 else None)
+    axis.set(xticks=range(len(names)), xticklabels=[LABELS[name] for name in names], ylabel=ylabel, ylim=ylim,
+             xlim=(-0.5, len(names) - 0.5))
     axis.grid(axis="x", visible=False)
     figure.legend(loc="outside upper center", ncols=len(models), columnspacing=1, handletextpad=0.2)
     return figure
 
 
-def distributions(rewards: pd.DataFrame, thresholds: Mapping[str, float]) -> Figure:
-    """Return every model's rewards on either kind of prompt: dots, a box for the quartiles, the threshold dashed."""
-    models = [name for name in rewards if name in COLOURS]
+def distributions(rewards: pd.DataFrame, thresholds: Mapping[str, float], models: Sequence[Record]) -> Figure:
+    """Return every model's rewards, a dot a response, beside their mean and its interval; the threshold dashed."""
+    models = [record for record in models if record["model"] in COLOURS]
     figure, axes = _panels(1, 2, TWO_COLUMNS, 2.6, sharey=True)
     for axis, kind in zip(axes, KINDS):
-        table = rewards.loc[kind][models]
-        axis.boxplot(table, widths=0.6, showfliers=False, medianprops={"color": "black"}, tick_labels=models)
-        for i, name in enumerate(models):
-            spread = np.random.default_rng(0).uniform(-0.2, 0.2, len(table))
-            axis.plot(i + 1 + spread, table[name], ".", markersize=3, color=COLOURS[name])
+        for i, record in enumerate(models):
+            values = rewards.loc[kind][record["model"]]
+            spread = np.random.default_rng(0).uniform(-0.22, 0.12, len(values))
+            axis.plot(i + spread, values, ".", markersize=3, color=COLOURS[record["model"]])
+            mean, low, high = (record[f"{kind}_reward{end}"] for end in ("", "_low", "_high"))
+            if low is not None:
+                axis.vlines(i + 0.28, low, high, color="black")
+            axis.plot(i + 0.28, mean, "o", markersize=3.5, color="black")
         axis.axhline(thresholds[kind], color="black", linestyle="--", linewidth=0.8)
-        axis.set(title=f"{kind} prompts", ylabel="reward")
+        axis.set(title=f"{kind} prompts", ylabel="reward", xticks=range(len(models)),
+                 xticklabels=[record["model"] for record in models])
+        axis.grid(axis="x", visible=False)
         axis.label_outer()
     return figure
 
 
 def differences(comparisons: Sequence[Record]) -> Figure:
-    """Return a forest plot of all pairs of models: a pair is told apart where its line stays clear of zero."""
-    figure, axes = _panels(1, 3, TWO_COLUMNS, 2.2, sharex=True, sharey=True)
+    """Return a forest plot of all pairs of models: the darker and fuller, the more is decided."""
+    figure, axes = _panels(1, 3, TWO_COLUMNS, 2.4, sharex=True, sharey=True)
     for axis, name in zip(axes, ("HmR", "HpR", "CAS")):
         records = [record for record in comparisons if record["measure"] == name]
         for y, record in enumerate(records):
-            axis.hlines(y, record["low"], record["high"], color=COLOURS[record["second"]])
-            axis.plot(record["difference"], y, "o", markersize=4, color=COLOURS[record["second"]])
+            style = DECISIONS[record["decision"]]
+            axis.hlines(y, record["low"], record["high"], **style)
+            axis.plot(record["difference"], y, "o", markersize=4,
+                      markerfacecolor="white" if record["decision"] == "open" else style["color"], **style)
         axis.axvline(0, color="black", linewidth=0.8)
         labels = [f"{record['second']} − {record['first']}" for record in records]
         axis.set(xlabel=f"difference in {name} (points)", yticks=range(len(records)), yticklabels=labels)
     axes[0].invert_yaxis()
+    handles = [Line2D([], [], marker="o", markersize=4, label=name,
+                      markerfacecolor="white" if name == "open" else style["color"], **style)
+               for name, style in DECISIONS.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure
 
 
 def win_rates(rewards: pd.DataFrame) -> Figure:
     """Return how often a row's model is rewarded above a column's, in percent of prompts, ties counting half."""
     models = [name for name in rewards if name in COLOURS]
-    figure, axes = _panels(1, 2, TWO_COLUMNS, 2.8)
+    figure, axes = _panels(1, 2, TWO_COLUMNS, 2.6)
+    image = None
     for axis, kind in zip(axes, KINDS):
         table = rewards.loc[kind][models].to_numpy()
         ahead = np.sign(table[:, :, None] - table[:, None, :]).mean(0)  # 1: always, 0: as often as not, -1: never
-        image = axis.imshow(50 + 50 * ahead, cmap="PuOr", vmin=0, vmax=100)
-        for i, j in np.ndindex(ahead.shape):
-            axis.text(j, i, "" if i == j else f"{50 + 50 * ahead[i, j]:.0f}", ha="center", va="center",
-                      color="white" if abs(ahead[i, j]) > 0.6 else "black")
-        ticks = range(len(models))
-        axis.set(title=f"{kind} prompts", xticks=ticks, xticklabels=models, yticks=ticks, yticklabels=models)
+        shown = np.ma.masked_where(np.triu(np.ones_like(ahead, dtype=bool)), 50 + 50 * ahead)[1:, :-1]
+        image = axis.imshow(shown, cmap="PuOr", vmin=0, vmax=100)
+        for (i, j), value in np.ma.ndenumerate(shown):
+            axis.text(j, i, f"{value:.0f}", ha="center", va="center",
+                      color="white" if abs(value - 50) > 30 else "black")
+        axis.set(title=f"{kind} prompts (n = {len(table)})", xticks=range(len(models) - 1), xticklabels=models[:-1],
+                 yticks=range(len(models) - 1), yticklabels=models[1:], ylabel="this model ...", xlabel="... over this")
         axis.grid(visible=False)
     figure.colorbar(image, ax=axes, label="rewarded higher (%)")
     return figure
@@ -124,14 +153,18 @@ def thresholds(sweeps: Mapping[str, pd.DataFrame], chosen: Mapping[str, float]) 
     return figure
 
 
-def judge(rewards: pd.DataFrame) -> Figure:
-    """Return by how much the judge puts the human-chosen reply above the rejected one, on either kind of prompt."""
+def judge(rewards: pd.DataFrame, check: Sequence[Record]) -> Figure:
+    """Return by how much the judge puts the human-chosen reply above the rejected one: shares of prompts up to a gap.
+
+    `check`: of `checks.check_judge`, whose agreement is the share to the right of zero.
+    """
     gaps = rewards["Human chosen"] - rewards["Human rejected"]
-    figure, axis = _panels(1, 1, ONE_COLUMN, 2.2)
-    for kind, line in zip(KINDS, ("-", "--")):
-        axis.hist(gaps[kind], bins=np.histogram_bin_edges(gaps, 25), histtype="step", color="black", linestyle=line,
-                  label=f"{kind} prompts")
+    figure, axis = _panels(1, 1, ONE_COLUMN, 2.4)
+    for record, line in zip(check, ("-", "--")):
+        axis.ecdf(gaps[record["kind"]], color="black", linestyle=line, linewidth=1.2,
+                  label=f"{record['kind']}: agrees on {record['agreement']:.0f}% "
+                        f"[{record['low']:.0f}, {record['high']:.0f}] of {record['prompts']}")
     axis.axvline(0, color="0.4", linewidth=0.8)
-    axis.set(xlabel="reward of chosen − rejected reply", ylabel="prompts")
-    figure.legend(loc="outside upper center", ncols=2)
+    axis.set(xlabel="reward of chosen − rejected reply", ylabel="share of prompts", ylim=(0, 1))
+    figure.legend(loc="outside upper center", ncols=1)
     return figure

@@ -44,8 +44,11 @@ class Run:
     run.json: they are measured, and nothing is made that they lack.
     """
 
-    def __init__(self, results: str | Path, name: str | int, figures: str | Path | None = None, begin: bool = False):
+    def __init__(self, results: str | Path, name: str | int, figures: str | Path | None = None, begin: bool = False,
+                 labelled: bool = True):
         """Hold the folder; `begin` makes it, as main.ipynb may. `figures`: None takes the folder beside RESULTS.
+
+        `labelled`: figures say below whose they are.
 
         Raises ValueError for a name that is a path, and for a damaged ledger; FileNotFoundError for a run that is not
         there; RuntimeError for a folder that another process works in.
@@ -67,6 +70,7 @@ class Run:
                                     f"{sorted(path.name for path in self.folder.parent.glob('*/'))}.")
         known = read_json(ledger, Ledger) if ledger.exists() else Ledger(run="")
         self.ledger = known.model_copy(update={"run": str(name)})  # a copied run has its folder's name
+        self.labelled = labelled
         self.asked: dict[str, str] = {}  # {role: name} of the sources that this process works with
         # the system drops the lock with its process, however that ends
         self.lock = FileLock(self.folder / ".lock", is_singleton=True, fallback_to_soft=False)
@@ -237,10 +241,12 @@ class Run:
         return f"{self.ledger.run}, preset {self.ledger.preset}, {' judged by '.join(names)}{stand_ins}"
 
     def show(self, name: str, figure: Figure) -> None:
-        """Write a figure as PNG and PDF into the folder of figures, the run's label below it, and show it."""
-        letters = int(20 * figure.get_figwidth())  # of this size beside each other
-        text = textwrap.fill(self.label, letters, break_on_hyphens=False)
-        figure.supxlabel(text, x=0.99, ha="right", multialignment="right", fontsize=6, color="0.4", parse_math=False)
+        """Write a figure as PNG and PDF into the folder of figures, the run's label below it if wanted, and show it."""
+        if self.labelled:
+            letters = int(20 * figure.get_figwidth())  # of this size beside each other
+            text = textwrap.fill(self.label, letters, break_on_hyphens=False)
+            figure.supxlabel(text, x=0.99, ha="right", multialignment="right", fontsize=6, color="0.4",
+                             parse_math=False)
         for suffix, metadata in (("png", {}), ("pdf", {"CreationDate": None})):  # no date: same run, same file
             with written_whole(self.figures / f"{name}.{suffix}") as temporary:
                 figure.savefig(temporary, format=suffix, dpi=300, metadata=metadata)

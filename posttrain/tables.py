@@ -7,11 +7,15 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from posttrain.stats import MEASURES, REFERENCES, distinct_2
+from posttrain.checks import distinct_2
+from posttrain.comparisons import seen
+from posttrain.stats import MEASURES, REFERENCES, paired_difference
 
 VALIDATION = {"eval_loss": "loss", "eval_rewards/accuracies": "reward accuracy",
               "eval_rewards/margins": "reward margin", "eval_logps/chosen": "log p(chosen)",
               "eval_logps/rejected": "log p(rejected)"}
+HEADINGS = {"HmR": "HmR (%)", "HpR": "HpR (%)", "CAS": "CAS (%)", "harmful_reward": "reward on harmful prompts",
+            "helpful_reward": "reward on helpful prompts"}
 LATEX = str.maketrans({letter: f"\\{letter}" for letter in "%_&#${}"} | {
     "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"})  # as text, not as commands
 
@@ -35,19 +39,65 @@ def validation(log: Mapping[str, Sequence[Record]]) -> Styler:
     ends = [pd.DataFrame(records).dropna(subset="eval_loss").iloc[[0, -1]].set_axis(["before", "after"])
             for records in log.values()]
     table = pd.concat(ends, keys=log, names=["model", "when"])
-    return table[[name for name in VALIDATION if name in table]].rename(columns=VALIDATION).style.format(
-        "{:.3f}", na_rep="")
+    digits = {name: f"{{:.{1 if name.startswith('log') else 3}f}}" for name in VALIDATION.values()}
+    table = table[[name for name in VALIDATION if name in table]].rename(columns=VALIDATION)
+    return table.style.format({name: digits[name] for name in table}, na_rep="")
+
+
+def interval(record: Record, name: str) -> str:
+    """Return `value [low, high]` of a record: rates to a tenth, rewards to two decimals, true minus signs."""
+    digits = 1 if name in ("HmR", "HpR", "CAS", "rate") else 2
+    value, low, high = (record[name + end] for end in ("", "_low", "_high"))
+    ends = "all equal" if low is None else f"{low:.{digits}f}, {high:.{digits}f}"
+    return f"{value:.{digits}f} [{ends}]".replace("-", "−")
 
 
 def summary(models: Sequence[Record]) -> pd.DataFrame:
-    """Return the final table: a row a model record, `value [low, high]` in a cell, rates to a tenth, rewards to two."""
-    def cell(record: Record, name: str) -> str:
-        digits = 2 if "reward" in name else 1
-        value, low, high = (f"{record[name + end]:.{digits}f}" for end in ("", " low", " high"))
-        return f"{value} [{low}, {high}]"
-
-    return pd.DataFrame([{"Model": record["model"]} | {name: cell(record, name) for name in MEASURES}
+    """Return the final table: a row a model record, `value [low, high]` in a cell."""
+    return pd.DataFrame([{"Model": record["model"]} | {HEADINGS[name]: interval(record, name) for name in MEASURES}
                          for record in models])
+
+
+def on_one_line(table: pd.DataFrame) -> Styler:
+    """Return a table without its index whose cells do not break: no interval stands on two lines."""
+    return table.style.hide(axis="index").format(escape="html").set_table_styles(
+        [{"selector": "th, td", "props": "white-space: nowrap; text-align: left"}])
+
+
+def with_intervals(records: Sequence[Record], names: Sequence[str]) -> Styler:
+    """Return a table of flat records in which each of `names` stands with its interval."""
+    table = pd.DataFrame([{name: value for name, value in record.items() if not name.endswith(("_low", "_high"))}
+                          | {name: interval(record, name) for name in names} for record in records])
+    return on_one_line(table)
+
+
+def decisions(comparisons: Sequence[Record]) -> Styler:
+    """Return a row a pair of models and a column a measure: difference, decision and interval; what is decided bold."""
+    rows = pd.DataFrame([{"pair": f"{record['second']} − {record['first']}",
+                          "measure": HEADINGS[record["measure"]].replace(" on ", " on\n"),
+                          "found": f"{record['decision']}\n" + seen(record).replace(" points", "").replace(" [", "\n[")}
+                         for record in comparisons])
+    table = rows.pivot(index="pair", columns="measure", values="found").loc[
+        rows["pair"].drop_duplicates(), rows["measure"].drop_duplicates()].rename_axis(index=None, columns=None)
+    styler = table.style.map(lambda cell: "font-weight: bold" if cell.startswith("decided") else "")
+    return styler.set_table_styles([{"selector": "th, td", "props": "white-space: pre; text-align: left"}])
+
+
+def win_rates(comparisons: Sequence[Record]) -> pd.DataFrame:
+    """Return how often the second model of a pair is rewarded more, in percent of the prompts, ties counting half.
+
+    The interval is that of the difference of won and lost prompts (Bonett and Price 2012), halved about 50%.
+    """
+    rows = {}
+    for record in comparisons:
+        if "reward" in record["measure"]:
+            won, lost, n = (record[name] for name in ("gained", "lost", "n"))
+            ends = paired_difference(won, lost, n)
+            middle, low, high = (50 + points / 2 for points in (100 * (won - lost) / n, ends["low"], ends["high"]))
+            name = f"{record['second']} over {record['first']}"
+            rows.setdefault(name, {"pair": name})[f"{MEASURES[record['measure']]} prompts (n = {n})"] = (
+                f"{middle:.0f}% [{low:.0f}, {high:.0f}]")
+    return pd.DataFrame(rows.values())
 
 
 def as_markdown(table: pd.DataFrame, caption: str) -> str:
@@ -59,10 +109,18 @@ def as_markdown(table: pd.DataFrame, caption: str) -> str:
     return "\n".join([plain, "", *(f"| {' | '.join(line)} |" for line in lines), ""])
 
 
-def as_latex(table: pd.DataFrame, caption: str) -> str:
-    """Return the final table for LaTeX (booktabs), the references below a line, nothing in the caption a command."""
-    latex = table.style.hide(axis="index").to_latex(hrules=True, caption=caption.translate(LATEX))
-    return latex.replace(f"{REFERENCES[0]} &", f"\\midrule\n{REFERENCES[0]} &")
+def as_latex(table: pd.DataFrame, caption: str, note: str) -> str:
+    """Return the final table for LaTeX: a `table*` over both columns (booktabs), a note below, references last.
+
+    Nothing in caption or note is a command.
+    """
+    cells = table.replace("−", "$-$", regex=True).rename(columns=lambda name: name.replace("%", "\\%"))
+    body = cells.style.hide(axis="index").to_latex(hrules=True, column_format="l" + "r" * len(MEASURES))
+    body = body.replace(f"{REFERENCES[0]} &", f"\\midrule\n{REFERENCES[0]} &")
+    return "\n".join(["% needs \\usepackage{booktabs}", "\\begin{table*}", "\\centering", "\\small",
+                      f"\\caption{{{caption.translate(LATEX)}}}", "\\label{tab:alignment}", body.strip(),
+                      f"\\par\\smallskip\\parbox{{\\linewidth}}{{\\footnotesize {note.translate(LATEX)}}}",
+                      "\\end{table*}", ""])
 
 
 def as_csv(models: Sequence[Record], label: str) -> str:

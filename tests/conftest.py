@@ -213,6 +213,13 @@ def load(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def score_records(**rewards):
+    """Return the records of scores.json: model=(harmful rewards, helpful rewards), SFT_DPO for SFT+DPO."""
+    return [{"id": f"{kind}-{i:02d}", "model": model.replace("_", "+"), "reward": reward}
+            for model, both in rewards.items() for kind, values in zip(("harmful", "helpful"), both)
+            for i, reward in enumerate(values)]
+
+
 def dialogue(*turns):
     """Return a transcript of turns, a human's first."""
     return "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {turn}" for i, turn in enumerate(turns))

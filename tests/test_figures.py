@@ -15,9 +15,10 @@ def drawn(evaluation, notebook):
     e = evaluation
     return {"training": figures.training(notebook.log),
             "measures": figures.measures(e.records, ["HmR", "CAS"], "rate (%)"),
-            "distributions": figures.distributions(e.rewards, e.thresholds),
-            "differences": figures.differences(e.comparisons), "win_rates": figures.win_rates(e.rewards),
-            "thresholds": figures.thresholds(e.sweeps, e.thresholds), "judge": figures.judge(e.rewards)}
+            "distributions": figures.distributions(e.rewards, e.thresholds, e.records),
+            "differences": figures.differences(e.compared), "win_rates": figures.win_rates(e.rewards),
+            "thresholds": figures.thresholds(e.sweeps, e.thresholds),
+            "judge": figures.judge(e.rewards, e.judge_check)}
 
 
 def test_every_figure_function_is_tried(drawn):
@@ -44,6 +45,7 @@ def test_models_have_their_colours(drawn):
     (legend,) = drawn["measures"].legends
     assert [text.get_text() for text in legend.get_texts()] == MODELS
     for name in ("measures", "thresholds"):
+        assert [text.get_text() for text in drawn[name].legends[0].get_texts()] == MODELS
         lines = {line.get_label(): to_hex(line.get_color()).upper() for line in drawn[name].axes[0].lines}
         assert {model: lines[model] for model in MODELS} == figures.COLOURS
 
@@ -51,10 +53,40 @@ def test_models_have_their_colours(drawn):
 def test_intervals_are_drawn(drawn, evaluation):
     """Each measure of each model has a line from low to high; each difference too."""
     ends = [path.vertices[:, 1].tolist() for part in drawn["measures"].axes[0].collections for path in part.get_paths()]
-    expected = [[record[f"{name} {end}"] for end in ("low", "high")]
+    expected = [[record[f"{name}_{end}"] for end in ("low", "high")]
                 for record in evaluation.records if record["model"] in MODELS for name in ("HmR", "CAS")]
     assert ends == expected
     assert len(drawn["differences"].axes[0].collections) == 6
+    assert len(drawn["distributions"].axes[1].collections) == len(MODELS)
+
+
+def test_decisions_are_told_apart_without_colour(drawn, evaluation):
+    """What is decided is darker than what is suggestive, and that than what is open, whose dots are hollow."""
+    greys = [float(mpl.colors.to_rgb(style["color"])[0]) for style in figures.DECISIONS.values()]
+    assert list(figures.DECISIONS) == ["decided", "suggestive", "open"]
+    assert greys == sorted(greys)
+    dots = [line for line in drawn["differences"].axes[0].lines if line.get_marker() == "o"]
+    records = [record for record in evaluation.compared if record["measure"] == "HmR"]
+    for dot, record in zip(dots, records, strict=True):
+        assert dot.get_xdata()[0] == record["difference"]
+        assert mpl.colors.same_color(dot.get_color(), figures.DECISIONS[record["decision"]]["color"])
+        assert (dot.get_markerfacecolor() == "white") == (record["decision"] == "open")
+
+
+def test_judges_agreement_is_what_lies_right_of_zero(drawn, evaluation):
+    """The height of a curve at zero is the share of prompts on which the judge does not agree."""
+    for line, record in zip(drawn["judge"].axes[0].lines, evaluation.judge_check):
+        x, y = line.get_data()
+        assert 100 * (1 - y[x <= 0].max(initial=0)) == pytest.approx(record["agreement"])
+        assert f"{record['agreement']:.0f}%" in line.get_label()
+
+
+def test_accuracy_begins_with_the_first_step(drawn):
+    """Before it all margins are zero."""
+    accuracy = drawn["training"].axes[3]
+    assert min(line.get_xdata()[0] for line in accuracy.lines[:4]) > 1
+    (legend,) = drawn["training"].legends
+    assert [text.get_text() for text in legend.get_texts()] == [*MODELS[1:], "training batches", "held-out pairs"]
 
 
 def test_style_is_fit_for_print():

@@ -15,7 +15,7 @@ import pytest
 from conftest import ADAPTERS, DERIVED, MODELS, RAW, ROOT, code_cells, load
 
 import posttrain
-from posttrain import stats
+from posttrain import checks, comparisons, stats
 from posttrain.ledger import environment
 
 NOTEBOOKS = ["main.ipynb", "eval.ipynb"]
@@ -24,7 +24,9 @@ MACHINE_PATH = re.compile(r"(?<![\w.])/(work|home|root|tmp|usr|opt|var|mnt|Users
 ROOMS = {  # module: what it may import of the package; no arrow points down
     "presets": set(), "files": set(), "hub": set(), "ledger": {"files"}, "runs": {"files", "hub", "ledger"},
     "hh": set(), "models": {"files", "ledger", "runs"}, "training": {"files", "ledger", "runs", "models"},
-    "generation": {"models"}, "judging": {"models"}, "stats": set(), "figures": {"stats"}, "tables": {"stats"},
+    "generation": {"models"}, "judging": {"models"}, "stats": set(), "power": set(),
+    "comparisons": {"stats", "power"}, "checks": {"stats", "comparisons"}, "figures": {"stats"},
+    "tables": {"stats", "comparisons", "checks"},
     "__main__": {"presets"}}
 # Sentences and names that readers did not understand
 STRANGE = ["have something to be compared with", "whoever reads it looks", "are told, not refused",
@@ -269,10 +271,9 @@ def test_committed_metrics_follow_from_the_committed_scores(run):
     rewards = stats.reward_table(load(folder / "scores.json"))
     harmless = rewards.loc["harmful"] >= committed["thresholds"]["harmless"]
     helpful = rewards.loc["helpful"] > committed["thresholds"]["helpful"]
-    measures = stats.measure(rewards, harmless, helpful, **committed["bootstrap"])
-    rows = stats.model_records(measures, {kind: len(rewards.loc[kind]) for kind in stats.KINDS})
-    again = {"models": rows[:4], "references": rows[4:], "judge": stats.check_judge(rewards),
-             "comparisons": stats.compare(rewards, harmless, helpful, measures)}
+    rows = stats.model_records(rewards, harmless, helpful, **committed["bootstrap"])
+    again = {"models": rows[:4], "references": rows[4:], "judge": checks.check_judge(rewards),
+             "comparisons": comparisons.compare(rewards, harmless, helpful, **committed["bootstrap"])}
     assert [row["model"] for row in again["models"]] == MODELS == list(posttrain.MODELS)
     for name, rows in again.items():
         pd.testing.assert_frame_equal(pd.DataFrame(rows), pd.DataFrame(committed[name]), rtol=1e-9, check_dtype=False)
@@ -304,11 +305,11 @@ def test_published_document_says_what_the_files_say():
 
 def test_what_the_published_rewards_can_show():
     """No pair of models differs in HmR; the gains in HpR over Base are real; SFT+DPO is not told from SFT in CAS."""
-    comparisons = load(ROOT / "results" / "published" / "metrics.json")["comparisons"]
-    p = {(r["measure"], r["first"], r["second"]): r["p"] for r in comparisons}
+    rows = load(ROOT / "results" / "published" / "metrics.json")["comparisons"]
+    p = {(r["measure"], r["first"], r["second"]): r["p"] for r in rows}
     assert min(value for (measure, _, _), value in p.items() if measure == "HmR") == pytest.approx(0.21, abs=0.005)
     assert [p["HpR", "Base", model] < 0.0025 for model in MODELS[1:]] == [True] * 3
-    (cas,) = (r for r in comparisons if (r["measure"], r["first"], r["second"]) == ("CAS", "SFT", "SFT+DPO"))
+    (cas,) = (r for r in rows if (r["measure"], r["first"], r["second"]) == ("CAS", "SFT", "SFT+DPO"))
     assert (cas["difference"], cas["low"], cas["high"]) == pytest.approx((3, -7, 13), abs=1)
 
 

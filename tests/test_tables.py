@@ -1,6 +1,8 @@
 """Tables: the final one in three forms; texts of models and people are text wherever they are shown."""
 
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -73,30 +75,75 @@ LATEX = {r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircu
 @pytest.mark.parametrize("text", [text.replace("\n", " ") for text in HOSTILE])
 def test_labels_in_tables_are_text(text):
     """A run, model or judge whose name is markup stands in the tables letter by letter, and as no command."""
-    table = pd.DataFrame([{"Model": "Base"} | dict.fromkeys(stats.MEASURES, "1 [0, 2]")])
+    table = pd.DataFrame([{"Model": "Base"} | dict.fromkeys(tables.HEADINGS.values(), "1 [0, 2]")])
     markdown = tables.as_markdown(table, text).splitlines()[0]
     assert not re.search(r"(?<!\\)[`*_{}\[\]<>|$#~]", re.sub(r"\\\\", "", markdown))
     assert re.sub(r"\\([^a-zA-Z0-9\s])", r"\1", markdown) == text
-    latex = re.search(r"\\caption\{(.*)\}\n", tables.as_latex(table, text))[1]
-    plain = re.sub("|".join(map(re.escape, LATEX)), "", latex)
-    assert not set(plain) & set("\\%_&#${}~^")
-    assert re.sub("|".join(map(re.escape, LATEX)), lambda code: LATEX[code[0]], latex) == text
+    for pattern in (r"\\caption\{(.*)\}\n", r"\\footnotesize (.*)\}\n"):
+        latex = re.search(pattern, tables.as_latex(table, text, text))[1]
+        plain = re.sub("|".join(map(re.escape, LATEX)), "", latex)
+        assert not set(plain) & set("\\%_&#${}~^")
+        assert re.sub("|".join(map(re.escape, LATEX)), lambda code: LATEX[code[0]], latex) == text
     assert f",{text}" in tables.as_csv([{"model": "Base"}], text).replace('"', "")
 
 
 def test_final_table(evaluation):
-    """Models in order, then the references below a line, every cell with its interval."""
+    """Models in order, then the references below a line, every cell with its interval and a true minus."""
     summary = tables.summary(evaluation.records)
     assert list(summary["Model"]) == [*MODELS, *stats.REFERENCES]
-    assert all(re.fullmatch(r"-?\d+\.\d \[-?\d+\.\d, \d+\.\d\]", cell) for cell in summary["CAS"])
-    assert all(re.fullmatch(r"-?\d+\.\d\d \[-?\d+\.\d\d, -?\d+\.\d\d\]", cell) for cell in summary["harmful reward"])
+    assert list(summary.columns) == ["Model", *tables.HEADINGS.values()]
+    assert all(re.fullmatch(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", cell) for cell in summary["CAS (%)"])
+    assert all(re.fullmatch(r"−?\d+\.\d\d \[(−?\d+\.\d\d, −?\d+\.\d\d|all equal)\]", cell)
+               for cell in summary["reward on harmful prompts"])
     lines = tables.as_markdown(summary, "Caption.").splitlines()
     assert lines[0] == "Caption."
-    assert lines[2].startswith("| Model | HmR |")
+    assert lines[2].startswith("| Model | HmR (%) |")
     assert lines[8].startswith("| *References* |")
-    assert "\\midrule\nHuman chosen &" in tables.as_latex(summary, "Caption.")
+    assert "\\midrule\nHuman chosen &" in tables.as_latex(summary, "Caption.", "Note.")
     models_alone = tables.summary(evaluation.records[:4])
     assert "*References*" not in tables.as_markdown(models_alone, "")
+    assert tables.on_one_line(summary).to_html().count("white-space: nowrap") == 1
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex (Debian: texlive-latex-recommended)")
+@pytest.mark.parametrize("layout", ["", "twocolumn"])
+def test_final_table_compiles(evaluation, tmp_path, layout):
+    """In a paper of one or two columns, without an overfull box."""
+    summary = tables.summary(evaluation.records)
+    table = tables.as_latex(summary, "A 100% & hostile_caption.", " ".join(evaluation.cautions))
+    (tmp_path / "paper.tex").write_text(
+        f"\\documentclass[10pt,{layout}]{{article}}\\usepackage[margin=0.8in]{{geometry}}\\usepackage{{booktabs}}"
+        f"\\begin{{document}}Table~\\ref{{tab:alignment}}.\n{table}\\end{{document}}", encoding="utf-8")
+    for _ in range(2):  # the second knows the label
+        done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper"], cwd=tmp_path,
+                              capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
+    assert "undefined" not in done.stdout
+
+
+def test_decisions_stand_with_their_differences(evaluation):
+    """A row a pair, a column a measure, each cell with decision, difference and interval."""
+    shown = tables.decisions(evaluation.compared)
+    assert shown.data.shape == (6, 5)
+    for record in evaluation.compared:
+        cell = shown.data.loc[f"{record['second']} − {record['first']}",
+                              tables.HEADINGS[record["measure"]].replace(" on ", " on\n")]
+        assert cell.split("\n")[0] == record["decision"]
+        assert cell.split("\n")[1].startswith("−" if record["difference"] < 0 else "+")
+    bold = sum(record["decision"] == "decided" for record in evaluation.compared)
+    assert shown.to_html().count("<td") == 30
+    (rule,) = re.findall(r"([^{}]*)\{\s*font-weight: bold", shown.to_html())
+    assert rule.count("#T_") == bold
+
+
+def test_win_rates_by_hand():
+    """Half the ties; the interval is that of the difference in points, halved about 50."""
+    record = {"measure": "harmful_reward", "first": "Base", "second": "SFT", "gained": 30, "lost": 10, "n": 50}
+    (row,) = tables.win_rates([record, record | {"measure": "HmR"}]).to_dict("records")
+    ends = stats.paired_difference(30, 10, 50)
+    assert row == {"pair": "SFT over Base", "harmful prompts (n = 50)":
+                   f"70% [{50 + ends['low'] / 2:.0f}, {50 + ends['high'] / 2:.0f}]"}
 
 
 def test_validation_table(notebook):
