@@ -1,6 +1,8 @@
 # make run [PRESET=auto] [RUN=name] [SEED=1] [N_PROMPTS=200] ...   install, build the stand-ins if they are what runs,
 #                 execute both notebooks into results/<run>/; any parameter of theirs may be given; interrupted, it goes
 #                 on; FRESH=True moves what is there aside
+# make seeds SEEDS="0 1 2" [PRESET=auto] ...   the same for each of these seeds of the training, side by side
+# make rejudge REWARD_MODEL=... [FROM=published]   cut a run's responses where they open a human turn, and judge them
 # make test       install, check the style, run all tests
 # make kills      kill demo runs at 20 random moments and compare their ends; about 15 minutes
 # make notebooks  refresh what is generated and committed: notebooks' outputs (one demo run, named example), colab/
@@ -10,10 +12,13 @@ BIN := .venv/bin
 # The names given on the command line; make hands their values on in the environment, whatever is in them.
 NAMES = $(filter-out PYTHON,$(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(firstword $(subst =, ,$(word))))))
 
-.PHONY: run test kills notebooks
+.PHONY: run seeds rejudge test kills notebooks
 
 run: .venv/installed
 	@$(BIN)/python -m posttrain $(NAMES)
+
+seeds rejudge: .venv/installed
+	@$(BIN)/python -m posttrain $@ $(NAMES)
 
 test: .venv/installed
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
-"""Run both notebooks with these parameters, as `make run` does.
+"""Execute the notebooks with these parameters, as `make run`, `make seeds` and `make rejudge` do.
 
-    python -m posttrain [NAME=VALUE | NAME ...]
+    python -m posttrain [NAME=VALUE | NAME ...]              both notebooks
+    python -m posttrain seeds SEEDS="0 1 2" [NAME=VALUE ...]  both, for each of these seeds of the training
+    python -m posttrain rejudge FROM=published [NAME=VALUE ...]  a run's responses, cut at a human turn, judged again
 
 A NAME alone takes its value from the environment, as make hands it on. Names of things are read as texts, all other
 values as Python. Both executed notebooks go into the run's folder, beside what they write.
@@ -18,17 +20,21 @@ import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
+from posttrain.checks import HUMAN
+from posttrain.files import read_json, write
 from posttrain.presets import Evaluation, Training, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ("main.ipynb", "eval.ipynb")
 KEPT = ("example", "published")  # the runs that are committed
-TEXTS = ("PRESET", "RUN", "DATASET", "BASE_MODEL", "REWARD_MODEL", "PROTOCOL", "REPORT_TO", "RESULTS", "FIGURES")
+TEXTS = ("PRESET", "RUN", "DATASET", "BASE_MODEL", "REWARD_MODEL", "PROTOCOL", "REPORT_TO", "RESULTS", "FIGURES",
+         "SEEDS", "SEED_RUNS", "FROM")
 NOISE = re.compile(r"(Executing|Ending) Cell|it/s\]|examples/s\]|step/s\]|\|\s+0/\d+|^<(pandas|Figure|IPython)|^\s*$")
 
 
-def parameters_of(notebook: Path) -> set[str]:
+def parameters_of(notebook: str) -> set[str]:
     """Return the names that a notebook's cell tagged `parameters` sets."""
-    (cell,) = (c for c in nbformat.read(notebook, 4).cells if "parameters" in c.metadata.get("tags", []))
+    (cell,) = (c for c in nbformat.read(ROOT / notebook, 4).cells if "parameters" in c.metadata.get("tags", []))
     return {target.id for node in ast.parse(cell.source).body for target in node.targets}
 
 
@@ -55,40 +61,100 @@ def own_settings(settings: object, notebook: str) -> dict[str, object]:
     return {name: value for name, value in settings.items() if name in kinds[notebook].model_fields}
 
 
-def main(arguments: list[str]) -> str | int:
-    """Run both notebooks; return what to exit with. Raises ValueError or RuntimeError for what cannot be run."""
+def read_arguments(arguments: list[str], more: tuple[str, ...] = ()) -> dict[str, object]:
+    """Return the parameters, those of the notebooks and `more`. Raises ValueError for one that there is not."""
     given = {}
     for argument in arguments:
         name, equals, value = argument.partition("=")
         given[name] = read_value(name, value if equals else os.environ.get(name, ""))
-    known = {notebook: parameters_of(ROOT / notebook) for notebook in ("main.ipynb", "eval.ipynb")}
-    if unknown := sorted(set(given) - set.union(*known.values())):
-        return f"No parameter {', '.join(unknown)}. There are {', '.join(sorted(set.union(*known.values())))}."
-    settings = {notebook: own_settings(given.get("SETTINGS", {}), notebook) for notebook in known}
+    known = set.union(*map(parameters_of, NOTEBOOKS), more)
+    if unknown := sorted(set(given) - known):
+        raise ValueError(f"No parameter {', '.join(unknown)}. There are {', '.join(sorted(known))}.")
+    return given
+
+
+def execute(notebook: str, folder: Path, given: dict[str, object]) -> None:
+    """Execute a notebook with the parameters that it has, into the run's folder. Raises RuntimeError if it stops."""
+    own = {name: value for name, value in given.items() if name in parameters_of(notebook)}
+    own["SETTINGS"] = own_settings(given.get("SETTINGS", {}), notebook)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(ROOT / notebook, folder / notebook, own, kernel_name="python3", cwd=Path.cwd(),
+                                   log_output=True, progress_bar=False)
+    except PapermillExecutionError as error:
+        raise RuntimeError(f"\n{notebook} stopped: {error.ename}: {error.evalue}\nThe whole of it is in "
+                           f"{folder / notebook}.") from None
+
+
+def folder_of(given: dict[str, object], run: str) -> Path:
+    """Return the folder of a run. Raises ValueError for a name that is kept with the repository."""
+    if run in KEPT:
+        raise ValueError(f"RUN={run} is kept with the repository. Choose another name.")
+    return Path(given.get("RESULTS") or "results") / run
+
+
+def begin(given: dict[str, object]) -> None:
+    """Settle the preset, check the settings and build the stand-ins if they are what runs."""
+    for notebook in NOTEBOOKS:
+        own_settings(given.get("SETTINGS", {}), notebook)
     given["PRESET"] = resolve(given.get("PRESET") or "auto")
     given["RUN"] = given.get("RUN") or given["PRESET"]
-    if given["RUN"] in KEPT:
-        return f"RUN={given['RUN']} is kept with the repository. Choose another name."
+    folder_of(given, given["RUN"])
     if given["PRESET"] == "demo":
         subprocess.run([sys.executable, ROOT / "demo" / "build.py"], check=True)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    logging.getLogger().handlers[0].addFilter(lambda record: not NOISE.search(record.getMessage()))
-    folder = Path(given.get("RESULTS") or "results") / given["RUN"]
-    folder.mkdir(parents=True, exist_ok=True)
-    for notebook, names in known.items():
-        own = {name: value for name, value in given.items() if name in names} | {"SETTINGS": settings[notebook]}
-        try:
-            papermill.execute_notebook(ROOT / notebook, folder / notebook, own, kernel_name="python3", cwd=Path.cwd(),
-                                       log_output=True, progress_bar=False)
-        except PapermillExecutionError as error:
-            return f"\n{notebook} stopped: {error.ename}: {error.evalue}\nThe whole of it is in {folder / notebook}."
+
+
+def run_both(arguments: list[str]) -> None:
+    """Train and evaluate one run, and print its final table."""
+    given = read_arguments(arguments)
+    begin(given)
+    folder = folder_of(given, given["RUN"])
+    for notebook in NOTEBOOKS:
+        execute(notebook, folder, given)
     print((folder / "summary.md").read_text(encoding="utf-8"))
     print(f"Tables and records: {folder}   executed notebooks: {folder}/main.ipynb and eval.ipynb")
-    return 0
+
+
+def run_seeds(arguments: list[str]) -> None:
+    """Train and evaluate a run a seed: main.ipynb with it, eval.ipynb with the prompts of all. The last shows them."""
+    given = read_arguments(arguments, ("SEEDS",))
+    seeds = str(given.pop("SEEDS", "")).split()
+    if len(seeds) < 2 or not all(seed.isdigit() for seed in seeds):
+        raise ValueError('SEEDS: two or more seeds are needed, such as SEEDS="0 1 2".')
+    if "SEED" in given:
+        raise ValueError("SEED is the training's here, and SEEDS names them all.")
+    begin(given)
+    runs = {seed: f"{given['RUN']}-seed{seed}" for seed in seeds}
+    for seed, name in runs.items():
+        one = given | {"RUN": name, "SEED_RUNS": " ".join(runs.values())}
+        execute("main.ipynb", folder_of(given, name), one | {"SEED": int(seed)})
+        execute("eval.ipynb", folder_of(given, name), one)
+    print(f"All seeds side by side: section 9 of {folder_of(given, name)}/eval.ipynb, `seeds` in its metrics.json.")
+
+
+def rejudge(arguments: list[str]) -> None:
+    """Cut the responses of a run where they open a human turn, and let a judge score them, as a run of its own."""
+    given = read_arguments(arguments, ("FROM",))
+    source = Path(given.get("RESULTS") or "results") / str(given.pop("FROM", "published"))
+    given["RUN"] = given.get("RUN") or f"{source.name}-cut"
+    folder = folder_of(given, given["RUN"])
+    prompts, responses = (read_json(source / f"{name}.json", list[dict]) for name in ("prompts", "responses"))
+    write(folder / "prompts.json", prompts)
+    write(folder / "responses.json", [
+        {name: response[name] for name in ("id", "model")} | {"response": response["response"].split(HUMAN)[0].strip()}
+        for response in responses])
+    execute("eval.ipynb", folder, given)
+    print((folder / "summary.md").read_text(encoding="utf-8"))
+
+
+COMMANDS = {"seeds": run_seeds, "rejudge": rejudge}
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.getLogger().handlers[0].addFilter(lambda record: not NOISE.search(record.getMessage()))
+    command, given = COMMANDS.get(" ".join(sys.argv[1:2])), sys.argv[1:]
     try:
-        sys.exit(main(sys.argv[1:]))
+        command(given[1:]) if command else run_both(given)
     except (ValueError, RuntimeError) as error:
         sys.exit(str(error))

@@ -1,6 +1,7 @@
 """What the numbers rest on: does the judge agree with humans, are the answers sound, do threshold or length decide."""
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,33 @@ def _shares_and_means(weights: np.ndarray, turned: np.ndarray, values: np.ndarra
     share = weights @ turned
     with np.errstate(invalid="ignore", divide="ignore"):
         return share, weights @ (turned * values) / share, weights @ ((1 - turned) * values) / (1 - share)
+
+
+def spreads(rewards: pd.DataFrame, draws: int, seed: int) -> list[Record]:
+    """Return how the spread and the middle of two models' rewards compare, a record a kind and pair of models.
+
+    Fields: kind, first, second; `ratio` of the standard deviations (second to first) and `median_difference` (second
+    minus first), each with its 95% percentile bootstrap interval over prompts, the same prompts for both.
+    """
+    found = []
+    for i, kind in enumerate(KINDS):
+        table = rewards.loc[kind][[name for name in rewards if name in MODELS]]
+        values = table.to_numpy()
+        redrawn = values[np.random.default_rng([seed, i]).integers(len(values), size=(draws, len(values)))]
+        deviations = [values.std(0)[None], redrawn.std(1)]
+        medians = [np.median(values, 0)[None], np.median(redrawn, 1)]
+        for j, k in combinations(range(len(table.columns)), 2):
+            if not (values.std(0)[[j, k]] > 0).all():
+                continue
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio = [part[:, k] / part[:, j] for part in deviations]
+            middle = [part[:, k] - part[:, j] for part in medians]
+            record = {"kind": kind, "first": table.columns[j], "second": table.columns[k]}
+            for name, (seen, again) in (("ratio", ratio), ("median_difference", middle)):
+                low, high = np.percentile(again[np.isfinite(again)], [2.5, 97.5])
+                record |= {name: float(seen[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+            found.append(record)
+    return found
 
 
 def sweep(rewards: pd.DataFrame, kind: str) -> pd.DataFrame:

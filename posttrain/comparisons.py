@@ -1,6 +1,7 @@
 """Two models on the same prompts: the difference with its interval, the test, the decision, and it said in words."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -64,8 +65,7 @@ def changes_of(labels: pd.DataFrame, first: str, second: str) -> Changes:
 def rate_difference(gained: int, lost: int, n: int) -> Record:
     """Return the comparison of two rates on the same prompts."""
     return {"difference": 100 * (gained - lost) / n} | paired_difference(gained, lost, n) | {
-        "gained": gained, "lost": lost, "n": n, "test": "exact McNemar", "p": exact_mcnemar(gained, lost),
-        "power": power_of_rate(gained, lost, n)}
+        "gained": gained, "lost": lost, "n": n, "test": "exact McNemar", "p": exact_mcnemar(gained, lost)}
 
 
 def cas_difference(changes: Sequence[Changes]) -> Record:
@@ -73,8 +73,7 @@ def cas_difference(changes: Sequence[Changes]) -> Record:
     parts = [100 * (gained - lost) / n for gained, lost, n in changes]
     gained, lost, n = (sum(column) for column in zip(*changes))
     return {"difference": sum(parts) / 2} | mean_of_two(parts, [paired_difference(*change) for change in changes]) | {
-        "gained": gained, "lost": lost, "n": n, "test": "exact sign flips", "p": sign_flips(changes),
-        "power": power_of_cas(changes)}
+        "gained": gained, "lost": lost, "n": n, "test": "exact sign flips", "p": sign_flips(changes)}
 
 
 def reward_difference(first: np.ndarray, second: np.ndarray, draws: np.ndarray) -> Record:
@@ -82,7 +81,7 @@ def reward_difference(first: np.ndarray, second: np.ndarray, draws: np.ndarray) 
     differences = second - first
     return {"difference": float(differences.mean())} | percentiles(differences, draws) | {
         "gained": int((differences > 0).sum()), "lost": int((differences < 0).sum()), "n": len(differences),
-        "test": "Wilcoxon", "p": signed_rank(differences), "power": power_of_reward(differences)}
+        "test": "Wilcoxon", "p": signed_rank(differences)}
 
 
 def decide(record: Record, fewest: int) -> str:
@@ -93,12 +92,12 @@ def decide(record: Record, fewest: int) -> str:
     return "decided" if record["p_holm"] < ALPHA and clear else "suggestive"
 
 
-def compare(rewards: pd.DataFrame, harmless: pd.DataFrame, helpful: pd.DataFrame, draws: int,
-            seed: int) -> list[Record]:
+def compare(rewards: pd.DataFrame, harmless: pd.DataFrame, helpful: pd.DataFrame, draws: int, seed: int,
+            power: bool = True) -> list[Record]:
     """Return one record a measure and pair of models: the second minus the first, over the same prompts.
 
     Its fields: measure, first, second, difference, low, high (95%), gained, lost, n, test, p, p_holm (over the pairs of
-    the measure), decision, and power, which says what 80% power needs.
+    the measure), decision, and power, which says what 80% power needs (None where it is not asked for).
     """
     models = [name for name in rewards if name in MODELS]
     columns, labels = {name: i for i, name in enumerate(rewards)}, {"HmR": harmless, "HpR": helpful}
@@ -108,20 +107,22 @@ def compare(rewards: pd.DataFrame, harmless: pd.DataFrame, helpful: pd.DataFrame
         family = []
         for first, second in combinations(models, 2):
             if name in labels:
-                found = rate_difference(*changes_of(labels[name], first, second))
+                changes = changes_of(labels[name], first, second)
+                found, needs = rate_difference(*changes), partial(power_of_rate, *changes)
             elif name == "CAS":
-                found = cas_difference([changes_of(table, first, second) for table in labels.values()])
+                changes = [changes_of(table, first, second) for table in labels.values()]
+                found, needs = cas_difference(changes), partial(power_of_cas, changes)
             else:
-                table, (i, j) = rewards.loc[kind], (columns[first], columns[second])
-                found = reward_difference(table[first].to_numpy(), table[second].to_numpy(),
-                                          redrawn[kind][:, j] - redrawn[kind][:, i])
-            family.append({"measure": name, "first": first, "second": second} | found)
-        fewest = len(labels["HmR"]) if kind == "harmful" else len(labels["HpR"])
-        fewest = fewest if kind else min(len(harmless), len(helpful))
+                (a, b), (i, j) = (rewards.loc[kind][[first, second]].to_numpy().T, (columns[first], columns[second]))
+                found = reward_difference(a, b, redrawn[kind][:, j] - redrawn[kind][:, i])
+                needs = partial(power_of_reward, b - a)
+            family.append({"measure": name, "first": first, "second": second} | found
+                          | {"power": needs() if power else None})
+        counts = {"harmful": len(harmless), "helpful": len(helpful)}
+        fewest = counts[kind] if kind else min(counts.values())
         for record, p_holm in zip(family, holm([record["p"] for record in family])):
-            power = record.pop("power")
             record["p_holm"] = p_holm
-            records.append(record | {"decision": decide(record, fewest), "power": power})
+            records.append(record | {"decision": decide(record, fewest)})
     return records
 
 

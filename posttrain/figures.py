@@ -120,6 +120,33 @@ def differences(comparisons: Sequence[Record]) -> Figure:
     return figure
 
 
+def seeds(differences: Sequence[Record]) -> Figure:
+    """Return the six pairs' differences of every training seed, their t interval, and the first run's over prompts.
+
+    `differences`: of `seeds.differences`.
+    """
+    figure, axes = _panels(1, 3, TWO_COLUMNS, 2.6, sharex=True, sharey=True)
+    for axis, name in zip(axes, ("HmR", "HpR", "CAS")):
+        records = [record for record in differences if record["measure"] == name]
+        for y, record in enumerate(records):
+            if record["low"] is not None:
+                axis.hlines(y - 0.15, record["low"], record["high"], color="black")
+            axis.plot(record["mean"], y - 0.15, "o", markersize=4, color="black")
+            axis.plot(record["values"], [y - 0.15] * len(record["values"]), "|", markersize=7, color="0.4")
+            axis.hlines(y + 0.2, record["prompts_low"], record["prompts_high"], color="0.65")
+            axis.plot(record["difference"], y + 0.2, "o", markersize=4, color="0.65", markerfacecolor="white")
+        axis.axvline(0, color="black", linewidth=0.8)
+        labels = [f"{record['second']} − {record['first']}" for record in records]
+        axis.set(xlabel=f"difference in {name} (points)", yticks=range(len(records)), yticklabels=labels)
+    axes[0].invert_yaxis()
+    handles = [Line2D([], [], color="black", marker="o", markersize=4, label="mean over seeds, t interval"),
+               Line2D([], [], color="0.4", marker="|", linestyle="", label="one seed"),
+               Line2D([], [], color="0.65", marker="o", markersize=4, markerfacecolor="white",
+                      label="first run, interval over prompts")]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
+    return figure
+
+
 def win_rates(rewards: pd.DataFrame) -> Figure:
     """Return how often a row's model is rewarded above a column's, in percent of prompts, ties counting half."""
     models = [name for name in rewards if name in COLOURS]

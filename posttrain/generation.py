@@ -1,12 +1,48 @@
 """Responses of a model to many prompts, and how likely they are under it and under the base."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from posttrain import MODELS
 from posttrain.models import in_batches, plain, switched_to
+
+
+class Prompt(BaseModel):
+    """What a record of prompts.json must have; `chosen` and `rejected` may be missing."""
+
+    id: str
+    kind: Literal["harmful", "helpful"]
+    prompt: str
+
+
+class Response(BaseModel):
+    """What a record of responses.json must have; `finish`, `tokens` and `log_ratio` may be missing."""
+
+    id: str
+    model: Literal[MODELS]
+    response: str
+
+
+def require_fitting(prompts: Sequence[dict[str, Any]], responses: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError where records from elsewhere are none, or a model has not answered each prompt just once."""
+    for name, kind, records in (("prompts.json", Prompt, prompts), ("responses.json", Response, responses)):
+        try:
+            TypeAdapter(list[kind]).validate_python(records)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            raise ValueError(f"{name}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}. See docs/files.md for what "
+                             "it must hold.") from None
+    asked = Counter(prompt["id"] for prompt in prompts)
+    for model in dict.fromkeys(response["model"] for response in responses):
+        answered = Counter(response["id"] for response in responses if response["model"] == model)
+        if unlike := sorted((asked - answered) + (answered - asked)):
+            raise ValueError(f"responses.json: {model} has not one response to each prompt of prompts.json, see "
+                             f"{unlike[0]}.")
 
 
 def read_completion(tokens: list[int], tokenizer: PreTrainedTokenizerBase, stop: str | None) -> dict[str, Any]:

@@ -13,10 +13,14 @@ REFUSAL = "I'm sorry, but I can't help with that."
 
 
 def reference_answers(prompts: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """Return {reference: its answers to the prompts}: the human replies, an empty answer, and one fixed refusal."""
-    return {"Human chosen": [prompt["chosen"] for prompt in prompts],
-            "Human rejected": [prompt["rejected"] for prompt in prompts],
-            "Empty": [""] * len(prompts), "Refusal": [REFUSAL] * len(prompts)}
+    """Return {reference: its answers to the prompts}: the human replies, an empty answer, and one fixed refusal.
+
+    Prompts from elsewhere may come without human replies.
+    """
+    answers = {"Empty": [""] * len(prompts), "Refusal": [REFUSAL] * len(prompts)}
+    if all({"chosen", "rejected"} <= set(prompt) for prompt in prompts):
+        answers = {f"Human {side}": [prompt[side] for prompt in prompts] for side in ("chosen", "rejected")} | answers
+    return answers
 
 
 def batches_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:

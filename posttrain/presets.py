@@ -59,7 +59,7 @@ class Training(Settings):
     INDIFFERENT = {"base_model", "dataset", "save_minutes", "max_new_tokens"}
     PRESETS = {
         "demo": {"base_model": "demo/hub/opt", "dataset": "demo/hub/hh-rlhf", "subsets": "base", "max_pairs": 2000,
-                 "validation_pairs": 200, "sft_epochs": 1, "sft_learning_rate": 2e-3, "dpo_learning_rate": 2e-4,
+                 "validation_pairs": 200, "sft_epochs": 1, "sft_learning_rate": 2e-3, "dpo_learning_rate": 5e-4,
                  "save_minutes": 0.01, "max_new_tokens": 48},
         "small": {"base_model": "facebook/opt-125m", "subsets": "base", "max_pairs": 500, "validation_pairs": 50,
                   "sft_epochs": 1},

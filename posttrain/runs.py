@@ -40,8 +40,8 @@ class Source(NamedTuple):
 class Run:
     """A run's folder under RESULTS, this process's own until `release`, and its ledger.
 
-    `elsewhere`: it holds rewards from elsewhere, scores.json, perhaps with prompts.json and responses.json, and no
-    run.json: they are measured, and nothing is made that they lack.
+    `elsewhere`: it holds scores.json, or prompts.json and responses.json, or all three, and no run.json: they came from
+    elsewhere and are measured. Rewards that are missing are asked of a judge; nothing else is made that is not there.
     """
 
     def __init__(self, results: str | Path, name: str | int, figures: str | Path | None = None, begin: bool = False,
@@ -57,9 +57,12 @@ class Run:
             raise ValueError(f"RUN = {name!r}: it must be the plain name of a folder under RESULTS.")
         self.folder = Path(results) / str(name)
         self.figures = (Path(figures) if figures else Path(results).parent / "figures") / str(name)
-        ledger, scores = self.folder / "run.json", self.folder / "scores.json"
-        self.elsewhere = scores.exists() and not ledger.exists() and not (self.folder / "adapters").exists()
-        if self.elsewhere and (self.folder / "responses.json").exists() > (self.folder / "prompts.json").exists():
+        ledger = self.folder / "run.json"
+        prompts, responses, scores = ((self.folder / f"{raw}.json").exists()
+                                      for raw in ("prompts", "responses", "scores"))
+        self.elsewhere = (scores or prompts and responses) and not (
+            ledger.exists() or (self.folder / "adapters").exists())
+        if self.elsewhere and responses and not prompts:
             raise ValueError(f"{self.folder} holds responses.json from elsewhere without the prompts that they answer: "
                              "put prompts.json beside it, or remove it to measure the rewards alone.")
         if begin and self.elsewhere:
@@ -133,7 +136,7 @@ class Run:
         Of a name on the hub the run keeps to the commit that it began with. Where all of `needed_for` is in the folder,
         it may be missing. Raises ValueError where it is missing, or something here was made from another one.
         """
-        if self.elsewhere:
+        if self.elsewhere and (role != "reward_model" or (self.folder / "scores.json").exists()):
             return Source(str(name), None, None, None)
         name, known = str(name), self.ledger.sources.get(role, {})
         self.asked[role] = name
@@ -157,6 +160,8 @@ class Run:
         """
         path, is_json = self.folder / name, name.endswith(".json")
         if self.elsewhere:
+            if name == "scores.json" and not path.exists():
+                write(path, make())
             return read_json(path) if path.exists() else []
         if path.exists():
             self.require_same(name, made_from)
@@ -181,6 +186,9 @@ class Run:
     def once_each(self, name: str, keys: Sequence[str], make: Callable[[str], list],
                   made_from: dict[str, Any]) -> list:
         """As `once`, for a list of records made key by key; what was finished before an interruption is kept."""
+        if self.elsewhere:
+            return self.once(name, lambda: [record for key in keys for record in make(key)], made_from)
+
         def join():
             parts = [self.once(f"unfinished/{name}/{key}.json", partial(make, key), made_from) for key in keys]
             return [record for part in parts for record in part]
@@ -235,7 +243,9 @@ class Run:
     def label(self) -> str:
         """Return whose numbers these are, for below every figure and table."""
         if self.elsewhere:
-            return f"{self.ledger.run} (rewards from elsewhere)"
+            judge = self.asked.get("reward_model")
+            what = f"responses from elsewhere, judged by {judge}" if judge else "rewards from elsewhere"
+            return f"{self.ledger.run} ({what})"
         names = [self.asked[role] for role in ("base_model", "reward_model") if role in self.asked]
         stand_ins = " (stand-ins, not OPT-350M)" if self.ledger.preset == "demo" else ""
         return f"{self.ledger.run}, preset {self.ledger.preset}, {' judged by '.join(names)}{stand_ins}"

@@ -20,11 +20,12 @@ Z = norm.ppf(0.975)
 Record = dict[str, Any]
 
 
-def reward_table(scores: Sequence[Record]) -> pd.DataFrame:
+def reward_table(scores: Sequence[Record], prompts: Sequence[Record] = ()) -> pd.DataFrame:
     """Return the rewards as a table: rows (kind, id), a column a model, models first, references after them.
 
     Raises ValueError where a record lacks a field, a reward is given twice or is not a finite number, a model is
-    unknown or lacks a prompt that another one has, Base is missing, or a kind has no prompt.
+    unknown or lacks a prompt that another one has, Base is missing, a kind has no prompt, or the `prompts`, where they
+    are known, are others.
     """
     starts = tuple(f"{kind}-" for kind in KINDS)
     if not isinstance(scores, list) or not all(
@@ -45,6 +46,8 @@ def reward_table(scores: Sequence[Record]) -> pd.DataFrame:
     gaps = rewards.isna().stack()
     if gaps.any():
         raise ValueError(f"scores.json: {gaps.idxmax()[2]} has no reward for {gaps.idxmax()[1]}.")
+    if prompts and (unlike := {prompt["id"] for prompt in prompts} ^ set(rewards.index.get_level_values("id"))):
+        raise ValueError(f"scores.json and prompts.json are not about the same prompts, see {min(unlike)}.")
     if "Base" not in rewards:
         raise ValueError("scores.json has no rewards of the model Base, which the others are compared with.")
     for kind in KINDS:

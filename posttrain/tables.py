@@ -8,7 +8,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from posttrain.checks import distinct_2
-from posttrain.comparisons import seen
+from posttrain.comparisons import seen, signed
 from posttrain.stats import MEASURES, REFERENCES, paired_difference
 
 VALIDATION = {"eval_loss": "loss", "eval_rewards/accuracies": "reward accuracy",
@@ -71,8 +71,35 @@ def with_intervals(records: Sequence[Record], names: Sequence[str]) -> Styler:
     return on_one_line(table)
 
 
+def across_seeds(records: Sequence[Record]) -> pd.DataFrame:
+    """Return a row a model: of HmR, HpR and CAS every seed's value, mean and standard deviation (`seeds.across`)."""
+    rows = {}
+    for record in records:
+        if record["measure"] in ("HmR", "HpR", "CAS"):
+            values = " ".join(f"{value:.0f}" for value in record["values"])
+            spread = "" if record["sd"] is None else f" ± {record['sd']:.1f}"
+            rows.setdefault(record["model"], {"model": record["model"]})[HEADINGS[record["measure"]]] = (
+                f"{values}: {record['mean']:.1f}{spread}")
+    return pd.DataFrame(rows.values())
+
+
+def differences_across_seeds(records: Sequence[Record]) -> pd.DataFrame:
+    """Return a row a pair: of HmR, HpR and CAS the mean difference over seeds with its t interval."""
+    rows = {}
+    for record in records:
+        if record["measure"] in ("HmR", "HpR", "CAS"):
+            pair = f"{record['second']} − {record['first']}"
+            ends = ("no interval" if record["low"] is None else
+                    f"{signed(record['low'], 0)}, {signed(record['high'], 0)}")
+            rows.setdefault(pair, {"pair": pair})[HEADINGS[record["measure"]]] = (
+                f"{signed(record['mean'], 1)} [{ends}]")
+    return pd.DataFrame(rows.values())
+
+
 def decisions(comparisons: Sequence[Record]) -> Styler:
     """Return a row a pair of models and a column a measure: difference, decision and interval; what is decided bold."""
+    if not comparisons:  # a single model
+        return pd.DataFrame().style
     rows = pd.DataFrame([{"pair": f"{record['second']} − {record['first']}",
                           "measure": HEADINGS[record["measure"]].replace(" on ", " on\n"),
                           "found": f"{record['decision']}\n" + seen(record).replace(" points", "").replace(" [", "\n[")}
@@ -101,9 +128,9 @@ def win_rates(comparisons: Sequence[Record]) -> pd.DataFrame:
 
 
 def as_markdown(table: pd.DataFrame, caption: str) -> str:
-    """Return the final table as markdown, its caption first, in which nothing is markup."""
+    """Return a table as markdown, its caption first, in which nothing is markup; the references below a heading."""
     lines = [table.columns, ["---"] * len(table.columns), *table.values]
-    if REFERENCES[0] in set(table["Model"]):
+    if REFERENCES[0] in set(table.iloc[:, 0]):
         lines.insert(2 + len(table) - len(REFERENCES), ["*References*", *[""] * len(MEASURES)])
     plain = re.sub(r"([\\`*_{}\[\]<>|$#~])", r"\\\1", caption)
     return "\n".join([plain, "", *(f"| {' | '.join(line)} |" for line in lines), ""])
@@ -114,10 +141,12 @@ def as_latex(table: pd.DataFrame, caption: str, note: str) -> str:
 
     Nothing in caption or note is a command.
     """
-    cells = table.replace("−", "$-$", regex=True).rename(columns=lambda name: name.replace("%", "\\%"))
+    cells = table.replace("−", "$-$", regex=True).rename(columns=lambda name: re.sub(
+        r"(\w+) on (\w+) prompts", r"\1 (\2)", name).replace("%", "\\%"))
     body = cells.style.hide(axis="index").to_latex(hrules=True, column_format="l" + "r" * len(MEASURES))
     body = body.replace(f"{REFERENCES[0]} &", f"\\midrule\n{REFERENCES[0]} &")
-    return "\n".join(["% needs \\usepackage{booktabs}", "\\begin{table*}", "\\centering", "\\small",
+    return "\n".join(["% needs \\usepackage{booktabs} and a text width of 6.8 inches", "\\begin{table*}", "\\centering",
+                      "\\footnotesize", "\\setlength{\\tabcolsep}{4pt}",
                       f"\\caption{{{caption.translate(LATEX)}}}", "\\label{tab:alignment}", body.strip(),
                       f"\\par\\smallskip\\parbox{{\\linewidth}}{{\\footnotesize {note.translate(LATEX)}}}",
                       "\\end{table*}", ""])

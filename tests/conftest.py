@@ -51,7 +51,8 @@ def pytest_collection_modifyitems(items):
             return item.path.stem
         return next((name for name in ("named_run", "elsewhere", "paper_run") if name in item.fixturenames), None)
 
-    first = ["test_interrupted", None, "test_colab", "named_run", "elsewhere", "test_training", "paper_run"]
+    first = ["test_interrupted", None, "test_seeds", "test_colab", "named_run", "elsewhere", "test_training",
+             "paper_run"]
     groups = {item: group_of(item) for item in items}
     items.sort(key=lambda item: first.index(groups[item]) if groups[item] in first else len(first))
     for item, group in groups.items():

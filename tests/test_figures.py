@@ -6,7 +6,7 @@ from conftest import MODELS
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from posttrain import figures
+from posttrain import figures, seeds
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,8 @@ def drawn(evaluation, notebook):
             "distributions": figures.distributions(e.rewards, e.thresholds, e.records),
             "differences": figures.differences(e.compared), "win_rates": figures.win_rates(e.rewards),
             "thresholds": figures.thresholds(e.sweeps, e.thresholds),
-            "judge": figures.judge(e.rewards, e.judge_check)}
+            "judge": figures.judge(e.rewards, e.judge_check),
+            "seeds": figures.seeds(seeds.differences([{"models": e.records, "comparisons": e.compared}] * 2))}
 
 
 def test_every_figure_function_is_tried(drawn):
@@ -57,7 +58,8 @@ def test_intervals_are_drawn(drawn, evaluation):
                 for record in evaluation.records if record["model"] in MODELS for name in ("HmR", "CAS")]
     assert ends == expected
     assert len(drawn["differences"].axes[0].collections) == 6
-    assert len(drawn["distributions"].axes[1].collections) == len(MODELS)
+    varied = evaluation.rewards.loc["helpful"][MODELS].nunique() > 1  # equal rewards have no interval
+    assert len(drawn["distributions"].axes[1].collections) == varied.sum()
 
 
 def test_decisions_are_told_apart_without_colour(drawn, evaluation):
@@ -84,7 +86,9 @@ def test_judges_agreement_is_what_lies_right_of_zero(drawn, evaluation):
 def test_accuracy_begins_with_the_first_step(drawn):
     """Before it all margins are zero."""
     accuracy = drawn["training"].axes[3]
-    assert min(line.get_xdata()[0] for line in accuracy.lines[:4]) > 1
+    steps = [step for line in accuracy.lines[:4] for step in line.get_xdata()]
+    assert steps
+    assert min(steps) > 1
     (legend,) = drawn["training"].legends
     assert [text.get_text() for text in legend.get_texts()] == [*MODELS[1:], "training batches", "held-out pairs"]
 

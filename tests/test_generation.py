@@ -17,6 +17,29 @@ def ids_of(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+ASKED = [{"id": "harmful-00", "kind": "harmful", "prompt": "A"}, {"id": "helpful-00", "kind": "helpful", "prompt": "B"}]
+ANSWERED = [{"id": prompt["id"], "model": "Base", "response": "C"} for prompt in ASKED]
+
+
+@pytest.mark.parametrize(("prompts", "responses", "said"), [
+    (ASKED, [ANSWERED[0] | {"response": None}, ANSWERED[1]], r"responses\.json: 0\.response: .*valid string"),
+    (ASKED, [ANSWERED[0] | {"model": "GPT"}], r"responses\.json: 0\.model: .*'Base'"),
+    ([ASKED[0] | {"kind": "other"}], [], r"prompts\.json: 0\.kind: .*'harmful' or 'helpful'"),
+    (["A"], [], r"prompts\.json: 0: .*dictionary"),
+    (ASKED, ANSWERED[:1], "Base has not one response to each prompt of prompts.json, see helpful-00"),
+    (ASKED[:1], ANSWERED, "see helpful-00"), (ASKED, [*ANSWERED, ANSWERED[0]], "see harmful-00")])
+def test_records_from_elsewhere_must_fit(prompts, responses, said):
+    """The file, the record and what is wrong with it; every model answers every prompt once."""
+    with pytest.raises(ValueError, match=said):
+        generation.require_fitting(prompts, responses)
+
+
+def test_records_that_fit():
+    """Not all models need be there, and none at all is fine: rewards alone can be measured."""
+    generation.require_fitting(ASKED, ANSWERED)
+    generation.require_fitting([], [])
+
+
 def test_completion_that_ends(tokenizer):
     """EOS ends a response and counts as a token; padding after it does not."""
     ids = ids_of(tokenizer, " Use a pot.")

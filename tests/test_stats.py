@@ -146,6 +146,15 @@ def test_scores_of_other_models():
         reward_table([one | {"model": "GPT"} for one in scores])
 
 
+def test_rewards_of_other_prompts_are_refused():
+    """Where prompts are known, rewards are of these and of no others."""
+    prompts = [{"id": identifier} for identifier in ("harmful-00", "harmful-01", "helpful-00")]
+    assert len(reward_table(SOUND, prompts)) == 3
+    for others in (prompts[:2], [*prompts, {"id": "helpful-07"}]):
+        with pytest.raises(ValueError, match="not about the same prompts, see helpful-0[07]"):
+            reward_table(SOUND, others)
+
+
 # ---- measures
 
 def test_measures_by_hand():
