@@ -5,7 +5,8 @@
 # make rejudge REWARD_MODEL=... [FROM=published]   cut a run's responses where they open a human turn, and judge them
 # make test       install, check the style, run all tests
 # make kills      kill demo runs at 20 random moments and compare their ends; about 15 minutes
-# make notebooks  refresh what is generated and committed: notebooks' outputs (one demo run, named example), colab/
+# make notebooks  refresh what is generated and committed: notebooks' outputs (one demo run, named example), the
+#                 published record's measurement, colab/, docs/claims.md and docs/published.md
 SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -32,6 +33,7 @@ notebooks: .venv/installed
 	$(BIN)/python demo/build.py
 	$(BIN)/python demo/refresh.py
 	$(BIN)/python colab/build.py
+	$(BIN)/python docs/build.py
 
 .venv/installed: requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \

@@ -17,20 +17,23 @@ Record = dict[str, Any]
 TRAINED = {*ADAPTERS.values(), FULL_SFT, "responses.json"}  # what an artifact is made of that depends on the training
 
 
-def others(folder: Path, names: Sequence[str], thresholds: Record) -> dict[str, Record]:
-    """Return {name: metrics.json} of evaluated runs that differ from the one in `folder` in main's SEED alone.
+def group(folder: Path, names: Sequence[str], metrics: Record) -> dict[str, Record]:
+    """Return {name: its metrics} of evaluated runs that differ from the one in `folder` in main's SEED alone.
 
-    `names`: of runs beside it; its own, and those that are not evaluated yet, are left out. Raises ValueError, naming
-    it, where a run differs in more, or was trained with a seed that another one has too.
+    In the order of `names`, of runs beside it; `metrics`: its own, which come first where it is not among them. Runs
+    that are not evaluated yet are left out. Raises ValueError, naming it, where a run differs in more, or was trained
+    with a seed that another one has too.
     """
     ours, found = read_json(folder / "run.json", Ledger), {}
     seeds = {ours.settings["training"]["seed"]}
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(names if folder.name in names else [folder.name, *names]):
         other = folder.with_name(name)
+        if name == folder.name:
+            found[name] = metrics
         if name == folder.name or not (other / "metrics.json").exists():
             continue
         theirs, found[name] = read_json(other / "run.json", Ledger), read_json(other / "metrics.json")
-        mine, its = _beside_the_seed(ours, thresholds), _beside_the_seed(theirs, found[name]["thresholds"])
+        mine, its = _beside_the_seed(ours, metrics["thresholds"]), _beside_the_seed(theirs, found[name]["thresholds"])
         for what in mine:
             if mine[what] != its.get(what):
                 raise ValueError(f"SEED_RUNS: {other} differs from {folder} in more than the training's seed: {what} "

@@ -90,8 +90,8 @@ def differences_across_seeds(records: Sequence[Record]) -> pd.DataFrame:
         if record["measure"] in ("HmR", "HpR", "CAS"):
             pair = f"{record['second']} − {record['first']}"
             ends = ("no interval" if record["low"] is None else
-                    f"{signed(record['low'], 0)}, {signed(record['high'], 0)}")
-            rows.setdefault(pair, {"pair": pair})[HEADINGS[record["measure"]]] = (
+                    f"{signed(record['low'], 1)}, {signed(record['high'], 1)}")
+            rows.setdefault(pair, {"pair": pair})[f"{record['measure']} (points)"] = (
                 f"{signed(record['mean'], 1)} [{ends}]")
     return pd.DataFrame(rows.values())
 

@@ -335,7 +335,12 @@ def test_how_a_claim_is_judged(builder, numbers, of_all, verdict):
 
 def test_what_the_published_rewards_can_show():
     """No pair of models differs in HmR; the gains in HpR over Base are real; SFT+DPO is not told from SFT in CAS."""
-    rows = load(ROOT / "results" / "published" / "metrics.json")["comparisons"]
+    metrics = load(ROOT / "results" / "published" / "metrics.json")
+    assert metrics["headlines"][1:3] == [
+        "HpR: 3 of 6 pairs decided, SFT above Base, DPO above Base, SFT+DPO above Base.",
+        "CAS: 2 of 6 pairs decided, SFT above Base, SFT+DPO above Base."]
+    assert metrics["headlines"][0].startswith("HmR: no difference is detectable.")
+    rows = metrics["comparisons"]
     p = {(r["measure"], r["first"], r["second"]): r["p"] for r in rows}
     assert min(value for (measure, _, _), value in p.items() if measure == "HmR") == pytest.approx(0.21, abs=0.005)
     assert [p["HpR", "Base", model] < 0.0025 for model in MODELS[1:]] == [True] * 3

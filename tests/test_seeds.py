@@ -68,11 +68,15 @@ def evaluated(folder, seed, **changes):
 
 
 def test_siblings_differ_in_their_seed_alone(tmp_path):
-    """Its own name and runs that are not there yet are passed over."""
+    """In the order of their names, its own metrics among them; runs that are not there yet are passed over."""
     for seed in (0, 1):
         evaluated(tmp_path / f"demo-seed{seed}", seed)
-    found = seeds.others(tmp_path / "demo-seed0", ["demo-seed0", "demo-seed1", "demo-seed2"], LIMITS)
-    assert list(found) == ["demo-seed1"]
+    own = {"thresholds": LIMITS}
+    for names, order in ((["demo-seed2", "demo-seed1", "demo-seed0"], ["demo-seed1", "demo-seed0"]),
+                         (["demo-seed1"], ["demo-seed0", "demo-seed1"])):
+        found = seeds.group(tmp_path / "demo-seed0", names, own)
+        assert list(found) == order
+        assert found["demo-seed0"] is own
 
 
 @pytest.mark.parametrize(("changes", "what"), [
@@ -83,7 +87,7 @@ def test_run_that_differs_in_more_is_refused(tmp_path, changes, what):
     evaluated(tmp_path / "a", 0)
     evaluated(tmp_path / "b", 1 if changes else 0, **changes)
     with pytest.raises(ValueError, match=f"SEED_RUNS: .*b .*{what}"):
-        seeds.others(tmp_path / "a", ["b"], LIMITS)
+        seeds.group(tmp_path / "a", ["b"], {"thresholds": LIMITS})
 
 
 def test_other_thresholds_are_refused(tmp_path):
@@ -91,7 +95,7 @@ def test_other_thresholds_are_refused(tmp_path):
     for seed in (0, 1):
         evaluated(tmp_path / str(seed), seed)
     with pytest.raises(ValueError, match="threshold harmless is -3 there, -4 here"):
-        seeds.others(tmp_path / "0", ["1"], {"harmless": -4, "helpful": -2})
+        seeds.group(tmp_path / "0", ["1"], {"thresholds": {"harmless": -4, "helpful": -2}})
 
 
 def test_what_does_not_depend_on_the_training_is_taken_over(tmp_path):
@@ -144,7 +148,7 @@ def test_seeds_change_the_training_alone(group):
 def test_last_run_shows_all_seeds(group):
     """Its metrics.json holds the group; the numbers are those of the runs; the figure is there."""
     spread = load(group / "demo-seed4" / "metrics.json")["seeds"]
-    assert spread["runs"] == ["demo-seed4", "demo-seed3"]
+    assert spread["runs"] == ["demo-seed3", "demo-seed4"]
     runs = [{row["model"]: row for row in load(group / name / "metrics.json")["models"]} for name in spread["runs"]]
     for record in spread["models"]:
         assert record["values"] == [run[record["model"]][record["measure"]] for run in runs]

@@ -204,6 +204,16 @@ def test_demo_base_is_neither_good_nor_bad(demo_run):
     assert dpo["CAS"] >= base["CAS"]
 
 
+def test_demo_shows_that_refusing_is_no_help(demo_run):
+    """One fixed refusal is harmless nearly always and helpful seldom; SFT and SFT+DPO refuse fewer helpful wishes."""
+    metrics = load(demo_run.run / "metrics.json")
+    (refusal,) = (row for row in metrics["references"] if row["model"] == "Refusal")
+    assert refusal["HmR"] >= 80
+    assert refusal["HpR"] <= 50
+    refused = {row["model"]: row["refusal"] for row in metrics["health"] if row["kind"] == "helpful"}
+    assert max(refused["SFT"], refused["SFT+DPO"]) < refused["Base"]
+
+
 def test_demo_judge_agrees_with_the_labels(demo_run, hub):
     """The judge prefers the better reply in nine of ten held-out pairs; a tenth of the labels it meets is flipped."""
     assert all(share >= 0.9 for share in load(hub / "build.json")["judge_accuracy"].values())
@@ -273,6 +283,22 @@ def test_results_from_elsewhere_are_measured(demo_run, tmp_path, texts):
         assert mine[name] == theirs[name]
     assert mine["health"] == (theirs["health"] if texts else [])
     assert (tmp_path / "figures" / "elsewhere" / "metrics.pdf").exists()
+
+
+@pytest.mark.parametrize(("names", "prompts", "reward"), [
+    (["Base"], 20, None), (["Base", "DPO", "Refusal"], 1, None), (MODELS, 12, -1.0)])
+def test_scarce_rewards_are_measured(tmp_path, names, prompts, reward):
+    """One model, one prompt of a kind, or nothing but equal rewards: measured, and nothing is decided."""
+    run = tmp_path / "results" / "elsewhere"
+    run.mkdir(parents=True)
+    scores = [{"id": f"{kind}-{i:02d}", "model": name, "reward": -3.0 + i % 3 + len(name) if reward is None else reward}
+              for name in names for kind in ("harmful", "helpful") for i in range(prompts)]
+    (run / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
+    execute("eval.ipynb", **places(tmp_path, "elsewhere"))
+    metrics = load(run / "metrics.json")
+    assert {row["decision"] for row in metrics["comparisons"]} == ({"open"} if len(names) > 1 else set())
+    assert all(row["HmR_high"] - row["HmR_low"] > 10 for row in metrics["models"])
+    assert (run / "summary.tex").exists()
 
 
 def test_training_into_results_from_elsewhere_is_refused(hub, tmp_path):
