@@ -84,7 +84,11 @@ def power_of_reward(differences: np.ndarray) -> Record:
     n, mean = len(differences), abs(float(differences.mean()))
     if np.ptp(differences) == 0:
         return {"detectable": None, "prompts": None}
-    spread, solve = float(np.std(differences, ddof=1)), TTestPower().solve_power
-    prompts = solve(effect_size=mean / spread, alpha=ALPHA, power=POWER) if mean / spread > 1e-3 else None
-    return {"detectable": spread * float(solve(nobs=n, alpha=ALPHA, power=POWER)),
-            "prompts": prompts and math.ceil(float(np.squeeze(prompts)))}
+    spread, test = float(np.std(differences, ddof=1)), TTestPower()
+    effect, prompts = mean / spread, None
+    if effect > 1e-3:
+        prompts = max(2, math.ceil(((Z + norm.ppf(POWER)) / effect) ** 2))
+        while test.power(effect, prompts, ALPHA) < POWER:
+            prompts += 1
+    smallest = spread * float(np.squeeze(test.solve_power(nobs=n, alpha=ALPHA, power=POWER)))
+    return {"detectable": smallest if math.isfinite(smallest) else None, "prompts": prompts}

@@ -65,5 +65,8 @@ def test_power_of_reward_is_that_of_simulated_data():
     for n, true in ((found["prompts"], mean), (50, found["detectable"])):
         hits = np.mean([comparisons.signed_rank(rng.normal(true, spread, n)) < 0.05 for _ in range(2000)])
         assert hits == pytest.approx(0.8, abs=0.03)
+    for few in ([-0.506, -0.518], [0.1, 0.2], [5.0, -5.0], [1.0, 1.0, 1.0001], [1e-9, -1e-9, 0.0]):
+        found = power.power_of_reward(np.array(few))  # effects of all sizes on two or three prompts
+        assert all(value is None or 0 < value < np.inf for value in found.values())
     assert power.power_of_reward(np.zeros(5)) == power.power_of_reward(np.ones(1)) == {
         "detectable": None, "prompts": None}
