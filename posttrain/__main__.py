@@ -22,7 +22,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from posttrain.checks import HUMAN
 from posttrain.files import read_json, write
-from posttrain.presets import Evaluation, Training, resolve
+from posttrain.presets import Evaluation, Training, choose, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ("main.ipynb", "eval.ipynb")
@@ -55,9 +55,10 @@ def read_value(name: str, text: str) -> object:
 def own_settings(settings: object, notebook: str) -> dict[str, object]:
     """Return those of SETTINGS that a notebook knows. Raises ValueError for one that none knows."""
     kinds = {"main.ipynb": Training, "eval.ipynb": Evaluation}
-    known = {name for kind in kinds.values() for name in kind.model_fields}
-    if not isinstance(settings, dict) or not set(settings) <= known:
-        raise ValueError(f"SETTINGS = {settings!r}: it must be a table of settings. There are {sorted(known)}.")
+    known = {name for kind in kinds.values() for name in kind.model_fields if name != "preset"}
+    if not isinstance(settings, dict) or (unknown := set(settings) - known):
+        what = f"{', '.join(sorted(unknown))} is no setting" if isinstance(settings, dict) else "it must be a table"
+        raise ValueError(f"SETTINGS = {settings!r}: {what}. There are {sorted(known)}.")
     return {name: value for name, value in settings.items() if name in kinds[notebook].model_fields}
 
 
@@ -66,28 +67,35 @@ def read_arguments(arguments: list[str], more: tuple[str, ...] = ()) -> dict[str
     given = {}
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        given[name] = read_value(name, value if equals else os.environ.get(name, ""))
+        given[name] = value if equals else os.environ.get(name, "")
     known = set.union(*map(parameters_of, NOTEBOOKS), more)
     if unknown := sorted(set(given) - known):
-        raise ValueError(f"No parameter {', '.join(unknown)}. There are {', '.join(sorted(known))}.")
-    return given
+        raise ValueError(f"No parameter {', '.join(unknown)}. There are {', '.join(sorted(known))}.\n\n{__doc__}")
+    return {name: read_value(name, value) for name, value in given.items()}
 
 
 def execute(notebook: str, folder: Path, given: dict[str, object]) -> None:
-    """Execute a notebook with the parameters that it has, into the run's folder. Raises RuntimeError if it stops."""
+    """Execute a notebook with the parameters that it has, into the run's folder. Raises RuntimeError if it stops.
+
+    One that stops does not take the place of an earlier one that went through.
+    """
     own = {name: value for name, value in given.items() if name in parameters_of(notebook)}
     own["SETTINGS"] = own_settings(given.get("SETTINGS", {}), notebook)
     folder.mkdir(parents=True, exist_ok=True)
+    begun = folder / notebook.replace(".ipynb", "-stopped.ipynb")
     try:
-        papermill.execute_notebook(ROOT / notebook, folder / notebook, own, kernel_name="python3", cwd=Path.cwd(),
-                                   log_output=True, progress_bar=False)
+        papermill.execute_notebook(ROOT / notebook, begun, own, kernel_name="python3", cwd=Path.cwd(), log_output=True,
+                                   progress_bar=False)
     except PapermillExecutionError as error:
-        raise RuntimeError(f"\n{notebook} stopped: {error.ename}: {error.evalue}\nThe whole of it is in "
-                           f"{folder / notebook}.") from None
+        raise RuntimeError(f"\n{notebook} stopped: {error.ename}: {error.evalue}\nThe whole of it is in {begun}.") \
+            from None
+    begun.replace(folder / notebook)
 
 
 def folder_of(given: dict[str, object], run: str) -> Path:
-    """Return the folder of a run. Raises ValueError for a name that is kept with the repository."""
+    """Return the folder of a run. Raises ValueError for a path, and for a name that is kept with the repository."""
+    if Path(run).name != run or run == "..":
+        raise ValueError(f"RUN={run}: it must be the plain name of a folder under RESULTS.")
     if run in KEPT:
         raise ValueError(f"RUN={run} is kept with the repository. Choose another name.")
     return Path(given.get("RESULTS") or "results") / run
@@ -95,11 +103,13 @@ def folder_of(given: dict[str, object], run: str) -> Path:
 
 def begin(given: dict[str, object]) -> None:
     """Settle the preset, check the settings and build the stand-ins if they are what runs."""
-    for notebook in NOTEBOOKS:
-        own_settings(given.get("SETTINGS", {}), notebook)
     given["PRESET"] = resolve(given.get("PRESET") or "auto")
     given["RUN"] = given.get("RUN") or given["PRESET"]
     folder_of(given, given["RUN"])
+    for notebook, kind in zip(NOTEBOOKS, (Training, Evaluation)):  # a mistake in the evaluation is said before training
+        parameters = {name: value for name, value in given.items()
+                      if name in parameters_of(notebook) and name.lower() in kind.model_fields and name != "PRESET"}
+        choose(kind, given["PRESET"], own_settings(given.get("SETTINGS", {}), notebook), **parameters)
     if given["PRESET"] == "demo":
         subprocess.run([sys.executable, ROOT / "demo" / "build.py"], check=True)
 
@@ -119,8 +129,8 @@ def run_seeds(arguments: list[str]) -> None:
     """Train and evaluate a run a seed: main.ipynb with it, eval.ipynb with the prompts of all. The last shows them."""
     given = read_arguments(arguments, ("SEEDS",))
     seeds = str(given.pop("SEEDS", "")).split()
-    if len(seeds) < 2 or not all(seed.isdigit() for seed in seeds):
-        raise ValueError('SEEDS: two or more seeds are needed, such as SEEDS="0 1 2".')
+    if len(set(seeds)) < max(2, len(seeds)) or not all(seed.isdigit() for seed in seeds):
+        raise ValueError('SEEDS: two or more seeds are needed, each once, such as SEEDS="0 1 2".')
     if "SEED" in given:
         raise ValueError("SEED is the training's here, and SEEDS names them all.")
     begin(given)
@@ -138,6 +148,11 @@ def rejudge(arguments: list[str]) -> None:
     source = Path(given.get("RESULTS") or "results") / str(given.pop("FROM", "published"))
     given["RUN"] = given.get("RUN") or f"{source.name}-cut"
     folder = folder_of(given, given["RUN"])
+    if missing := [name for name in ("prompts", "responses") if not (source / f"{name}.json").exists()]:
+        raise ValueError(f"FROM: {source} has no {' and no '.join(missing)}.json. A run's texts are needed.")
+    if (folder / "run.json").exists() or (folder / "scores.json").exists():
+        raise ValueError(f"{folder} holds rewards or a run of its own. Choose another RUN for another judge, or remove "
+                         "it to begin anew.")
     prompts, responses = (read_json(source / f"{name}.json", list[dict]) for name in ("prompts", "responses"))
     write(folder / "prompts.json", prompts)
     write(folder / "responses.json", [

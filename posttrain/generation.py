@@ -37,6 +37,12 @@ def require_fitting(prompts: Sequence[dict[str, Any]], responses: Sequence[dict[
             wrong = error.errors()[0]
             raise ValueError(f"{name}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}. See docs/files.md for what "
                              "it must hold.") from None
+    for prompt in prompts:
+        if not prompt["id"].startswith(f"{prompt['kind']}-"):
+            raise ValueError(f"prompts.json: the id {prompt['id']!r} is not that of a {prompt['kind']} prompt, such as "
+                             f"{prompt['kind']}-00.")
+    if responses and "Base" not in {response["model"] for response in responses}:
+        raise ValueError("responses.json has no responses of the model Base, which the others are compared with.")
     asked = Counter(prompt["id"] for prompt in prompts)
     for model in dict.fromkeys(response["model"] for response in responses):
         answered = Counter(response["id"] for response in responses if response["model"] == model)

@@ -26,6 +26,8 @@ ANSWERED = [{"id": prompt["id"], "model": "Base", "response": "C"} for prompt in
     (ASKED, [ANSWERED[0] | {"model": "GPT"}], r"responses\.json: 0\.model: .*'Base'"),
     ([ASKED[0] | {"kind": "other"}], [], r"prompts\.json: 0\.kind: .*'harmful' or 'helpful'"),
     (["A"], [], r"prompts\.json: 0: .*dictionary"),
+    ([ASKED[0] | {"kind": "helpful"}], [], "the id 'harmful-00' is not that of a helpful prompt"),
+    (ASKED, [one | {"model": "SFT"} for one in ANSWERED], "no responses of the model Base"),
     (ASKED, ANSWERED[:1], "Base has not one response to each prompt of prompts.json, see helpful-00"),
     (ASKED[:1], ANSWERED, "see helpful-00"), (ASKED, [*ANSWERED, ANSWERED[0]], "see harmful-00")])
 def test_records_from_elsewhere_must_fit(prompts, responses, said):

@@ -159,6 +159,7 @@ def test_last_run_shows_all_seeds(group):
 def test_seeds_that_are_none():
     """Too few, no numbers, or SEED besides: said before anything is done."""
     for arguments, said in ((("SEEDS=1",), "two or more seeds"), (("SEEDS=a b",), "two or more seeds"),
+                            (("SEEDS=1 1",), "two or more seeds are needed, each once"),
                             (("SEEDS=1 2", "SEED=3"), "SEED is the training's here")):
         done = command("seeds", *arguments)
         assert done.returncode != 0
@@ -183,3 +184,8 @@ def test_published_responses_are_judged_again(hub, tmp_path):
     assert load(run / "metrics.json")["running_on"] == []
     assert "responses from elsewhere, judged by" in load(run / "metrics.json")["run"]
     assert {name: sha256_of(published / name) for name in RAW} == before
+    again = command("rejudge", f"RESULTS={tmp_path / 'results'}", "REWARD_MODEL=another/judge")
+    assert "published-cut holds rewards or a run of its own. Choose another RUN" in again.stderr
+    nowhere = command("rejudge", f"RESULTS={tmp_path / 'results'}", "FROM=nowhere")
+    assert "nowhere has no prompts and no responses.json" in nowhere.stderr
+    assert load(run / "scores.json") == rewards

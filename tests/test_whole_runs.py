@@ -751,7 +751,12 @@ def test_parameters_reach_the_notebooks(hub, tmp_path):
     for arguments, said in ((["MAX_PAIR=3"], "No parameter MAX_PAIR. There are BASE_MODEL, DATASET"),
                             (["PRESET=demo", "RUN=example"], "RUN=example is kept with the repository"),
                             (["FRESH=false"], "FRESH = 'false' is no value of Python's. Write a number, True"),
-                            (["SETTINGS={'bets': 1}"], "it must be a table of settings. There are ['base_model'"),
+                            (["SETTINGS={'bets': 1}"], "bets is no setting. There are ['base_model'"),
+                            (["SETTINGS=3"], "SETTINGS = 3: it must be a table. There are ['base_model'"),
+                            (["PRESET=demo", "RUN=.."], "RUN=..: it must be the plain name of a folder"),
+                            (["PRESET=demo", "RUN=example/"], "RUN=example/: it must be the plain name"),
+                            (["PRESET=demo", "N_PROMPTS=1.5"], "N_PROMPTS = 1.5: Input should be a valid integer"),
+                            (["--help"], "No parameter --help. There are BASE_MODEL"),
                             (["PRESET=full"], "PRESET = 'full' needs a CUDA accelerator and none is visible")):
         done = subprocess.run([sys.executable, "-m", "posttrain", *arguments], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode != 0
