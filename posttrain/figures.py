@@ -14,6 +14,8 @@ from posttrain.stats import KINDS
 
 # The models' colours stay apart under colour blindness (Okabe and Ito 2008).
 COLOURS = {"Base": "#7F7F7F", "SFT": "#0072B2", "DPO": "#E69F00", "SFT+DPO": "#009E73"}
+MARKERS = {"Base": "o", "SFT": "s", "DPO": "^", "SFT+DPO": "D"}  # and apart without colour
+LINES = {"Base": ":", "SFT": "-", "DPO": "--", "SFT+DPO": "-."}
 # What is decided is dark and filled, what is open light and hollow: they stay apart in greyscale.
 DECISIONS = {"decided": {"color": "black"}, "suggestive": {"color": "0.45"}, "open": {"color": "0.65"}}
 LABELS = {"HmR": "HmR", "HpR": "HpR", "CAS": "CAS", "harmful_reward": "reward on\nharmful prompts",
@@ -33,7 +35,7 @@ def _panels(rows: int, columns: int, width: float, height: float, **options: Any
 
 
 def training(log: Mapping[str, Sequence[Record]]) -> Figure:
-    """Return the curves of all stages, lines of training batches and dots of held-out pairs.
+    """Return the curves of all stages, lines of training batches and marks of held-out pairs.
 
     `log`: training.json. Dotted: the loss of a model that has not moved, and the accuracy of a coin. Before the first
     step every margin is zero and the accuracy means nothing, so it begins with the first step.
@@ -48,15 +50,14 @@ def training(log: Mapping[str, Sequence[Record]]) -> Figure:
             batches, held_out = records[key].dropna(), records[f"eval_{key}"].dropna()
             if key == "rewards/accuracies":  # the first step's batch is still the untrained model's
                 batches, held_out = batches[batches.index > 1], held_out[held_out.index > 0]
-            axis.plot(batches, color=COLOURS[name], linewidth=1.2)
-            axis.plot(held_out, "o", color=COLOURS[name], markersize=4)
+            axis.plot(batches, LINES[name], color=COLOURS[name], linewidth=1.2)
+            axis.plot(held_out, MARKERS[name], color=COLOURS[name], markersize=4)
         axis.set(xlabel="optimiser step", ylabel=label)
     axes[0, 1].axhline(math.log(2), color="0.4", linewidth=0.8, linestyle=":")
     axes[1, 1].axhline(0.5, color="0.4", linewidth=0.8, linestyle=":")
-    handles = [Line2D([], [], color=COLOURS[name], label=name) for name in ("SFT", "DPO", "SFT+DPO")]
-    handles += [Line2D([], [], color="0.2", label="training batches"),
-                Line2D([], [], color="0.2", marker="o", markersize=4, linestyle="", label="held-out pairs")]
-    figure.legend(handles=handles, loc="outside upper center", ncols=5)
+    handles = [Line2D([], [], color=COLOURS[name], linestyle=LINES[name], marker=MARKERS[name], markersize=4,
+                      label=name) for name in ("SFT", "DPO", "SFT+DPO")]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -69,7 +70,7 @@ def measures(models: Sequence[Record], names: Sequence[str], ylabel: str, ylim: 
             x = j + (i - (len(models) - 1) / 2) * 0.17
             if record[f"{name}_low"] is not None:
                 axis.vlines(x, record[f"{name}_low"], record[f"{name}_high"], color=COLOURS[record["model"]])
-            axis.plot(x, record[name], "o", markersize=4, color=COLOURS[record["model"]],
+            axis.plot(x, record[name], MARKERS[record["model"]], markersize=4, color=COLOURS[record["model"]],
                       label=record["model"] if j == 0 else None)
     axis.set(xticks=range(len(names)), xticklabels=[LABELS[name] for name in names], ylabel=ylabel, ylim=ylim,
              xlim=(-0.5, len(names) - 0.5))
@@ -172,7 +173,7 @@ def thresholds(sweeps: Mapping[str, pd.DataFrame], chosen: Mapping[str, float]) 
     figure, axes = _panels(1, 2, TWO_COLUMNS, 2.4, sharey=True)
     for axis, (kind, table) in zip(axes, sweeps.items()):
         for name, rates in table.items():
-            axis.plot(rates.index, rates, color=COLOURS[name], label=name)
+            axis.plot(rates.index, rates, LINES[name], color=COLOURS[name], label=name)
         axis.axvline(chosen[kind], color="black", linestyle="--", linewidth=0.8)
         axis.set(xlabel=f"threshold on the reward, {kind} prompts", ylabel="rate (%)")
         axis.label_outer()

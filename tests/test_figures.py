@@ -51,6 +51,16 @@ def test_models_have_their_colours(drawn):
         assert {model: lines[model] for model in MODELS} == figures.COLOURS
 
 
+def test_models_stay_apart_without_colour(drawn):
+    """Each has a mark and a kind of line of its own."""
+    assert list(figures.MARKERS) == list(figures.LINES) == MODELS
+    assert len(set(figures.MARKERS.values())) == len(set(figures.LINES.values())) == len(MODELS)
+    lines = {line.get_label(): line for line in drawn["thresholds"].axes[0].lines}
+    assert {name: lines[name].get_linestyle() for name in MODELS} == figures.LINES
+    marks = {line.get_label(): line.get_marker() for line in drawn["measures"].axes[0].lines}
+    assert {name: marks[name] for name in MODELS} == figures.MARKERS
+
+
 def test_intervals_are_drawn(drawn, evaluation):
     """Each measure of each model has a line from low to high; each difference too."""
     ends = [path.vertices[:, 1].tolist() for part in drawn["measures"].axes[0].collections for path in part.get_paths()]
@@ -90,7 +100,7 @@ def test_accuracy_begins_with_the_first_step(drawn):
     assert steps
     assert min(steps) > 1
     (legend,) = drawn["training"].legends
-    assert [text.get_text() for text in legend.get_texts()] == [*MODELS[1:], "training batches", "held-out pairs"]
+    assert [text.get_text() for text in legend.get_texts()] == MODELS[1:]
 
 
 def test_style_is_fit_for_print():
