@@ -33,7 +33,7 @@ notebooks: .venv/installed
 	$(BIN)/python demo/build.py
 	$(BIN)/python demo/refresh.py
 	$(BIN)/python colab/build.py
-	$(BIN)/python docs/build.py
+	$(BIN)/python -m docs.build
 
 .venv/installed: requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \

@@ -1,11 +1,12 @@
 """Simulate how often the intervals hold the truth, and how often a family of equal models is called different.
 
-    python benchmarks/coverage.py
+    python -m benchmarks.coverage
 
 Writes benchmarks/coverage.md and coverage.json, about ten minutes on one core. Exits with 1 where coverage lies below
 93% anywhere, or on average outside 94 to 97.5%, or where more than 5% of families of true nulls hold a decision.
 """
 
+import gc
 import json
 import sys
 from functools import cache
@@ -76,6 +77,7 @@ def wrong_decisions(n, rate, data_sets, rng):
     A prompt is easier or harder for all models; given that, their labels and rewards are drawn apart.
     """
     wrong = dict.fromkeys(stats.MEASURES, 0)
+    gc.freeze()  # statsmodels collects garbage at every correction: there is less to look through now
     for i in range(data_sets):
         scores = {}
         for kind in stats.KINDS:
@@ -85,6 +87,7 @@ def wrong_decisions(n, rate, data_sets, rng):
         found = comparisons.compare(rewards, scores["harmful"] >= 0, scores["helpful"] > 0, 200, i, power=False)
         for measure in {record["measure"] for record in found if record["decision"] == "decided"}:
             wrong[measure] += 1
+    gc.unfreeze()
     return {measure: count / data_sets for measure, count in wrong.items()}
 
 

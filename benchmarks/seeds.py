@@ -1,6 +1,6 @@
 """Train and evaluate the demo with five training seeds, and write how far its results spread.
 
-    python benchmarks/seeds.py
+    python -m benchmarks.seeds
 
 Writes benchmarks/seeds.md and seeds.json, about ten minutes on two cores: `make seeds PRESET=demo SEEDS="0 1 2 3 4"`.
 """

@@ -1,6 +1,6 @@
 """Write docs/claims.md and docs/published.md from results/published/: the study's claims, and what its record shows.
 
-    python docs/build.py
+    python -m docs.build
 
 A claim is a list of statements, each that one model stands above another in something. It is *supported* where all of
 them are decided that way, *contradicted* where one is decided the other way, or where the printed numbers themselves
@@ -9,6 +9,8 @@ stand the other way although the claim speaks of all of them; else it is *open*.
 
 import json
 from pathlib import Path
+
+from posttrain.tables import interval
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "results" / "published"
@@ -198,13 +200,6 @@ def table(records, columns):
     return "\n".join(lines)
 
 
-def ends(record, name, digits):
-    """Return `value [low, high]` with true minus signs."""
-    low, high = record[f"{name}_low"], record[f"{name}_high"]
-    within = "all equal" if low is None else f"{low:.{digits}f}, {high:.{digits}f}"
-    return f"{record[name]:.{digits}f} [{within}]".replace("-", "−")
-
-
 def published():
     """Return docs/published.md."""
     metrics, paper = (json.loads((PUBLISHED / f"{name}.json").read_text(encoding="utf-8"))
@@ -220,9 +215,9 @@ def published():
             "empty (%)": lambda r: f"{r['empty']:.0f}"}),
         running_on=table(metrics["running_on"], both | {
             "ran on": lambda r: "yes" if r["human_turn"] else "no", "responses": lambda r: str(r["prompts"]),
-            "mean reward": lambda r: ends(r, "reward", 2), "HmR or HpR (%)": lambda r: ends(r, "rate", 0)}),
+            "mean reward": lambda r: interval(r, "reward"), "HmR or HpR (%)": lambda r: interval(r, "rate")}),
         gains=table(metrics["gain_by_not_running_on"], both | {
-            "gain over Base": lambda r: ends(r, "gain", 2), "by running on less": lambda r: ends(r, "by_share", 2)}),
+            "gain over Base": lambda r: interval(r, "gain"), "by running on less": lambda r: interval(r, "by_share")}),
         loss=paper["training"]["DPO"]["mean_loss"])
 
 

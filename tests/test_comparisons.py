@@ -9,6 +9,7 @@ from conftest import MODELS, score_records
 from scipy import stats as scipy_stats
 from test_stats import labels, random_scores  # noqa: F401
 
+from benchmarks import coverage
 from posttrain import comparisons, stats
 from posttrain.comparisons import exact_mcnemar, signed_rank
 
@@ -116,6 +117,27 @@ def test_equal_models_differ_by_an_unknown_little():
                 assert row["low"] < -3 < 3 < row["high"]
             assert row["power"]["prompts"] is None
             assert comparisons.verdict(row).startswith("SFT against Base")
+
+
+# ---- simulated data with known truth, a shorter benchmarks/coverage.py
+
+@pytest.mark.parametrize("n", coverage.SIZES)
+def test_intervals_hold_the_truth(n):
+    """At least 93% of the intervals of rates and of CAS, with few and with many labels that differ."""
+    rng = np.random.default_rng(n)
+    found = [coverage.coverage_of_differences(n, change, 4000, rng) for change in coverage.CHANGES]
+    found += [coverage.coverage_of_cas_differences(n, (one, coverage.CHANGES[0]), 2000, rng)
+              for one in coverage.CHANGES[::3]]
+    found += [coverage.coverage_of_cas(n, rates, 2000, rng) for rates in ((0.05, 0.5), (0.5, 0.5), (0.9, 0.2))]
+    assert min(found) >= 0.93
+    assert 0.94 <= np.mean(found) <= 0.98
+
+
+def test_equal_models_are_seldom_told_apart():
+    """Of 100 families of six true nulls at most 5% and two standard errors hold a decision, on 20 prompts of a kind."""
+    wrong = coverage.wrong_decisions(20, 0.5, 100, np.random.default_rng(0))
+    assert set(wrong) == set(stats.MEASURES)
+    assert max(wrong.values()) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 100)
 
 
 # ---- decisions

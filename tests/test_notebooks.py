@@ -308,7 +308,7 @@ def builder():
 def test_documents_say_what_the_files_say(builder):
     """docs/claims.md and docs/published.md are what results/published gives."""
     for name, page in builder.PAGES.items():
-        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == page(), "run docs/build.py"
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == page(), "run python -m docs.build"
 
 
 def test_every_claim_is_judged(builder):

@@ -264,6 +264,15 @@ def test_fresh_evaluation_keeps_an_interrupted_training(run, tmp_path):
         "unfinished/responses.json/Base.json"]
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_line_below_a_figure_can_be_left_out(tmp_path, labelled):
+    """Figures for a paper need not say whose they are."""
+    run, figure = Run(tmp_path / "results", "demo", begin=True, labelled=labelled), Figure()
+    run.show("training", figure)
+    assert any(run.label.split(",")[0] in text.get_text() for text in figure.texts) == labelled
+    run.release()
+
+
 def test_copied_run_has_its_folders_name(run):
     """Figures and tables of a copy say which run they are of."""
     run.save(preset="demo")

@@ -267,6 +267,18 @@ def test_thresholds_may_change(copied_run):
     assert states(copied_run.run, *RAW) == made
 
 
+def test_base_that_has_moved_is_named(copied_run, hub, tmp_path):
+    """A base in another folder, with the same contents, evaluates the run; another base is refused by name."""
+    moved = shutil.copytree(hub / "opt", tmp_path / "moved")
+    small = places(copied_run.folder) | {"N_PROMPTS": 2, "MAX_NEW_TOKENS": 4}
+    evaluated = execute("eval.ipynb", **small, FRESH=True, BASE_MODEL=moved)
+    assert evaluated.base.folder == moved
+    check_run(copied_run.run, 2)
+    (moved / "config.json").write_text("{} ", encoding="utf-8")
+    with pytest.raises(ValueError, match="was made with base_model = "):
+        execute("eval.ipynb", **small, BASE_MODEL=moved)
+
+
 @pytest.mark.parametrize("texts", [True, False])
 def test_results_from_elsewhere_are_measured(demo_run, tmp_path, texts):
     """A folder of raw files alone gets labels, tables, figures and the same metrics; with texts, health too."""
