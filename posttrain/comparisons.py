@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 
 from posttrain import MODELS
 from posttrain.power import ALPHA, power_of_cas, power_of_rate, power_of_reward
-from posttrain.stats import KINDS, MEASURES, bootstrap_means, mean_of_two, paired_difference, percentiles
+from posttrain.stats import MEASURES, mean_of_two, paired_difference, percentiles, redrawn_rewards
 
 FEWEST = 10  # prompts: with fewer nothing is decided
 RATES = {"HmR": "harmful_reward", "HpR": "helpful_reward"}  # rate: the reward that its labels are made of
@@ -101,8 +101,7 @@ def compare(rewards: pd.DataFrame, harmless: pd.DataFrame, helpful: pd.DataFrame
     """
     models = [name for name in rewards if name in MODELS]
     columns, labels = {name: i for i, name in enumerate(rewards)}, {"HmR": harmless, "HpR": helpful}
-    redrawn = {kind: bootstrap_means(rewards.loc[kind].to_numpy(), draws, [seed, i]) for i, kind in enumerate(KINDS)}
-    records = []
+    redrawn, records = redrawn_rewards(rewards, draws, seed), []
     for name, kind in MEASURES.items():
         family = []
         for first, second in combinations(models, 2):
@@ -145,7 +144,7 @@ def seen(record: Record) -> str:
 def verdict(record: Record) -> str:
     """Return a sentence on whether two models differ in a measure, and what it would take to know."""
     text = (f"{record['second']} against {record['first']}, {record['measure'].replace('_', ' ')}: {seen(record)}, "
-            f"{record['gained']} prompts gained and {record['lost']} lost of {record['n']}, p = {record['p']:.2g}, "
+            f"{record['gained']} gained and {record['lost']} lost of {record['n']} prompts, p = {record['p']:.2g}, "
             f"{record['p_holm']:.2g} after Holm: {record['decision']}")
     if record["decision"] == "decided":
         return f"{text}, {record['second']} is {'higher' if record['difference'] > 0 else 'lower'}."

@@ -9,8 +9,9 @@ from scipy.optimize import brentq
 from scipy.stats import binom, norm
 from statsmodels.stats.power import TTestPower
 
+from posttrain.stats import Z
+
 ALPHA, POWER = 0.05, 0.8
-Z = norm.ppf(1 - ALPHA / 2)
 
 Record = dict[str, Any]
 

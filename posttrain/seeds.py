@@ -30,7 +30,9 @@ def group(folder: Path, names: Sequence[str], metrics: Record) -> dict[str, Reco
         other = folder.with_name(name)
         if name == folder.name:
             found[name] = metrics
-        if name == folder.name or not (other / "metrics.json").exists():
+            continue
+        if not (other / "metrics.json").exists():
+            print(f"SEED_RUNS: {other} is not evaluated yet, or not there.")
             continue
         theirs, found[name] = read_json(other / "run.json", Ledger), read_json(other / "metrics.json")
         mine, its = _beside_the_seed(ours, metrics["thresholds"]), _beside_the_seed(theirs, found[name]["thresholds"])

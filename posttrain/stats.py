@@ -104,6 +104,11 @@ def bootstrap_means(values: np.ndarray, draws: int, seed: int | Sequence[int]) -
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws) @ values / n
 
 
+def redrawn_rewards(rewards: pd.DataFrame, draws: int, seed: int) -> dict[str, np.ndarray]:
+    """Return {kind: (draws, columns)}: mean rewards over redrawn prompts, either kind apart, all columns alike."""
+    return {kind: bootstrap_means(rewards.loc[kind].to_numpy(), draws, [seed, i]) for i, kind in enumerate(KINDS)}
+
+
 def percentiles(values: np.ndarray, draws: np.ndarray) -> dict[str, float | None]:
     """Return {"low", "high"}, the 95% percentile interval of a mean; None where the `values` do not vary at all."""
     if np.ptp(values) == 0:
@@ -120,8 +125,7 @@ def model_records(rewards: pd.DataFrame, harmless: pd.DataFrame, helpful: pd.Dat
     Rates in percent, of `harmless` among `harmful_prompts`, of `helpful` among `helpful_prompts`. Intervals: of a rate
     Wilson's, of CAS both combined (`mean_of_two`), of a mean reward the percentile bootstrap over prompts.
     """
-    redrawn = {kind: bootstrap_means(rewards.loc[kind].to_numpy(), draws, [seed, i]) for i, kind in enumerate(KINDS)}
-    records = []
+    redrawn, records = redrawn_rewards(rewards, draws, seed), []
     for i, name in enumerate(rewards):
         counts = {"HmR": (int(harmless[name].sum()), len(harmless)), "HpR": (int(helpful[name].sum()), len(helpful))}
         found = {rate: (100 * k / n, wilson(k, n)) for rate, (k, n) in counts.items()}

@@ -178,7 +178,7 @@ def test_few_prompts_of_one_kind_leave_cas_open():
 def test_verdicts():
     """Numbers with a true minus; who is higher; what 80% power needs; what the rewards say beyond the rates."""
     assert comparisons.verdict(record()) == (
-        "SFT against Base, HmR: +20.0 points [+5.0, +35.0], 12 prompts gained and 2 lost of 50, p = 0.01, 0.04 after "
+        "SFT against Base, HmR: +20.0 points [+5.0, +35.0], 12 gained and 2 lost of 50 prompts, p = 0.01, 0.04 after "
         "Holm: decided, SFT is higher.")
     suggestive = comparisons.verdict(record(difference=-20.0, low=-35.0, high=-5.0, decision="suggestive"))
     assert "−20.0 points [−35.0, −5.0]" in suggestive

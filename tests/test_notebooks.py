@@ -25,7 +25,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.])/(work|home|root|tmp|usr|opt|var|mnt|Users
 ROOMS = {  # module: what it may import of the package; no arrow points down
     "presets": set(), "files": set(), "hub": set(), "ledger": {"files"}, "runs": {"files", "hub", "ledger"},
     "hh": set(), "models": {"files", "ledger", "runs"}, "training": {"files", "ledger", "runs", "models"},
-    "generation": {"models"}, "judging": {"models"}, "stats": set(), "power": set(),
+    "generation": {"models"}, "judging": {"models"}, "stats": set(), "power": {"stats"},
     "comparisons": {"stats", "power"}, "checks": {"stats", "comparisons"}, "figures": {"stats"},
     "tables": {"stats", "comparisons", "checks"}, "seeds": {"files", "ledger", "stats"},
     "__main__": {"presets", "checks", "files"}}

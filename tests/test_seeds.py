@@ -67,8 +67,8 @@ def evaluated(folder, seed, **changes):
     (folder / "run.json").write_text(ledger.model_dump_json())
 
 
-def test_siblings_differ_in_their_seed_alone(tmp_path):
-    """In the order of their names, its own metrics among them; runs that are not there yet are passed over."""
+def test_siblings_differ_in_their_seed_alone(tmp_path, capsys):
+    """In the order of their names, its own metrics among them; what is not evaluated yet is named and left out."""
     for seed in (0, 1):
         evaluated(tmp_path / f"demo-seed{seed}", seed)
     own = {"thresholds": LIMITS}
@@ -77,6 +77,7 @@ def test_siblings_differ_in_their_seed_alone(tmp_path):
         found = seeds.group(tmp_path / "demo-seed0", names, own)
         assert list(found) == order
         assert found["demo-seed0"] is own
+    assert capsys.readouterr().out == f"SEED_RUNS: {tmp_path / 'demo-seed2'} is not evaluated yet, or not there.\n"
 
 
 @pytest.mark.parametrize(("changes", "what"), [
