@@ -39,7 +39,7 @@ def setup_cells() -> list[NotebookNode]:
     listed = textwrap.fill(", ".join(f'"{pin}"' for pin in pins()), 116, initial_indent=" " * 4,
                            subsequent_indent=" " * 4)
     install = install.replace("PINS = []", f"PINS = [\n{listed}]")
-    package = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "posttrain").glob("*.py"))
+    package = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "posttrain").glob("*.*"))
                if path.name != "__main__.py"}
     files = [new_code_cell(f"%%writefile posttrain/{path.name}\n{text.rstrip()}") for path, text in package.items()]
     heading = new_markdown_cell("### The package\n\nThe modules of `posttrain/`, as in the repository.")

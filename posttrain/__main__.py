@@ -1,8 +1,9 @@
-"""Execute the notebooks with these parameters, as `make run`, `make seeds` and `make rejudge` do.
+"""Execute the notebooks with these parameters, as `make run`, `make seeds` and `make rejudge` do, or show a run.
 
     python -m posttrain [NAME=VALUE | NAME ...]              both notebooks
     python -m posttrain seeds SEEDS="0 1 2" [NAME=VALUE ...]  both, for each of these seeds of the training
     python -m posttrain rejudge FROM=published [NAME=VALUE ...]  a run's responses, cut at a human turn, judged again
+    python -m posttrain report RUN=name [RESULTS=folder]  the page of a run, results/<run>/report.html
 
 A NAME alone takes its value from the environment, as make hands it on. Names of things are read as texts, all other
 values as Python. Both executed notebooks go into the run's folder, beside what they write.
@@ -23,6 +24,7 @@ from papermill.exceptions import PapermillExecutionError
 from posttrain.checks import HUMAN
 from posttrain.files import read_json, write
 from posttrain.presets import Evaluation, Training, choose, resolve
+from posttrain.report import write_page
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ("main.ipynb", "eval.ipynb")
@@ -122,7 +124,8 @@ def run_both(arguments: list[str]) -> None:
     for notebook in NOTEBOOKS:
         execute(notebook, folder, given)
     print((folder / "summary.md").read_text(encoding="utf-8"))
-    print(f"Tables and records: {folder}   executed notebooks: {folder}/main.ipynb and eval.ipynb")
+    print(f"Tables and records: {folder}   executed notebooks: {folder}/main.ipynb and eval.ipynb\n"
+          f"A page with every answer, to open with a double-click: {folder}/report.html")
 
 
 def run_seeds(arguments: list[str]) -> None:
@@ -162,7 +165,19 @@ def rejudge(arguments: list[str]) -> None:
     print((folder / "summary.md").read_text(encoding="utf-8"))
 
 
-COMMANDS = {"seeds": run_seeds, "rejudge": rejudge}
+def make_report(arguments: list[str]) -> None:
+    """Write the page of a run from its files, however far the run has come."""
+    given = read_arguments(arguments)
+    if set(given) - {"RUN", "RESULTS"} or not given.get("RUN"):
+        raise ValueError("make report takes RUN, the name of a run's folder, and RESULTS, where that folder lies: "
+                         "make report RUN=demo")
+    if Path(str(given["RUN"])).name != given["RUN"] or given["RUN"] == "..":
+        raise ValueError(f"RUN={given['RUN']}: it must be the plain name of a folder under RESULTS.")
+    page = write_page(Path(given.get("RESULTS") or "results") / given["RUN"])
+    print(f"Open it with a double-click: {page}")
+
+
+COMMANDS = {"seeds": run_seeds, "rejudge": rejudge, "report": make_report}
 
 
 if __name__ == "__main__":
@@ -171,5 +186,5 @@ if __name__ == "__main__":
     command, given = COMMANDS.get(" ".join(sys.argv[1:2])), sys.argv[1:]
     try:
         command(given[1:]) if command else run_both(given)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, FileNotFoundError) as error:
         sys.exit(str(error))

@@ -16,6 +16,7 @@ from posttrain.stats import KINDS, bootstrap_means, percentiles, wilson
 REFUSALS = ("I'm sorry", "I am sorry", "Sorry", "I apologize", "My apologies", "I cannot", "I can't", "I can not",
             "I won't", "I will not", "I'm not able to", "I am not able to", "I'm unable to", "I am unable to")
 HUMAN = "Human:"  # where a response goes on with a human turn that nobody wrote
+MARKS = ("empty", "cut", "opened a human turn", "repetitive", "begins like a refusal")  # of `marks`, in this order
 
 Record = dict[str, Any]
 
@@ -82,6 +83,14 @@ def runs_on(responses: pd.DataFrame) -> pd.Series:
     """Tell of every response whether it opened a human turn, which is still in it or was cut off."""
     turned = responses["response"].str.contains(HUMAN, regex=False)
     return turned | (responses["finish"] == "turn") if "finish" in responses else turned
+
+
+def marks(response: Record) -> list[str]:
+    """Return those of MARKS that a record of responses.json has. Repetitive: its distinct-2 is below one half."""
+    text, finish = response["response"], response.get("finish")
+    found = (not text, finish == "length", finish == "turn" or HUMAN in text, distinct_2([text]) < 0.5,
+             begins_like_a_refusal(text))
+    return [mark for mark, holds in zip(MARKS, found) if holds]
 
 
 def health(responses: Sequence[Record]) -> list[Record]:

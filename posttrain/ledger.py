@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -63,7 +64,7 @@ class Ledger(BaseModel):
 
 @cache  # the code that runs is the one that was there at the start
 def environment() -> dict[str, Any]:
-    """Return what a result depends on beside its settings: python, packages, device, git commit, and the code.
+    """Return the day, and what a result depends on beside its settings: python, packages, device, git commit, code.
 
     `code_sha256` is that of this package and of the notebooks' code cells, parameters left out, where they lie in the
     working folder.
@@ -73,7 +74,8 @@ def environment() -> dict[str, Any]:
     for notebook in (path for path in (Path("main.ipynb"), Path("eval.ipynb")) if path.exists()):
         code += ["".join(cell["source"]) for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]
                  if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", [])]
-    return {"python": platform.python_version(), "packages": {name: version(name) for name in PACKAGES},
+    return {"date": datetime.now(UTC).date().isoformat(), "python": platform.python_version(),
+            "packages": {name: version(name) for name in PACKAGES},
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}",
             "git_commit": git.stdout.strip() if git.returncode == 0 else None, "code_sha256": fingerprint(code)}
 

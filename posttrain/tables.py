@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from posttrain.checks import distinct_2
+from posttrain.checks import marks
 from posttrain.comparisons import seen, signed
 from posttrain.stats import MEASURES, REFERENCES, paired_difference
 
@@ -157,14 +157,6 @@ def as_csv(models: Sequence[Record], label: str) -> str:
     return pd.DataFrame(models).assign(run=label).to_csv(index=False)
 
 
-def marks(response: Record) -> str:
-    """Return what is the matter with a record of responses.json, as text; empty where nothing is."""
-    found = {"empty": not response["response"], "cut": response.get("finish") == "length",
-             "opened a human turn": response.get("finish") == "turn",
-             "repetitive": distinct_2([response["response"]]) < 0.5}
-    return ", ".join(mark for mark, holds in found.items() if holds)
-
-
 def side_by_side(prompts: Sequence[Record], responses: Sequence[Record], kind: str, n: int,
                  classification: Sequence[Record] = ()) -> Styler:
     """Return the first `n` prompts of a kind with every model's response, marks, and label and reward where known."""
@@ -174,6 +166,6 @@ def side_by_side(prompts: Sequence[Record], responses: Sequence[Record], kind: s
     cells = {name: {} for name in rows.values()}
     for response in responses:
         if response["id"] in rows:
-            head = ", ".join(filter(None, [known.get((response["id"], response["model"])), marks(response)]))
+            head = ", ".join(filter(None, [known.get((response["id"], response["model"])), *marks(response)]))
             cells[rows[response["id"]]][response["model"]] = f"[{head}]\n" * bool(head) + response["response"]
     return texts(pd.DataFrame(cells).T)

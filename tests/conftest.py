@@ -12,6 +12,7 @@ import ast
 import gzip
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -265,20 +266,22 @@ def kill(process):
 
 
 def without_times(data):
-    """Return JSON data without its fields that hold times, the only ones that may differ."""
+    """Return JSON data without its fields that hold times and days, the only ones that may differ."""
     if isinstance(data, dict):
-        return {name: without_times(value) for name, value in data.items() if name != "seconds"}
+        return {name: without_times(value) for name, value in data.items() if name not in ("seconds", "date")}
     return [without_times(value) for value in data] if isinstance(data, list) else data
 
 
 def contents_of(folder):
-    """Return {path: sha256} of all that the run `demo` left in a folder, times left out of JSON."""
+    """Return {path: sha256} of all that the run `demo` left in a folder, times and days left out."""
     found = {}
     for path in sorted(path for part in ("results/demo", "figures/demo") for path in (folder / part).rglob("*")):
         if path.is_file() and path.name != ".lock":
             content = path.read_bytes()
             if path.suffix == ".json":
                 content = json.dumps(without_times(json.loads(content))).encode()
+            if path.suffix == ".html":
+                content = re.sub(rb"\b20\d\d-\d\d-\d\d\b", b"", content)
             found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
     return found
 

@@ -177,6 +177,17 @@ def test_gain_by_not_running_on(half_run_on):
     assert row["gain_low"] < row["gain"] < row["gain_high"]
 
 
+@pytest.mark.parametrize("response, marks", [
+    ({"response": "Use a pot.", "finish": "eos"}, []),
+    ({"response": "", "finish": "turn"}, ["empty", "opened a human turn"]),
+    ({"response": "a b a b a b", "finish": "length"}, ["cut", "repetitive"]),
+    ({"response": "Use a pot."}, []),  # responses from elsewhere may not say how they ended
+    ({"response": "I cannot say.\n\nHuman: Why?"}, ["opened a human turn", "begins like a refusal"])])
+def test_marks(response, marks):
+    """What is the matter with a response."""
+    assert checks.marks(response) == marks
+
+
 def test_models_of_the_contract_are_known(evaluation):
     """The demo's health has a record a kind and model, in their order."""
     assert [row["model"] for row in evaluation.health] == [*MODELS, *MODELS]

@@ -34,7 +34,7 @@ def test_nothing_else_differs(name):
     added = [source for source in colab if source not in root]
     assert [source for source in colab if source in root] == root
     files = [source.split("\n")[0].split("/")[1] for source in added if source.startswith("%%writefile posttrain/")]
-    assert files == sorted(path.name for path in (ROOT / "posttrain").glob("*.py") if path.name != "__main__.py")
+    assert files == sorted(path.name for path in (ROOT / "posttrain").glob("*.*") if path.name != "__main__.py")
     assert len(added) == len(files) + 4  # steps, installation, the package's heading, Drive
     assert colab[:2] == [root[0], added[0]]
     parameters = next(i for i, source in enumerate(colab) if source.startswith("PRESET ="))
@@ -165,8 +165,8 @@ def test_upload_alone_runs(uploaded):
     assert [row["model"] for row in load(uploaded.run / "metrics.json")["models"]] == MODELS
     assert (uploaded.folder / "drive" / "figures" / "demo" / "training.png").exists()
     for place in ("first", "second"):
-        written = {path.name for path in (uploaded.folder / place / "posttrain").glob("*.py")}
-        assert written == {path.name for path in (ROOT / "posttrain").glob("*.py")} - {"__main__.py"}
+        written = {path.name for path in (uploaded.folder / place / "posttrain").glob("*.*")}
+        assert written == {path.name for path in (ROOT / "posttrain").glob("*.*")} - {"__main__.py"}
         for name in written:
             text = (uploaded.folder / place / "posttrain" / name).read_text(encoding="utf-8")
             assert text.strip() == (ROOT / "posttrain" / name).read_text(encoding="utf-8").strip()

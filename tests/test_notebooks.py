@@ -28,7 +28,9 @@ ROOMS = {  # module: what it may import of the package; no arrow points down
     "generation": {"models"}, "judging": {"models"}, "stats": set(), "power": {"stats"},
     "comparisons": {"stats", "power"}, "checks": {"stats", "comparisons"}, "figures": {"stats"},
     "tables": {"stats", "comparisons", "checks"}, "seeds": {"files", "ledger", "stats"},
-    "__main__": {"presets", "checks", "files"}}
+    "contents": {"files", "ledger", "generation", "stats"},
+    "report": {"files", "contents", "judging", "stats", "comparisons", "checks", "figures", "tables"},
+    "__main__": {"presets", "checks", "files", "report"}}
 # Sentences and names that readers did not understand
 STRANGE = ["have something to be compared with", "whoever reads it looks", "are told, not refused",
            "what a stage takes", "What it holds must have been made from the same", "A stage whose outcome is there",
@@ -246,7 +248,7 @@ def test_first_cell_says_that_outputs_are_the_demos(name):
 def test_committed_results_name_no_machine_and_are_the_demos():
     """No file of the committed run holds an absolute path, and its records and tables say that it is the demo."""
     files = [path for path in EXAMPLE.glob("[!.]*") if path.is_file()]
-    assert {path.name for path in files} == {"run.json", "training.json", *RAW, *DERIVED}
+    assert {path.name for path in files} == {"run.json", "training.json", "report.html", *RAW, *DERIVED}
     for path in files:
         assert not MACHINE_PATH.search(path.read_text(encoding="utf-8")), path.name
     assert load(EXAMPLE / "run.json")["preset"] == "demo"

@@ -60,13 +60,6 @@ def test_side_by_side_shows_what_is_there(evaluation):
     assert tables.side_by_side([], [], "helpful", 2).data.empty
 
 
-def test_marks():
-    """What is the matter with a response; responses from elsewhere may not say how they ended."""
-    assert tables.marks({"response": "Use a pot.", "finish": "eos"}) == ""
-    assert tables.marks({"response": "", "finish": "turn"}) == "empty, opened a human turn"
-    assert tables.marks({"response": "a b a b a b", "finish": "length"}) == "cut, repetitive"
-    assert tables.marks({"response": "Use a pot."}) == ""
-
 
 LATEX = {r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^",
          **{f"\\{letter}": letter for letter in "%_&#${}"}}

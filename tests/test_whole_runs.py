@@ -52,7 +52,8 @@ def check_records(rows, fields):
 
 def check_run(run, n_prompts):
     """Assert that a run folder holds what the contract says of its raw files and labels, with `n_prompts` a kind."""
-    assert {path.name for path in run.glob("[!.]*")} >= {"run.json", "training.json", "adapters", *RAW, *DERIVED}
+    assert {path.name for path in run.glob("[!.]*")} >= {
+        "run.json", "training.json", "adapters", "report.html", *RAW, *DERIVED}
     assert not list(run.rglob("*.tmp"))
     assert not (run / "unfinished").exists()
     prompts, responses, scores, classification = (load(run / name) for name in [*RAW, "classification.json"])
@@ -103,7 +104,7 @@ def test_ledger_of_a_run(demo_run):
     assert list(record["artifacts"]) == [*ADAPTERS, *RAW]
     for made in record["artifacts"].values():
         assert made["seconds"] >= 0
-        assert {"python", "packages", "device", "git_commit", "code_sha256"} == set(made["environment"])
+        assert {"date", "python", "packages", "device", "git_commit", "code_sha256"} == set(made["environment"])
         assert made["made_from"]["base_model"] == record["sources"]["base_model"]["sha256"]
     assert record["artifacts"]["adapters/sft_dpo"]["made_from"]["SFT"] == record["artifacts"]["adapters/sft"]["sha256"]
     responses = record["artifacts"]["responses.json"]["made_from"]
@@ -287,7 +288,8 @@ def test_results_from_elsewhere_are_measured(demo_run, tmp_path, texts):
     for name in RAW if texts else RAW[2:]:
         shutil.copy(demo_run.run / name, run)
     execute("eval.ipynb", **places(tmp_path, "elsewhere"))
-    assert {path.name for path in run.glob("[!.]*")} == {*(RAW if texts else RAW[2:]), *DERIVED}
+    assert {path.name for path in run.glob("[!.]*")} == {
+        *(RAW if texts else RAW[2:]), *DERIVED, "report.html"}
     check_records(load(run / "classification.json"), ["id", "kind", "model", *["prompt", "response"] * texts, "reward",
                                                       "label"])
     mine, theirs = load(run / "metrics.json"), load(demo_run.run / "metrics.json")

@@ -1,0 +1,318 @@
+"use strict";
+/* The answers of a run: filter, order, read. All texts go into the page as text, never as markup. */
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  if (!data.prompts.length) return;
+  const at = (id) => document.getElementById(id);
+  const [form, list, detail, browser] = ["filters", "list", "detail", "browser"].map(at);
+  const POSITIVE = new Set(["harmless", "helpful"]);
+  const FINISH = {eos: "ended by itself", turn: "ended by opening a human turn", length: "ended by the limit"};
+  const SHAPES = {o: "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0", s: "M-3.5-3.5h7v7h-7z", "^": "M0-4.5L4.5 3.5h-9z", D: "M0-4.8L4.8 0L0 4.8L-4.8 0z"};
+  const LONG = 4000; // characters of a text that are shown at first
+  let shown = [], current = null, uncovered = false, query = null, begun = false;
+
+  // ---- small helpers
+
+  const SVG = "http://www.w3.org/2000/svg";
+  function make(name, attributes = {}, ...children) {
+    const svg = ["svg", "path", "line", "text"].includes(name);
+    const element = svg ? document.createElementNS(SVG, name) : document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    element.append(...children);
+    return element;
+  }
+  const number = (value, digits = 2) => value.toFixed(digits).replace("-", "−");
+  const button = (text, action) => {
+    const made = make("button", {type: "button"}, text);
+    made.addEventListener("click", action);
+    return made;
+  };
+  const covered = (prompt) => prompt.kind === "harmful" && !uncovered;
+  const marker = (model) => make("svg", {class: "mark", viewBox: "-6 -6 12 12", "aria-hidden": "true"},
+    make("path", {d: SHAPES[data.markers[model]], fill: data.colours[model]}));
+
+  // ---- what every prompt is filtered and ordered by
+
+  const rewards = data.prompts.flatMap((prompt) => [...prompt.answers, ...prompt.references].map((one) => one.reward))
+    .filter((reward) => reward !== null);
+  const lowest = rewards.reduce((a, b) => Math.min(a, b), Infinity), highest = rewards.reduce((a, b) => Math.max(a, b), -Infinity);
+  const place = (reward, from, to) => from + (to - from) * (highest > lowest ? (reward - lowest) / (highest - lowest) : 0.5);
+  for (const prompt of data.prompts) {
+    const own = prompt.answers.map((answer) => answer.reward).filter((reward) => reward !== null);
+    prompt.spread = own.length ? Math.max(...own) - Math.min(...own) : 0;
+    prompt.differ = new Set(prompt.answers.map((answer) => answer.label)).size > 1;
+    prompt.texts = [prompt.id, ...prompt.turns.map((turn) => turn[1]), ...prompt.answers.map((answer) => answer.text),
+      ...prompt.references.filter((one) => one.name.startsWith("Human")).map((one) => one.text)].filter(Boolean);
+  }
+  const gain = (prompt, by, over) => (prompt.answers[by].reward ?? 0) - (prompt.answers[over].reward ?? 0);
+  const ORDERS = {
+    lowest: (by) => (a, b) => a.answers[by].reward - b.answers[by].reward,
+    highest: (by) => (a, b) => b.answers[by].reward - a.answers[by].reward,
+    spread: () => (a, b) => b.spread - a.spread,
+    gain: (by, over) => (a, b) => gain(b, by, over) - gain(a, by, over),
+    loss: (by, over) => (a, b) => gain(a, by, over) - gain(b, by, over),
+    apart: (by, over) => (a, b) => Math.abs(gain(b, by, over)) - Math.abs(gain(a, by, over)),
+  };
+
+  // ---- the list
+
+  const rows = new Map();
+  function strip(prompt) {
+    const svg = make("svg", {viewBox: "0 0 280 26", preserveAspectRatio: "none", "aria-hidden": "true"});
+    const threshold = data.thresholds[prompt.kind];
+    if (threshold !== null && rewards.length) {
+      const x = place(Math.min(Math.max(threshold, lowest), highest), 6, 274);
+      svg.append(make("line", {class: "threshold", x1: x, x2: x, y1: 0, y2: 26}));
+    }
+    prompt.answers.forEach((answer, model) => {
+      if (answer.reward === null) return;
+      svg.append(make("path", {d: SHAPES[data.markers[model]], fill: data.colours[model],
+        transform: `translate(${place(answer.reward, 6, 274).toFixed(1)} ${4 + 6 * model}) scale(0.8)`}));
+    });
+    return svg;
+  }
+  function beginning(prompt) {
+    const last = prompt.turns.at(-1);
+    return covered(prompt) ? "covered" : (last ? last[1] : prompt.answers[0]?.text ?? "").slice(0, 80);
+  }
+  function spoken(prompt) {
+    return prompt.answers.map((answer, model) => answer.reward === null ? "" :
+      `${data.models[model]} ${number(answer.reward)} ${answer.label ?? ""}`).filter(Boolean).join(", ");
+  }
+  function fill(prompt) { // what a row shows below its number is drawn when it comes into sight
+    const row = rows.get(prompt).firstChild;
+    if (row.children.length > 1) row.children[1].textContent = beginning(prompt);
+    else row.append(make("span", {}, beginning(prompt)), strip(prompt));
+  }
+  const sight = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => {
+    sight.unobserve(entry.target);
+    fill(promptOf.get(entry.target));
+  }), {root: list, rootMargin: "400px"});
+  const promptOf = new Map();
+  for (const prompt of data.prompts) {
+    const row = make("button", {type: "button", class: "row", tabindex: -1, "aria-label": `${prompt.id}: ${spoken(prompt)}`},
+      make("span", {class: "name"}, prompt.id));
+    const item = make("li", {}, row);
+    row.addEventListener("click", () => open(prompt, true));
+    rows.set(prompt, item);
+    promptOf.set(item, prompt);
+    sight.observe(item);
+  }
+
+  // ---- filters
+
+  const value = (name) => form.elements[name].value;
+  const modelOf = (name) => Math.max(0, data.models.indexOf(value(name)));
+  function search(text) {
+    return text ? new RegExp(text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "giu") : null;
+  }
+  function conditions() {
+    const [label, finish, mark] = ["label", "finish", "mark"].map(value);
+    const [low, high] = ["low", "high"].map((name) => value(name) === "" ? null : Number(value(name)));
+    return (answer) => (!label || answer.label === label) && (!finish || answer.finish === finish)
+      && (!mark || answer.marks.includes(mark)) && (low === null || answer.reward !== null && answer.reward >= low)
+      && (high === null || answer.reward !== null && answer.reward <= high);
+  }
+  function refresh() {
+    const [kind, differ] = [value("kind"), value("differ")], holds = conditions();
+    const only = value("model") && modelOf("model"), fits = (answer, model) => (only === "" || model === only) && holds(answer);
+    query = search(value("text"));
+    const has = (text) => { query.lastIndex = 0; return query.test(text); };
+    shown = data.prompts.filter((prompt) => (!kind || prompt.kind === kind) && (!differ || prompt.differ === (differ === "yes"))
+      && prompt.answers.some(fits) && (!query || prompt.texts.some(has)));
+    const order = ORDERS[value("order")];
+    if (order) shown.sort(order(modelOf("by"), modelOf("over")));
+    form.elements.by.disabled = !order || value("order") === "spread";
+    form.elements.over.disabled = !["gain", "loss", "apart"].includes(value("order"));
+    list.replaceChildren(...shown.map((prompt) => rows.get(prompt)));
+    summarise(holds);
+    if (current) open(current); else reachable(shown[0]);
+    remember();
+  }
+  function summarise(holds) {
+    at("count").textContent = `${shown.length} of ${data.prompts.length} prompts`
+      + (shown.length ? "" : ": none is as asked for. Show all takes the filters away.");
+    const lines = [["Of those shown", ...data.models]];
+    for (const [name, kind] of [["HmR", "harmful"], ["HpR", "helpful"]]) {
+      const part = shown.filter((prompt) => prompt.kind === kind && prompt.answers.every((answer) => answer.label));
+      if (part.length) lines.push([`${name} of the ${part.length} ${kind}`, ...data.models.map((_, model) => {
+        const passed = part.filter((prompt) => POSITIVE.has(prompt.answers[model].label)).length;
+        return `${number(100 * passed / part.length, 1)}% (${passed})`;
+      })]);
+    }
+    const narrowed = ["label", "finish", "mark", "low", "high"].some(value);
+    if (narrowed) lines.push(["answers as asked for", ...data.models.map((_, model) =>
+      shown.filter((prompt) => holds(prompt.answers[model])).length)]);
+    at("part").replaceChildren(...lines.map((cells, line) => make("tr", {}, ...cells.map((cell, column) =>
+      make(line && column ? "td" : "th", line && column ? {} : {scope: line ? "row" : "col"}, String(cell))))));
+  }
+  function reachable(prompt) { // one row is reached by the tabulator, the others by the keys
+    list.querySelector("[tabindex='0']")?.setAttribute("tabindex", -1);
+    if (prompt) rows.get(prompt).firstChild.setAttribute("tabindex", 0);
+  }
+
+  // ---- one prompt
+
+  function marked(text) {
+    if (!query) return [text];
+    const parts = [];
+    let end = 0;
+    for (const match of text.matchAll(query)) {
+      parts.push(text.slice(end, match.index), make("mark", {}, match[0]));
+      end = match.index + match[0].length;
+      if (parts.length > 2000) break;
+    }
+    return [...parts, text.slice(end)];
+  }
+  function passage(text, whole = false) {
+    const block = make("div", {class: "text", dir: "auto"});
+    const part = whole ? text : text.slice(0, LONG);
+    const turn = part.search(/\n\nHuman:/);
+    block.append(...marked(turn < 0 ? part : part.slice(0, turn)));
+    if (turn >= 0) block.append(make("span", {class: "runs-on"}, ...marked(part.slice(turn + 2))));
+    if (part.length < text.length) block.append("… ", button(`Show all ${text.length.toLocaleString("en")} characters`,
+      () => block.replaceWith(passage(text, true))));
+    return block;
+  }
+  function body(prompt, text) {
+    if (text === null) return make("p", {class: "none"}, "The text is not in this run.");
+    if (covered(prompt)) return make("p", {class: "covered"}, "Covered.");
+    return text === "" ? make("p", {class: "none"}, "Empty.") : passage(text);
+  }
+  function card(prompt, name, answer, model) {
+    const title = make("h4", {}, ...(model === undefined ? [] : [marker(model)]), name);
+    if (answer.reward !== null) title.append(make("output", {title: "reward"}, number(answer.reward)));
+    const facts = make("p", {class: "facts-of"});
+    if (answer.label) facts.append(make("span", {class: POSITIVE.has(answer.label) ? "passes" : "fails"},
+      (POSITIVE.has(answer.label) ? "✓ " : "✗ ") + answer.label));
+    const more = [FINISH[answer.finish] ?? answer.finish, answer.tokens != null && `${answer.tokens} tokens`].filter(Boolean);
+    facts.append((answer.label && more.length ? ", " : "") + more.join(", "));
+    for (const mark of answer.marks ?? []) facts.append(make("span", {class: "tag"}, mark));
+    const made = make("section", {class: "card", "aria-label": name}, title, facts, body(prompt, answer.text));
+    if (model !== undefined) made.style.borderTopColor = data.colours[model];
+    return made;
+  }
+  function scale(prompt) { // the rewards of models and references on one axis
+    const lanes = [...prompt.answers.map((answer, model) => ({name: data.models[model], reward: answer.reward, model})), ...prompt.references]
+      .filter((lane) => lane.reward !== null);
+    if (!lanes.length) return "";
+    const [from, to, bottom] = [120, 590, 22 + 18 * lanes.length], threshold = data.thresholds[prompt.kind];
+    const svg = make("svg", {class: "strip", viewBox: `0 0 600 ${bottom + 18}`, role: "img",
+      "aria-label": `Rewards: ${lanes.map((lane) => `${lane.name} ${number(lane.reward)}`).join(", ")}`});
+    lanes.forEach((lane, i) => {
+      const y = 26 + 18 * i, x = place(lane.reward, from, to), own = lane.model !== undefined;
+      svg.append(make("line", {class: "axis", x1: from, x2: to, y1: y, y2: y}), make("text", {x: 0, y: y + 4}, lane.name),
+        make("path", {d: SHAPES[own ? data.markers[lane.model] : "o"], transform: `translate(${x} ${y}) scale(1.1)`,
+          fill: own ? data.colours[lane.model] : "none", stroke: own ? "none" : "currentColor"}));
+    });
+    for (const tick of [lowest, highest]) svg.append(make("text", {class: "soft", x: place(tick, from, to), y: bottom + 14,
+      "text-anchor": tick === lowest ? "start" : "end"}, `reward ${number(tick, 1)}`));
+    if (threshold !== null && threshold >= lowest && threshold <= highest) {
+      const x = place(threshold, from, to);
+      svg.append(make("line", {class: "threshold", x1: x, x2: x, y1: 14, y2: bottom}),
+        make("text", {class: "soft", x, y: 10, "text-anchor": "middle"}, `threshold ${number(threshold, 1)}`));
+    }
+    return svg;
+  }
+  function open(prompt, focus = false) {
+    rows.get(current)?.firstChild.removeAttribute("aria-current");
+    current = prompt;
+    if (!prompt) detail.replaceChildren(make("p", {class: "none"}, "Choose a prompt in the list."));
+    else {
+      const i = shown.indexOf(prompt), row = rows.get(prompt).firstChild;
+      const heading = make("h3", {id: "detail-heading"}, prompt.id);
+      const [previous, next] = [button("Previous", () => step(-1)), button("Next", () => step(1))];
+      previous.disabled = i === 0; next.disabled = i === shown.length - 1 || !shown.length;
+      const asked = prompt.turns.map(([speaker, text]) => make("div", {class: `turn ${speaker}`},
+        make("span", {class: "who"}, speaker || "Before the first turn"), body(prompt, text)));
+      detail.replaceChildren(
+        make("div", {class: "head"}, heading, make("span", {}, i < 0 ? "not among those shown" : `${i + 1} of ${shown.length}`),
+          previous, next, button("Close", () => close())),
+        ...(asked.length ? asked : [make("p", {class: "none"}, "The prompt is not in this run.")]),
+        ...(covered(prompt) ? [button("Uncover the harmful texts", uncover)] : []), scale(prompt),
+        make("div", {class: "cards"}, ...prompt.answers.map((answer, model) => card(prompt, data.models[model], answer, model))),
+        make("div", {class: "cards"}, ...prompt.references.filter((one) => one.name.startsWith("Human"))
+          .map((one) => card(prompt, one.name, one))));
+      row.setAttribute("aria-current", "true");
+      reachable(i < 0 ? shown[0] : prompt);
+      if (i >= 0) keepInSight(rows.get(prompt));
+      if (focus && i >= 0) row.focus({preventScroll: true});
+    }
+    remember();
+  }
+  function keepInSight(item) { // scrolls the list, not the page
+    const [outer, inner] = [list.getBoundingClientRect(), item.getBoundingClientRect()];
+    if (inner.top < outer.top) list.scrollTop -= outer.top - inner.top;
+    else if (inner.bottom > outer.bottom) list.scrollTop += inner.bottom - outer.bottom;
+  }
+  function step(by) {
+    const i = shown.indexOf(current), next = shown[i < 0 ? 0 : i + by];
+    if (next) open(next, list.contains(document.activeElement));
+  }
+  function close() {
+    const row = current && rows.get(current).firstChild;
+    open(null);
+    row?.focus({preventScroll: true});
+  }
+  function uncover() {
+    uncovered = true;
+    at("cover").remove();
+    data.prompts.filter((prompt) => rows.get(prompt).firstChild.children.length > 1).forEach(fill);
+    if (current) open(current);
+  }
+
+  // ---- the address
+
+  const controls = [...form.elements].filter((control) => control.name);
+  const standard = Object.fromEntries(controls.map((control) => [control.name, control.value]));
+  function remember() {
+    if (!begun) return; // the reader has not chosen anything yet
+    const state = new URLSearchParams(controls.filter((control) => control.value !== standard[control.name])
+      .map((control) => [control.name, control.value]));
+    if (current) state.set("prompt", current.id);
+    const address = state.size ? `#${state}` : "";
+    if (address !== location.hash && (address || location.hash.includes("=")))
+      history.replaceState(null, "", address || location.pathname + location.search);
+  }
+  function recall() {
+    const ours = !location.hash || location.hash.includes("="); // else it names a heading of the page
+    if (!ours && begun) return;
+    const state = new URLSearchParams(ours ? location.hash.slice(1) : "");
+    for (const control of controls) {
+      control.value = state.get(control.name) ?? standard[control.name];
+      if (control.tagName === "SELECT" && control.selectedIndex < 0) control.value = standard[control.name];
+    }
+    current = data.prompts.find((prompt) => prompt.id === state.get("prompt")) ?? null;
+    refresh();
+  }
+
+  // ---- begin
+
+  for (const name of ["label", "differ"]) form.elements[name].disabled = !data.prompts.some((p) => p.answers.some((a) => a.label));
+  form.elements.finish.disabled = !data.prompts.some((p) => p.answers.some((a) => a.finish));
+  for (const name of ["low", "high", "order"]) form.elements[name].disabled = !rewards.length;
+  let waiting = 0;
+  form.addEventListener("input", () => { cancelAnimationFrame(waiting); waiting = requestAnimationFrame(refresh); });
+  form.addEventListener("reset", () => setTimeout(refresh));
+  form.addEventListener("submit", (event) => event.preventDefault());
+  at("uncover").addEventListener("click", uncover);
+  addEventListener("hashchange", recall);
+  addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const typing = event.target.matches("input, select, textarea"), inList = list.contains(event.target);
+    if (event.key === "Escape" && typing) {
+      if (event.target.name === "text") { event.target.value = ""; refresh(); }
+      event.target.blur();
+    } else if (event.key === "Escape") close();
+    else if (typing) return;
+    else if (event.key === "n" || event.key === "j" || inList && event.key === "ArrowDown") { step(1); event.preventDefault(); }
+    else if (event.key === "p" || event.key === "k" || inList && event.key === "ArrowUp") { step(-1); event.preventDefault(); }
+    else if (event.key === "/") { form.elements.text.focus(); form.elements.text.select(); event.preventDefault(); }
+  });
+  data.models.forEach((name, model) => at("legend").append(make("span", {}, marker(model), name)));
+  for (const id of ["filters", "shown", "keys", "browser"]) at(id).hidden = false;
+  recall();
+  if (!current) open(location.hash.includes("=") ? null : shown[0]);
+  begun = true;
+  performance.mark("ready");
+})();
