@@ -350,7 +350,8 @@ def test_what_the_published_rewards_can_show():
     assert (cas["difference"], cas["low"], cas["high"]) == pytest.approx((3, -7, 13), abs=1)
 
 
-@pytest.mark.parametrize(("name", "document"), [("seeds", "demo"), ("prompts", "demo"), ("coverage", "statistics")])
+@pytest.mark.parametrize(("name", "document"), [("seeds", "demo"), ("prompts", "demo"), ("coverage", "statistics"),
+                                                 ("report", "report")])
 def test_documents_hold_the_benchmarks_tables(name, document):
     """What the scripts of benchmarks/ wrote, as it is."""
     table = (ROOT / "benchmarks" / f"{name}.md").read_text(encoding="utf-8").strip()

@@ -298,7 +298,8 @@ def select(page, **choices):
 
 def settle(page):
     """Wait until events that are due have been dealt with and drawn."""
-    page.evaluate("new Promise((done) => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 9))")
+    page.evaluate(
+        "new Promise((done) => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 20))")
 
 
 def shown_ids(page):
@@ -531,7 +532,7 @@ def test_a_million_characters(show, hostile_page):
 @pytest.mark.parametrize("width", [400, 1400])
 @each_run
 def test_page_is_accessible_and_fits(show, run, width, scheme):
-    """axe finds nothing (names, contrast, structure; WCAG 2.1 AA); only tables and figures scroll sideways in theirs."""
+    """axe finds nothing (names, contrast, structure; WCAG 2.1 AA); only tables and figures scroll sideways."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     page = show(RUNS[run] / "report.html", "#text=the&prompt=helpful-04", width, color_scheme=scheme, bypass_csp=True)
     page.locator("#uncover").click()
