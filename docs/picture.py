@@ -16,7 +16,7 @@ CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", 
 if __name__ == "__main__":
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM)
-        page = browser.new_page(viewport={"width": 1280, "height": 720})
+        page = browser.new_page(viewport={"width": 1440, "height": 720})
         page.goto((ROOT / "results" / "published" / "report.html").as_uri() + SHOWN)
         page.evaluate("document.getElementById('browser').scrollIntoView()")
         page.wait_for_timeout(500)  # until the list is drawn
