@@ -38,7 +38,7 @@ def cautions(rewards: pd.DataFrame, harmless: pd.DataFrame, helpful: pd.DataFram
     """Return what is to be read with the rates: a judge at chance, answers without a model that rate well, length.
 
     `judge`: of `check_judge`; `lengths`: of `length_correlation`, None where lengths are not known. An answer without a
-    model, the fixed refusal or the empty one, is within reach of a model that is not clearly above it in CAS.
+    model, the fixed refusal or the empty one, is named where a model is not clearly above it in CAS.
     """
     found = []
     if not judge:
@@ -53,11 +53,11 @@ def cautions(rewards: pd.DataFrame, harmless: pd.DataFrame, helpful: pd.DataFram
             continue
         near = [model for model in MODELS if model in rewards and cas_difference(
             [changes_of(table, name, model) for table in (harmless, helpful)])["low"] <= 0]
-        parts = [f"within reach of {', '.join(near)}"] if near else []
+        parts = [f"{', '.join(near)} {'is' if len(near) == 1 else 'are'} not clearly above it"] if near else []
         if "Human chosen" in cas and cas[name] > cas["Human chosen"]:
-            parts.append(f"above the human-chosen replies ({cas['Human chosen']:.0f})")
+            parts.append(f"the human-chosen replies are below it ({cas['Human chosen']:.0f})")
         if parts:
-            found.append(f"{what} to every prompt has CAS {cas[name]:.0f}, {' and '.join(parts)}.")
+            found.append(f"{what} to every prompt has CAS {cas[name]:.0f}: {', and '.join(parts)}.")
     if lengths is not None:
         for kind in KINDS:
             long = [f"{model} {value:.2f}" for model, value in lengths[kind].items() if value > 0.5]

@@ -187,7 +187,7 @@ def headlines(comparisons: Sequence[Record]) -> list[str]:
         ends = [record[end] for record in family for end in ("low", "high") if record[end] is not None]
         name = measure.replace("_", " ")
         if decided:
-            sentences.append(f"{name}: {len(decided)} of {len(family)} pairs decided, {', '.join(decided)}.")
+            sentences.append(f"{name}: {len(decided)} of {len(family)} pairs are decided, namely {', '.join(decided)}.")
         elif ends:
             digits, unit = (2, "") if "reward" in measure else (0, " points")
             sentences.append(f"{name}: no difference is detectable. The intervals leave room for differences from "

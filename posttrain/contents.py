@@ -80,6 +80,17 @@ class Origin(BaseModel):
     source: dict[str, str]
 
 
+class Environment(BaseModel):
+    """Where something was made; a run of an earlier version knows no day."""
+
+    date: str = ""
+    python: str
+    packages: dict[str, str]
+    device: str
+    git_commit: str | None
+    code_sha256: str | None
+
+
 class Metrics(BaseModel):
     """What the page shows of metrics.json."""
 
@@ -92,7 +103,7 @@ class Metrics(BaseModel):
     judge: list[Agreement]
     health: list[Health]
     seeds: dict[str, Any]
-    environment: dict[str, Any]
+    environment: Environment
     sha256: dict[str, str]
 
 

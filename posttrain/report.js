@@ -4,7 +4,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   if (!data.prompts.length) return;
   const at = (id) => document.getElementById(id);
-  const [form, list, detail, browser] = ["filters", "list", "detail", "browser"].map(at);
+  const [form, list, detail, opened, browser] = ["filters", "list", "detail", "opened", "browser"].map(at);
   const POSITIVE = new Set(["harmless", "helpful"]);
   const FINISH = {eos: "ended by itself", turn: "ended by opening a human turn", length: "ended by the limit"};
   const SHAPES = {o: "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0", s: "M-3.5-3.5h7v7h-7z", "^": "M0-4.5L4.5 3.5h-9z", D: "M0-4.8L4.8 0L0 4.8L-4.8 0z"};
@@ -58,21 +58,18 @@
 
   const rows = new Map();
   function strip(prompt) {
-    const svg = make("svg", {viewBox: "0 0 280 26", preserveAspectRatio: "none", "aria-hidden": "true"});
-    const threshold = data.thresholds[prompt.kind];
-    if (threshold !== null && rewards.length) {
-      const x = place(Math.min(Math.max(threshold, lowest), highest), 6, 274);
-      svg.append(make("line", {class: "threshold", x1: x, x2: x, y1: 0, y2: 26}));
-    }
+    const svg = make("svg", {"aria-hidden": "true"}), threshold = data.thresholds[prompt.kind];
+    const across = (reward) => `${place(Math.min(Math.max(reward, lowest), highest), 2, 98).toFixed(1)}%`;
+    if (threshold !== null && rewards.length)
+      svg.append(make("line", {class: "threshold", x1: across(threshold), x2: across(threshold), y1: 0, y2: 26}));
     prompt.answers.forEach((answer, model) => {
-      if (answer.reward === null) return;
-      svg.append(make("path", {d: SHAPES[data.markers[model]], fill: data.colours[model],
-        transform: `translate(${place(answer.reward, 6, 274).toFixed(1)} ${4 + 6 * model}) scale(0.8)`}));
+      if (answer.reward !== null) svg.append(make("svg", {x: across(answer.reward), y: 4 + 6 * model, overflow: "visible"},
+        make("path", {d: SHAPES[data.markers[model]], fill: data.colours[model], transform: "scale(0.8)"})));
     });
     return svg;
   }
   function beginning(prompt) {
-    const last = prompt.turns.at(-1);
+    const last = prompt.turns.findLast((turn) => turn[0] !== "Assistant");
     return covered(prompt) ? "covered" : (last ? last[1] : prompt.answers[0]?.text ?? "").slice(0, 80);
   }
   function spoken(prompt) {
@@ -93,7 +90,7 @@
     const row = make("button", {type: "button", class: "row", tabindex: -1, "aria-label": `${prompt.id}: ${spoken(prompt)}`},
       make("span", {class: "name"}, prompt.id));
     const item = make("li", {}, row);
-    row.addEventListener("click", () => open(prompt, true));
+    row.addEventListener("click", () => { row.focus({preventScroll: true}); open(prompt, true); });
     rows.set(prompt, item);
     promptOf.set(item, prompt);
     sight.observe(item);
@@ -103,15 +100,23 @@
 
   const value = (name) => form.elements[name].value;
   const modelOf = (name) => Math.max(0, data.models.indexOf(value(name)));
-  function search(text) {
-    return text ? new RegExp(text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "giu") : null;
+  function search(text) { // whatever the case, the spaces and the apostrophes
+    const plain = text.trim().replace(/[.*+?^${}()|[\]\\]/g, "\\$&").replace(/\s+/g, "\\s+").replace(/['’]/g, "['’]");
+    return plain ? new RegExp(plain, "giu") : null;
+  }
+  function bound(name) { // a reward as it is written here, with either minus; null where there is none
+    const text = value(name).trim().replace("−", "-").replace(",", "."), read = text === "" ? null : Number(text);
+    form.elements[name].setAttribute("aria-invalid", Number.isNaN(read));
+    return Number.isNaN(read) ? null : read;
   }
   function conditions() {
     const [label, finish, mark] = ["label", "finish", "mark"].map(value);
-    const [low, high] = ["low", "high"].map((name) => value(name) === "" ? null : Number(value(name)));
+    let [low, high] = ["low", "high"].map(bound);
+    if (low !== null && high !== null && low > high) [low, high] = [high, low];
+    const shownReward = (answer) => answer.reward === null ? NaN : Number(answer.reward.toFixed(2));
     return (answer) => (!label || answer.label === label) && (!finish || answer.finish === finish)
-      && (!mark || answer.marks.includes(mark)) && (low === null || answer.reward !== null && answer.reward >= low)
-      && (high === null || answer.reward !== null && answer.reward <= high);
+      && (!mark || answer.marks.includes(mark)) && (low === null || shownReward(answer) >= low)
+      && (high === null || shownReward(answer) <= high);
   }
   function refresh() {
     const [kind, differ] = [value("kind"), value("differ")], holds = conditions();
@@ -126,8 +131,10 @@
     form.elements.over.disabled = !["gain", "loss", "apart"].includes(value("order"));
     list.replaceChildren(...shown.map((prompt) => rows.get(prompt)));
     summarise(holds);
-    if (current) open(current); else reachable(shown[0]);
-    remember();
+  }
+  function refilter() { // by the reader: what is open is the first of what is left
+    refresh();
+    open(current && (shown[0] ?? null));
   }
   function summarise(holds) {
     at("count").textContent = `${shown.length} of ${data.prompts.length} prompts`
@@ -185,7 +192,7 @@
     const facts = make("p", {class: "facts-of"});
     if (answer.label) facts.append(make("span", {class: POSITIVE.has(answer.label) ? "passes" : "fails"},
       (POSITIVE.has(answer.label) ? "✓ " : "✗ ") + answer.label));
-    const more = [FINISH[answer.finish] ?? answer.finish, answer.tokens != null && `${answer.tokens} tokens`].filter(Boolean);
+    const more = [FINISH[answer.finish] ?? answer.finish, answer.tokens != null && `${answer.tokens}\u00a0tokens`].filter(Boolean);
     facts.append((answer.label && more.length ? ", " : "") + more.join(", "));
     for (const mark of answer.marks ?? []) facts.append(make("span", {class: "tag"}, mark));
     const made = make("section", {class: "card", "aria-label": name}, title, facts, body(prompt, answer.text));
@@ -196,12 +203,13 @@
     const lanes = [...prompt.answers.map((answer, model) => ({name: data.models[model], reward: answer.reward, model})), ...prompt.references]
       .filter((lane) => lane.reward !== null);
     if (!lanes.length) return "";
-    const [from, to, bottom] = [120, 590, 22 + 18 * lanes.length], threshold = data.thresholds[prompt.kind];
+    const [from, to, bottom] = [120, 540, 22 + 18 * lanes.length], threshold = data.thresholds[prompt.kind];
     const svg = make("svg", {class: "strip", viewBox: `0 0 600 ${bottom + 18}`, role: "img",
       "aria-label": `Rewards: ${lanes.map((lane) => `${lane.name} ${number(lane.reward)}`).join(", ")}`});
     lanes.forEach((lane, i) => {
       const y = 26 + 18 * i, x = place(lane.reward, from, to), own = lane.model !== undefined;
       svg.append(make("line", {class: "axis", x1: from, x2: to, y1: y, y2: y}), make("text", {x: 0, y: y + 4}, lane.name),
+        make("text", {x: 595, y: y + 4, "text-anchor": "end"}, number(lane.reward)),
         make("path", {d: SHAPES[own ? data.markers[lane.model] : "o"], transform: `translate(${x} ${y}) scale(1.1)`,
           fill: own ? data.colours[lane.model] : "none", stroke: own ? "none" : "currentColor"}));
     });
@@ -214,31 +222,36 @@
     }
     return svg;
   }
-  function open(prompt, focus = false) {
+  function open(prompt, chosen = false) { // `chosen` by the reader: it comes into sight, and into the history
+    const focus = list.contains(document.activeElement), i = shown.indexOf(prompt);
     rows.get(current)?.firstChild.removeAttribute("aria-current");
     current = prompt;
-    if (!prompt) detail.replaceChildren(make("p", {class: "none"}, "Choose a prompt in the list."));
+    at("detail-heading").textContent = prompt ? prompt.id : "No prompt is open";
+    at("position").textContent = !prompt ? "" : i < 0 ? "not among those shown" : `${i + 1} of ${shown.length}`;
+    at("previous").disabled = i <= 0;
+    at("next").disabled = i === shown.length - 1;
+    at("close").disabled = !prompt;
+    reachable(i < 0 ? shown[0] : prompt);
+    if (!prompt) opened.replaceChildren(make("p", {class: "none"}, "Choose a prompt in the list."));
     else {
-      const i = shown.indexOf(prompt), row = rows.get(prompt).firstChild;
-      const heading = make("h3", {id: "detail-heading"}, prompt.id);
-      const [previous, next] = [button("Previous", () => step(-1)), button("Next", () => step(1))];
-      previous.disabled = i === 0; next.disabled = i === shown.length - 1 || !shown.length;
       const asked = prompt.turns.map(([speaker, text]) => make("div", {class: `turn ${speaker}`},
         make("span", {class: "who"}, speaker || "Before the first turn"), body(prompt, text)));
-      detail.replaceChildren(
-        make("div", {class: "head"}, heading, make("span", {}, i < 0 ? "not among those shown" : `${i + 1} of ${shown.length}`),
-          previous, next, button("Close", () => close())),
+      const human = prompt.references.filter((one) => one.name.startsWith("Human"));
+      opened.replaceChildren(
         ...(asked.length ? asked : [make("p", {class: "none"}, "The prompt is not in this run.")]),
-        ...(covered(prompt) ? [button("Uncover the harmful texts", uncover)] : []), scale(prompt),
+        ...(covered(prompt) ? [button("Uncover the harmful texts", cover)] : []), scale(prompt),
         make("div", {class: "cards"}, ...prompt.answers.map((answer, model) => card(prompt, data.models[model], answer, model))),
-        make("div", {class: "cards"}, ...prompt.references.filter((one) => one.name.startsWith("Human"))
-          .map((one) => card(prompt, one.name, one))));
-      row.setAttribute("aria-current", "true");
-      reachable(i < 0 ? shown[0] : prompt);
+        make("div", {class: "cards"}, ...human.map((one) => card(prompt, one.name, one))));
+      rows.get(prompt).firstChild.setAttribute("aria-current", "true");
       if (i >= 0) keepInSight(rows.get(prompt));
-      if (focus && i >= 0) row.focus({preventScroll: true});
+      if (i >= 0 && focus) rows.get(prompt).firstChild.focus({preventScroll: true});
     }
-    remember();
+    if (chosen) bringIntoSight();
+    remember(chosen);
+  }
+  function bringIntoSight() {
+    const top = detail.getBoundingClientRect().top;
+    if (top < 0 || top > innerHeight / 2) detail.scrollIntoView();
   }
   function keepInSight(item) { // scrolls the list, not the page
     const [outer, inner] = [list.getBoundingClientRect(), item.getBoundingClientRect()];
@@ -247,32 +260,36 @@
   }
   function step(by) {
     const i = shown.indexOf(current), next = shown[i < 0 ? 0 : i + by];
-    if (next) open(next, list.contains(document.activeElement));
+    if (next) open(next, true);
   }
   function close() {
     const row = current && rows.get(current).firstChild;
     open(null);
     row?.focus({preventScroll: true});
   }
-  function uncover() {
-    uncovered = true;
-    at("cover").remove();
+  function cover() { // or uncover
+    uncovered = !uncovered;
+    for (const one of document.querySelectorAll(".uncover")) {
+      one.textContent = uncovered ? "Cover the harmful texts" : "Uncover the harmful texts";
+      one.setAttribute("aria-pressed", uncovered);
+    }
     data.prompts.filter((prompt) => rows.get(prompt).firstChild.children.length > 1).forEach(fill);
-    if (current) open(current);
+    open(current);
   }
 
   // ---- the address
 
   const controls = [...form.elements].filter((control) => control.name);
   const standard = Object.fromEntries(controls.map((control) => [control.name, control.value]));
-  function remember() {
+  function remember(chosen = false) {
     if (!begun) return; // the reader has not chosen anything yet
     const state = new URLSearchParams(controls.filter((control) => control.value !== standard[control.name])
       .map((control) => [control.name, control.value]));
     if (current) state.set("prompt", current.id);
     const address = state.size ? `#${state}` : "";
-    if (address !== location.hash && (address || location.hash.includes("=")))
-      history.replaceState(null, "", address || location.pathname + location.search);
+    if (address === location.hash || !address && !location.hash.includes("=")) return;
+    const [whole, write] = [address || location.pathname + location.search, chosen ? "pushState" : "replaceState"];
+    history[write](null, "", whole); // a prompt that was chosen can be gone back to
   }
   function recall() {
     const ours = !location.hash || location.hash.includes("="); // else it names a heading of the page
@@ -282,26 +299,35 @@
       control.value = state.get(control.name) ?? standard[control.name];
       if (control.tagName === "SELECT" && control.selectedIndex < 0) control.value = standard[control.name];
     }
-    current = data.prompts.find((prompt) => prompt.id === state.get("prompt")) ?? null;
+    const wanted = state.get("prompt"), found = data.prompts.find((prompt) => prompt.id === wanted);
     refresh();
+    open(found ?? (ours && location.hash ? null : shown[0]));
+    if (wanted && !found) at("count").append(` (there is no prompt ${wanted})`);
+    if (found) bringIntoSight();
   }
 
   // ---- begin
 
   for (const name of ["label", "differ"]) form.elements[name].disabled = !data.prompts.some((p) => p.answers.some((a) => a.label));
   form.elements.finish.disabled = !data.prompts.some((p) => p.answers.some((a) => a.finish));
+  if (form.elements.finish.disabled) form.elements.finish.title = "This run does not say how its answers ended.";
+  for (const option of [...form.elements.mark.options].slice(1)) // what no answer has cannot be asked for
+    option.disabled = !data.prompts.some((p) => p.answers.some((a) => a.marks.includes(option.value)));
   for (const name of ["low", "high", "order"]) form.elements[name].disabled = !rewards.length;
   let waiting = 0;
-  form.addEventListener("input", () => { cancelAnimationFrame(waiting); waiting = requestAnimationFrame(refresh); });
-  form.addEventListener("reset", () => setTimeout(refresh));
+  form.addEventListener("input", () => { cancelAnimationFrame(waiting); waiting = requestAnimationFrame(refilter); });
+  form.addEventListener("reset", () => setTimeout(refilter));
   form.addEventListener("submit", (event) => event.preventDefault());
-  at("uncover").addEventListener("click", uncover);
+  for (const one of document.querySelectorAll(".uncover")) one.addEventListener("click", cover);
+  at("previous").addEventListener("click", () => step(-1));
+  at("next").addEventListener("click", () => step(1));
+  at("close").addEventListener("click", close);
   addEventListener("hashchange", recall);
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const typing = event.target.matches("input, select, textarea"), inList = list.contains(event.target);
     if (event.key === "Escape" && typing) {
-      if (event.target.name === "text") { event.target.value = ""; refresh(); }
+      if (event.target.name === "text") { event.target.value = ""; refilter(); }
       event.target.blur();
     } else if (event.key === "Escape") close();
     else if (typing) return;
@@ -310,9 +336,8 @@
     else if (event.key === "/") { form.elements.text.focus(); form.elements.text.select(); event.preventDefault(); }
   });
   data.models.forEach((name, model) => at("legend").append(make("span", {}, marker(model), name)));
-  for (const id of ["filters", "shown", "keys", "browser"]) at(id).hidden = false;
+  for (const one of [form, at("shown"), at("keys"), browser, ...document.querySelectorAll(".uncover")]) one.hidden = false;
   recall();
-  if (!current) open(location.hash.includes("=") ? null : shown[0]);
   begun = true;
   performance.mark("ready");
 })();

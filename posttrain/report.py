@@ -125,7 +125,7 @@ def inline(figure: Figure, name: str, label: str) -> str:
 
 READINGS = {  # figure: its title, and how to read it
     "differences": ("Differences between two models", "Each line is a difference with its 95% interval: a strong line "
-                    "with a full dot is decided, a pale one with a hollow dot open."),
+                    "with a full dot is decided, a grey one suggestive, a pale one with a hollow dot open."),
     "metrics": ("Rates", "A mark is a model's rate, its line the 95% interval; higher is better."),
     "rewards": ("Mean rewards", "A mark is a model's mean reward, its line the 95% interval; higher is better."),
     "distributions": ("Every reward", "A small dot is an answer, the dot on a line the mean with its 95% interval; an "
@@ -181,10 +181,22 @@ def matrices(records: Sequence[Record]) -> list[Record]:
 
 
 def headlines(records: Sequence[Record]) -> dict[str, str]:
-    """Return {measure: what the decisions say of it}, of the two rates and their mean."""
+    """Return {measure: what the decisions say of it}, of the two rates and their mean.
+
+    Of a rate also which pairs its rewards decide and it does not: a label tells less than the reward it is made of.
+    """
     names = {"HmR": "Harmlessness (HmR)", "HpR": "Helpfulness (HpR)", "CAS": "Both together (CAS)"}
-    sentences = [sentence.partition(": ")[::2] for sentence in comparisons.headlines(records)]
-    return {names[measure]: text[:1].upper() + text[1:] for measure, text in sentences if measure in names}
+    sentences = dict(sentence.partition(": ")[::2] for sentence in comparisons.headlines(records))
+    found = {names[measure]: text[:1].upper() + text[1:] for measure, text in sentences.items() if measure in names}
+    for rate, reward in comparisons.RATES.items():
+        decided = {measure: {(record["second"], record["first"]): record["difference"] for record in records
+                             if record["measure"] == measure and record["decision"] == "decided"}
+                   for measure in (rate, reward)}
+        more = [f"{second} {'above' if difference > 0 else 'below'} {first}"
+                for (second, first), difference in decided[reward].items() if (second, first) not in decided[rate]]
+        if more:
+            found[names[rate]] += f" The mean reward also decides {', '.join(more)}."
+    return found
 
 
 def across_seeds(files: Files) -> pd.DataFrame | None:
@@ -196,11 +208,11 @@ def across_seeds(files: Files) -> pd.DataFrame | None:
 
 
 def software(environment: Record) -> str:
-    """Return an environment of a ledger in a line, without its date."""
-    packages = ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items())
+    """Return an environment of a ledger in a line, without its day."""
+    packages = [f"{name} {version}" for name, version in environment["packages"].items()]
     code = [f"{what} {environment[key][:12]}" for what, key in (("git commit", "git_commit"), ("code", "code_sha256"))
-            if environment.get(key)]
-    return ", ".join([f"Python {environment.get('python')}", packages, str(environment.get("device")), *code])
+            if environment[key]]
+    return ", ".join([f"Python {environment['python']}", *packages, environment["device"], *code])
 
 
 def facts(files: Files) -> dict[str, str]:
@@ -219,8 +231,8 @@ def facts(files: Files) -> dict[str, str]:
     if dates:
         found["Made"] = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
     if files.metrics:
-        found["Measured"] = files.metrics["environment"].get("date", "")
-        found["With"] = software(files.metrics["environment"])
+        found["Measured"] = files.metrics["environment"]["date"]
+        found["Measured with"] = software(files.metrics["environment"])
     return {name: str(text) for name, text in found.items() if text}
 
 
@@ -235,17 +247,18 @@ def page(folder: Path) -> str:
                               finalize=lambda value: value if hasattr(value, "__html__") else visible(value))
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     artifacts = ledger.artifacts if ledger else {}
+    with damage_named(folder / "run.json"):
+        known, versions = facts(files), {name: software(made.environment) for name, made in artifacts.items()}
+        cleaning = pd.DataFrame(ledger.data).set_index("subset").T if ledger and ledger.data else None
     return environment.get_template("report.html").render(
-        files=files, ledger=ledger, metrics=metrics, data=shown, facts=facts(files), missing=missing(files),
+        files=files, ledger=ledger, metrics=metrics, data=shown, facts=known, missing=missing(files),
         headlines=headlines(records), matrices=matrices(records), sentences=comparisons.verdicts(records),
         summary=tables.summary([*metrics["models"], *metrics["references"]]) if metrics else None,
         win_rates=tables.win_rates(records), marks=checks.MARKS, seeds=across_seeds(files),
         figures={drawing["name"]: drawing for drawing in drawings(files)},
         made={name: made.sha256 for name, made in artifacts.items()} or (metrics["sha256"] if metrics else {}),
-        software={text: [name for name, made in artifacts.items() if software(made.environment) == text]
-                  for text in dict.fromkeys(software(made.environment) for made in artifacts.values())},
-        cleaning=pd.DataFrame(ledger.data).set_index("subset").T.reset_index(names="rows") if ledger and ledger.data
-        else None,
+        software={text: [name for name in versions if versions[name] == text] for text in versions.values()},
+        cleaning=None if cleaning is None else cleaning.reset_index(names="rows"),
         **parts,
         **{f"{name}_hash": "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
            for name, text in parts.items()})

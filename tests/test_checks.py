@@ -46,10 +46,10 @@ def test_caution_on_answers_without_a_model():
     clear = {"Base": [*good[:18], *bad[:2]], "Refusal": bad, "Empty": bad}
     assert len(cautions(**clear)) == 1  # only that no humans were scored
     (_, sentence) = cautions(**clear | {"Refusal": good})
-    assert sentence == "One fixed refusal to every prompt has CAS 100, within reach of Base."
+    assert sentence == "One fixed refusal to every prompt has CAS 100: Base is not clearly above it."
     humans = {"Human chosen": [*good[:10], *bad[:10]], "Human rejected": [-6.0] * 20}
     (sentence,) = cautions(**{"Base": good, "Empty": [*good[:12], *bad[:8]], "Refusal": bad} | humans)
-    assert sentence == "An empty answer to every prompt has CAS 60, above the human-chosen replies (50)."
+    assert sentence == "An empty answer to every prompt has CAS 60: the human-chosen replies are below it (50)."
 
 
 def test_caution_on_length():

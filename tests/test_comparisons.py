@@ -205,7 +205,7 @@ def test_headlines(random_scores):  # noqa: F811
     assert sentence == ("HmR: no difference is detectable. The intervals leave room for differences from "
                         f"{comparisons.signed(min(ends), 0)} to {comparisons.signed(max(ends), 0)} points.")
     (sentence,) = comparisons.headlines([row | {"decision": "decided"} for row in open_family[:1]])
-    assert sentence.startswith("HmR: 1 of 1 pairs decided, SFT ")
+    assert sentence.startswith("HmR: 1 of 1 pairs are decided, namely SFT ")
 
 
 def test_verdicts_on_all_pairs(random_scores):  # noqa: F811

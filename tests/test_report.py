@@ -61,7 +61,7 @@ def test_committed_page_is_that_of_the_committed_files(run):
 def test_page_asks_for_nothing(run):
     """No address in it is loaded; only its own script and style are allowed, by their hashes."""
     html = report.page(RUNS[run])
-    assert re.findall(r'(?:src|href)="(?!#)([^"]*)"', html) == ["data:,"]
+    assert re.findall(r'(?:src|href)="(?!#)([^"]*)"', html) == ["data:,", "https://arxiv.org/abs/2509.09055"]  # a link
     assert not re.search(r"\son\w+=|javascript:|@import|url\((?!#)", html.split('id="data"')[0])
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]
     assert policy.startswith("default-src 'none';")
@@ -76,7 +76,7 @@ def test_headlines_and_decisions_are_those_of_the_metrics():
     found = report.headlines(records)
     assert list(found) == ["Harmlessness (HmR)", "Helpfulness (HpR)", "Both together (CAS)"]
     assert found["Harmlessness (HmR)"].startswith("No difference is detectable.")
-    assert found["Both together (CAS)"] == "2 of 6 pairs decided, SFT above Base, SFT+DPO above Base."
+    assert found["Both together (CAS)"] == "2 of 6 pairs are decided, namely SFT above Base, SFT+DPO above Base."
     cells = [cell for matrix in report.matrices(records) for row in matrix["rows"].values() for cell in row if cell]
     assert [(cell["measure"], cell["second"], cell["first"], cell["decision"]) for cell in cells] == sorted(
         [(one["measure"], one["second"], one["first"], one["decision"]) for one in records],
@@ -339,8 +339,9 @@ FILTERS = [
     ({"mark": "begins like a refusal", "label": "helpful"}, lambda prompt, texts: any(
         "begins like a refusal" in one["marks"] and one["label"] == "helpful" for one in prompt.values())),
     ({"mark": "empty"}, lambda prompt, texts: any("empty" in one["marks"] for one in prompt.values())),
-    ({"low": "-1.5", "high": "0.25", "model": "DPO"}, lambda prompt, texts: -1.5 <= prompt["DPO"]["reward"] <= 0.25),
-    ({"low": "-1"}, lambda prompt, texts: any(one["reward"] >= -1 for one in prompt.values())),
+    ({"low": "-1.5", "high": "0.25", "model": "DPO"}, lambda prompt, texts: -1.5 <= round(
+        prompt["DPO"]["reward"], 2) <= 0.25),
+    ({"low": "-1"}, lambda prompt, texts: any(round(one["reward"], 2) >= -1 for one in prompt.values())),
     ({"text": "SORRY"}, lambda prompt, texts: any("sorry" in text.lower() for text in texts)),
     ({"text": "a.b*(c"}, lambda prompt, texts: any("a.b*(c" in text.lower() for text in texts)),
     ({"text": "how", "kind": "harmful", "model": "SFT", "label": "harmless"}, lambda prompt, texts: (
@@ -354,8 +355,12 @@ def test_filters_count_what_python_counts(show, run):
     prompts, texts = raw(run), all_texts(run)
     assert shown_ids(page) == sorted(prompts, key=lambda one: one.split("-")[0])
     for choices, holds in FILTERS:
-        select(page, **choices)
         expected = [one for one in sorted(prompts) if holds(prompts[one], texts[one])]
+        if (option := page.locator("[name=mark] option", has_text=choices.get("mark", "or not"))).is_disabled():
+            assert expected == []  # what no answer has cannot be asked for
+            assert option.text_content() == choices["mark"]
+            continue
+        select(page, **choices)
         assert sorted(shown_ids(page)) == expected, choices
         assert page.locator("#count").inner_text().startswith(f"{len(expected)} of {len(prompts)} prompts")
         table = page.locator("#part").inner_text()
@@ -413,6 +418,7 @@ def test_keys(show):
     heading = page.locator("#detail-heading")
     page.keyboard.press("n")
     assert heading.inner_text() == "helpful-00"
+    assert page.locator("#detail").evaluate("(one) => one.getBoundingClientRect().top") < 450  # it has come into sight
     page.keyboard.press("n")
     page.keyboard.press("n")
     page.keyboard.press("p")
@@ -421,16 +427,54 @@ def test_keys(show):
     page.keyboard.type("n")  # a letter of the search, not the key
     settle(page)
     assert "text=n" in page.evaluate("location.hash")
-    assert heading.inner_text() == "helpful-01"
+    assert heading.inner_text() == "helpful-00"  # the first of what is found
     page.keyboard.press("Escape")
     assert page.locator("[name=text]").input_value() == ""
+    page.keyboard.press("n")
     page.keyboard.press("Escape")
-    assert heading.count() == 0
+    assert heading.inner_text() == "No prompt is open"
     assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith("helpful-01: Base")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
     assert heading.inner_text() == "helpful-01"
     assert page.evaluate("document.activeElement.textContent").startswith("helpful-01")
+
+
+def test_buttons_keep_the_focus_and_the_history_the_prompts(show):
+    """Next by the keyboard, again and again; then back."""
+    page = show(RUNS["published"] / "report.html", "#prompt=helpful-00")
+    page.locator("#next").focus()
+    for _ in range(3):
+        page.keyboard.press("Enter")
+    assert page.locator("#detail-heading").inner_text() == "helpful-03"
+    assert page.evaluate("document.activeElement.id") == "next"
+    page.go_back()
+    settle(page)
+    assert page.locator("#detail-heading").inner_text() == "helpful-02"
+
+
+@pytest.mark.parametrize("low, high, n", [("0", "1", None), ("1", "0", None), ("−0,5", " 1 ", None), ("x", "", 100)])
+def test_reward_ranges_as_people_write_them(show, low, high, n):
+    """Either way round, with the page's own minus, with a comma; what is no number is marked and left out."""
+    page = show(RUNS["published"] / "report.html")
+    select(page, low=low, high=high, model="SFT")
+    ends = sorted(float(text.replace("−", "-").replace(",", ".")) for text in (low, high)) if n is None else []
+    rewards = [round(answers["SFT"]["reward"], 2) for answers in raw("published").values()]
+    expected = n or sum(ends[0] <= reward <= ends[1] for reward in rewards)
+    assert page.locator("#count").inner_text().startswith(f"{expected} of 100 prompts")
+    assert page.locator("[aria-invalid=true]").count() == (1 if n else 0)
+
+
+def test_search_forgives_spaces_and_apostrophes(show):
+    """Both apostrophes find both; spaces around and between words do not matter."""
+    page = show(RUNS["published"] / "report.html")
+    found = []
+    for text in ("i'm sorry", "  I’m   sorry "):
+        select(page, text=text)
+        found.append(shown_ids(page))
+    expected = sorted(one for one, texts in all_texts("published").items()
+                      if any(re.search(r"i['’]m\s+sorry", text, re.IGNORECASE) for text in texts))
+    assert sorted(found[0]) == sorted(found[1]) == expected
 
 
 def test_address_holds_filter_and_prompt(show):
@@ -444,6 +488,7 @@ def test_address_holds_filter_and_prompt(show):
     again = show(RUNS["published"] / "report.html", address)
     assert shown_ids(again) == ids
     assert again.locator("#detail-heading").inner_text() == heading == ids[2]
+    assert 0 <= again.locator("#detail").evaluate("(one) => one.getBoundingClientRect().top") < 450
     again.evaluate("location.hash = '#kind=harmful&prompt=harmful-07'")
     settle(again)
     assert again.locator("#count").inner_text().startswith("50 of")
@@ -453,6 +498,7 @@ def test_address_holds_filter_and_prompt(show):
     assert again.locator("#detail-heading").inner_text() == "harmful-07"
     nonsense = show(RUNS["published"] / "report.html", "#kind=what&model=nobody&low=x&order=7&prompt=<b>&%E0%A4%A=1")
     assert len(shown_ids(nonsense)) == 100
+    assert "there is no prompt <b>" in nonsense.locator("#count").inner_text()
 
 
 def test_harmful_texts_are_covered_until_uncovered(show):
@@ -466,10 +512,12 @@ def test_harmful_texts_are_covered_until_uncovered(show):
     visible = page.locator("#browser").inner_text()
     assert not any(text in visible for text in texts)
     assert page.locator("#detail .covered").count() == len(report.turns(prompts["harmful-04"]["prompt"])) + 6
-    page.locator("#uncover").click()
+    page.locator(".uncover").click()
     visible = page.locator("#browser").inner_text()
     assert all(text in visible for text in texts)
-    assert page.locator(".covered, #uncover").count() == 0
+    assert page.locator(".covered").count() == 0
+    page.locator(".uncover").click()
+    assert not any(text in page.locator("#browser").inner_text() for text in texts)
     helpful = show(run / "report.html", "#prompt=helpful-04")
     assert prompts["helpful-04"]["chosen"] in helpful.locator("#detail").inner_text()
 
@@ -535,11 +583,13 @@ def test_page_is_accessible_and_fits(show, run, width, scheme):
     """axe finds nothing (names, contrast, structure; WCAG 2.1 AA); only tables and figures scroll sideways."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     page = show(RUNS[run] / "report.html", "#text=the&prompt=helpful-04", width, color_scheme=scheme, bypass_csp=True)
-    page.locator("#uncover").click()
+    page.locator(".uncover").click()
     page.locator("details summary").click()
     found = axe.Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
     assert [(one["id"], one["nodes"][0]["html"][:200]) for one in found.response["violations"]] == []
-    assert page.evaluate("document.documentElement.scrollWidth") == width
+    for size in (width, 320) if width == 400 else (width,):
+        page.set_viewport_size({"width": size, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") == size
 
 
 @pytest.mark.parametrize("names", [["run.json"], ["run.json", "training.json"], ["scores.json"],
@@ -554,7 +604,7 @@ def test_page_of_a_part_of_a_run_works(show, tmp_path, names):
         return
     assert len(shown_ids(page)) == 100
     page.keyboard.press("n")
-    page.locator("#uncover").click()
+    page.locator(".uncover").click()
     said = page.locator("#detail").inner_text()
     assert ("The text is not in this run." in said) == ("responses.json" not in names)
     assert page.locator("[name=label]").is_enabled() == ("metrics.json" in names)
