@@ -77,7 +77,8 @@ def test_killed_run_ends_as_one_left_alone(killed_run, left_alone):
     whole, interrupted = contents_of(left_alone), contents_of(killed_run[0])
     assert len(whole) > 30
     assert sum("adapter_model.safetensors" in path for path in whole) == 3
-    assert {path.rsplit(".", 1)[-1] for path in whole} == {"json", "safetensors", "csv", "md", "tex", "png", "pdf", "html"}
+    assert {path.rsplit(".", 1)[-1] for path in whole} == {
+        "json", "safetensors", "csv", "md", "tex", "png", "pdf", "html"}
     assert differing(whole, interrupted) == []
 
 
