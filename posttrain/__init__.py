@@ -11,4 +11,5 @@ MODELS = ("Base", "SFT", "DPO", "SFT+DPO")  # always in this order, in files, ta
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+warnings.filterwarnings("ignore", message="You have passed exclude_modules")  # a base without what is excluded
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)  # an old name, in peft

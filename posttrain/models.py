@@ -62,15 +62,16 @@ def load_config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
-def load_base(folder: Path, dropout: float = 0.0, safetensors: bool | None = None) -> PreTrainedModel:
-    """Return a causal language model in fp32 on the device, with this dropout.
+def load_base(folder: Path, dropout: float = 0.0, dtype: torch.dtype = torch.float32,
+              safetensors: bool | None = None) -> PreTrainedModel:
+    """Return a causal language model on the device, with this dropout and type of weights.
 
     OPT's dropout is a function call, which TRL's `disable_dropout` does not reach: only the config turns it off. The
     hub's weights are fp16, so the dtype is asked for. `safetensors`: True refuses pickles.
     """
     with _loading(folder):
         config = AutoConfig.from_pretrained(folder, dropout=dropout, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32,
+        model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype,
                                                      use_safetensors=safetensors, trust_remote_code=False)
     return model.to(device())
 
@@ -81,14 +82,14 @@ def _require_safetensors(folder: Path) -> None:
         raise ValueError(f"{folder} has no adapter_model.safetensors; pickles, which can run code, are not loaded.")
 
 
-def load_sft(run: Run, base: Path, dropout: float, method: str) -> PreTrainedModel | PeftModel:
+def load_sft(run: Run, base: Path, dropout: float, dtype: torch.dtype, method: str) -> PreTrainedModel | PeftModel:
     """Return the SFT model for DPO to go on from: the base with the adapter, or the model of full fine-tuning."""
     if method == "full":
-        return load_base(run.folder / FULL_SFT, dropout, safetensors=True)
+        return load_base(run.folder / FULL_SFT, dropout, dtype, safetensors=True)
     folder = run.folder / ADAPTERS["SFT"]
     _require_safetensors(folder)
     with _loading(folder):
-        model = PeftModel.from_pretrained(load_base(base, dropout), folder, is_trainable=True)
+        model = PeftModel.from_pretrained(load_base(base, dropout, dtype), folder, is_trainable=True)
     model.peft_config["default"].base_model_name_or_path = str(base)  # where peft looks when it writes a checkpoint
     return model
 
@@ -145,10 +146,11 @@ def save_trained(model: PreTrainedModel, folder: Path, base: Path, name: str, co
     if isinstance(model, PeftModel):
         model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        layers = sorted({layer.rsplit(".", 1)[-1] for layer in model.targeted_module_names})  # not block by block
         write(folder / "adapter_config.json", config | {"base_model_name_or_path": name, "revision": commit,
-                                                        "target_modules": sorted(config["target_modules"])})
+                                                        "target_modules": layers})
         (folder / "README.md").unlink()  # an empty form
-        reloaded = PeftModel.from_pretrained(load_base(base), folder)
+        reloaded = PeftModel.from_pretrained(load_base(base, dtype=model.get_base_model().dtype), folder)
     else:
         model.save_pretrained(folder)
         reloaded = load_base(folder, safetensors=True)

@@ -47,11 +47,13 @@ class Training(Settings):
     dpo_learning_rate: float = Field(5e-5, gt=0, description="between SFT's and TRL's example with LoRA, 5e-6; untuned")
     beta: float = Field(0.1, gt=0, description="as in the study and in arXiv 2305.18290")
     batch_size: int = Field(16, ge=1, description="pairs in an optimiser step")
-    lora_layers: tuple[str, ...] = Field(("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
-                                         description="all linear layers of OPT's blocks, or the study's two")
+    lora_layers: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="all linear layers of the blocks, whatever they are called; the study's two by name")
     lora_r: int = Field(16, ge=1, description="rank")
     lora_alpha: int = Field(32, ge=1, description="twice the rank, as is usual")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="off for the same reason as dropout")
+    precision: Literal["auto", "fp32"] = Field("auto", description="auto: bf16 where the device is fast in it, fp16 on "
+                                                                   "older GPUs; a tiny model gains nothing by it")
     save_minutes: float = Field(10, ge=0, description="between checkpoints: what an interruption costs at most")
     max_new_tokens: int = Field(80, ge=1, description="of the answers shown at the end")
     seed: int = Field(0, **SEED, description="any will do")
@@ -60,7 +62,7 @@ class Training(Settings):
     PRESETS = {
         "demo": {"base_model": "demo/hub/opt", "dataset": "demo/hub/hh-rlhf", "subsets": "base", "max_pairs": 2000,
                  "validation_pairs": 200, "sft_epochs": 1, "sft_learning_rate": 2e-3, "dpo_learning_rate": 5e-4,
-                 "save_minutes": 0.01, "max_new_tokens": 48},
+                 "precision": "fp32", "save_minutes": 0.01, "max_new_tokens": 48},
         "small": {"base_model": "facebook/opt-125m", "subsets": "base", "max_pairs": 500, "validation_pairs": 50,
                   "sft_epochs": 1},
         "quick": {"subsets": "base", "max_pairs": 20_000, "validation_pairs": 500, "sft_epochs": 1},
@@ -82,15 +84,15 @@ class Evaluation(Settings):
     max_new_tokens: int = Field(128, ge=1, description="room for a whole reply; protocol paper takes 50")
     batch_size: int = Field(32, ge=1, description="prompts answered at once")
     judge_length: int = Field(512, ge=16, description="tokens of question and answer that the judge was trained for")
-    judge_tokens: int = Field(16384, ge=512, description="tokens judged at once, padding counted in")
+    judge_tokens: int = Field(16384, ge=512, description="tokens judged at once, padding counted in; a CPU likes few")
     draws: int = Field(10_000, ge=100, description="of the bootstrap")
     seed: int = Field(0, **SEED, description="any will do; protocol paper draws prompts with the study's 100")
 
     INDIFFERENT = {"dataset", "reward_model", "harmless_from", "helpful_above", "batch_size", "judge_tokens", "draws"}
     PRESETS = {
         "demo": {"dataset": "demo/hub/hh-rlhf", "reward_model": "demo/hub/reward-model", "max_new_tokens": 48,
-                 "batch_size": 16, "judge_tokens": 4096},
-        "small": {"batch_size": 16, "judge_tokens": 2048},
+                 "batch_size": 16, "judge_tokens": 1024},
+        "small": {"batch_size": 16, "judge_tokens": 1024},
         "quick": {}, "full": {}, "paper": {"protocol": "paper", "max_new_tokens": 50}}
 
 

@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import psutil
 import torch
+import trl.trainer.utils
 from accelerate.utils.memory import release_memory, should_reduce_batch_size
 from peft import PeftModel
 from tqdm.auto import tqdm
@@ -18,24 +19,45 @@ from transformers.utils.notebook import NotebookProgressCallback
 from posttrain.files import read_json, write
 from posttrain.ledger import FULL_SFT
 from posttrain.models import load_config, save_trained
+from posttrain.presets import Training
 from posttrain.runs import Run, Source
 
 MakeTrainer = Callable[[Path, int], Trainer]  # of the folder of checkpoints and the pairs in a forward pass
 
 
-def precision() -> str:
-    """Return what the trainers compute in: bf16 from compute capability 8.0 on, fp16 below, fp32 on a CPU.
+# Where Triton runs, TRL sends only positions with a label through the vocabulary; elsewhere it sends all, prompt and
+# padding too, since some accelerators like a fixed shape. On a CPU that is up to a third of the time and most of the
+# memory. The loss is the same. There is no option for it.
+trl.trainer.utils._use_triton = lambda device: True
 
-    A T4 (7.5) only emulates bf16, slowly, and torch says that it can.
+
+def precision(wanted: str) -> str:
+    """Return what the trainers compute in: fp32 where that is `wanted`, else what the device is fast in.
+
+    That is bf16 on GPUs from compute capability 8.0 on and on CPUs that multiply it in hardware, fp16 on older GPUs,
+    and fp32 on other CPUs. A T4 (7.5) only emulates bf16, slowly, and torch says that it can.
     """
-    if not torch.cuda.is_available():
+    if wanted == "fp32":
         return "fp32"
-    return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    able = torch.cpu.get_capabilities()
+    return "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "fp32"
 
 
-def device_options() -> dict[str, bool]:
-    """Return the trainers' options for the device and its precision."""
-    return {"bf16": precision() == "bf16", "fp16": precision() == "fp16", "use_cpu": precision() == "fp32"}
+def device_options(wanted: str) -> dict[str, bool]:
+    """Return the trainers' options for the device and its precision; a CPU computes in what the base's weights are."""
+    gpu = torch.cuda.is_available()
+    return {"bf16": gpu and precision(wanted) == "bf16", "fp16": precision(wanted) == "fp16", "use_cpu": not gpu}
+
+
+def base_dtype(settings: Training) -> torch.dtype:
+    """Return the type of the base's weights, and say so: bf16 where the base is frozen and bf16 is computed in."""
+    dtype = torch.bfloat16 if settings.sft_method == "lora" and precision(settings.precision) == "bf16" \
+        else torch.float32
+    print(f"Computed in {precision(settings.precision)}, the base's weights in {str(dtype).removeprefix('torch.')}, "
+          "the adapters in float32.")
+    return dtype
 
 
 def device_memory() -> int:
@@ -47,19 +69,28 @@ def device_memory() -> int:
     return total if limit.strip() == "max" else min(total, int(limit))
 
 
-def rows_that_fit(config: PreTrainedConfig, max_length: int, all_weights: bool, memory: int) -> int:
+def rows_that_fit(config: PreTrainedConfig, max_length: int, all_weights: bool, memory: int, fp32: bool) -> int:
     """Return how many texts of `max_length` tokens a training step's pass may hold in `memory` bytes, a power of two.
 
     Weights take 4 bytes a parameter, 16 where all are trained (gradients, two moments). Activations were measured on
     OPT-350M's architecture under autocast: 34 bytes a token, layer and unit of width; 42 leave room for the kernels,
-    and fp32 takes twice as much. A CPU also holds the logits of every position, about four times in fp32 (on a GPU
-    TRL's kernel does without). A tenth and 1 GiB stay free for fragments and for the device itself.
+    and fp32 takes twice as much. A tenth and 1 GiB stay free for fragments and for the device itself. On a CPU a pass
+    holds at most 2.5 GiB: of OPT-350M's architecture two texts at a time were twice as fast as eight.
     """
-    size, fp32 = config.num_hidden_layers * config.hidden_size, precision() == "fp32"
+    size = config.num_hidden_layers * config.hidden_size
     parameters = 12 * size * config.hidden_size + config.vocab_size * config.hidden_size
     free = 0.9 * memory - 2**30 - parameters * (16 if all_weights else 4)
-    token = 84 * size + 16 * config.vocab_size if fp32 else 42 * size
-    return 2 ** int(math.log2(max(1, free / (token * max_length))))
+    on_cpu = not torch.cuda.is_available()
+    token = 84 * size if fp32 or on_cpu else 42 * size
+    return 2 ** int(math.log2(max(1, min(free, 2.5 * 2**30 if on_cpu else free) / (token * max_length))))
+
+
+def pairs_at_once(config: PreTrainedConfig, settings: Mapping[str, Any], name: str) -> int:
+    """Return how many pairs a pass of the training of model `name` may hold on this device."""
+    rows = rows_that_fit(config, settings["max_length"], settings["sft_method"] == "full", device_memory(),
+                         precision(settings["precision"]) == "fp32")
+    texts = 1 if name == "SFT" else 2  # of a pair: DPO reads both replies
+    return max(1, min(settings["batch_size"], rows // texts))
 
 
 def batches(batch_size: int, at_once: int) -> dict[str, int]:
@@ -210,17 +241,16 @@ def once(run: Run, name: str, make_trainer: MakeTrainer, base: Source, made_from
     artifact, over = model.adapter or model.base, run.folder / FULL_SFT if model.base == FULL_SFT else base.folder
     made_from = made_from | {"model": name}
 
+    computed = {"precision": precision(settings["precision"])}
+
     def attempt(at_once: int) -> Trainer:
         trainer = make_trainer(run.folder / "unfinished" / artifact, at_once)
         _say_what_is_adapted(trainer.model)
-        resume(trainer, run, f"unfinished/{artifact}", made_from | {"precision": precision()}, settings["save_minutes"])
+        resume(trainer, run, f"unfinished/{artifact}", made_from | computed, settings["save_minutes"])
         return trainer
 
     def train(folder: Path) -> None:
-        rows = rows_that_fit(load_config(base.folder), settings["max_length"], settings["sft_method"] == "full",
-                             device_memory())
-        texts = 1 if name == "SFT" else 2  # of a pair: DPO reads both replies
-        trainer = halve_until_it_fits(attempt, max(1, min(settings["batch_size"], rows // texts)))
+        trainer = halve_until_it_fits(attempt, pairs_at_once(load_config(base.folder), settings, name))
         trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         called, commit = (str(over), None) if model.base == FULL_SFT else (base.name, base.commit)
         save_trained(trained, folder, over, called, commit, trainer.processing_class)
@@ -235,7 +265,8 @@ def once(run: Run, name: str, make_trainer: MakeTrainer, base: Source, made_from
 def _say_what_is_adapted(model: torch.nn.Module) -> None:
     """Say which of the layers that LoRA is to adapt a base does not have: another architecture names them otherwise."""
     if isinstance(model, PeftModel):
-        wanted = model.peft_config["default"].target_modules
+        wanted = {name.rsplit(".", 1)[-1] for name in model.peft_config["default"].target_modules}
         names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-        if missing := sorted(set(wanted) - names):
-            print(f"This base has no layers {', '.join(missing)}: LoRA adapts only {', '.join(set(wanted) & names)}.")
+        if missing := sorted(wanted - names):
+            there = ", ".join(sorted(wanted & names))
+            print(f"This base has no layers {', '.join(missing)}: LoRA adapts only {there}.")

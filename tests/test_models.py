@@ -109,7 +109,7 @@ def test_models_of_a_run_are_the_base_and_its_adapters(run, hub, tokenizer):
 
 def test_save_refuses_an_adapter_over_a_merged_base(run, hub, tokenizer, tmp_path):
     """An adapter over a base with another adapter merged in is not the model that loading it gives."""
-    merged = models.load_sft(run, hub / "opt", 0.0, "lora").merge_and_unload()
+    merged = models.load_sft(run, hub / "opt", 0.0, torch.float32, "lora").merge_and_unload()
     trained = PeftModel.from_pretrained(merged, run.folder / "adapters" / "dpo")
     with pytest.raises(RuntimeError, match="dpo: loaded from disk, the model's logits differ by"):
         models.save_trained(trained, tmp_path / "dpo.tmp", hub / "opt", "x", None, tokenizer)
@@ -178,7 +178,7 @@ def test_pickle_in_an_adapter_is_not_loaded(run, hub, tmp_path, name, sealed):
     shutil.copytree(folder, run.folder / "adapters" / "sft", dirs_exist_ok=True)
     (run.folder / "adapters" / "sft" / "adapter_model.safetensors").unlink()
     with pytest.raises(ValueError, match="pickles, which can run code"):
-        models.load_sft(run, hub / "opt", 0.0, "lora")
+        models.load_sft(run, hub / "opt", 0.0, torch.float32, "lora")
     assert not (tmp_path / "ran").exists()
 
 

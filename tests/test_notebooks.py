@@ -352,7 +352,7 @@ def test_what_the_published_rewards_can_show():
 
 
 @pytest.mark.parametrize(("name", "document"), [("seeds", "demo"), ("prompts", "demo"), ("coverage", "statistics"),
-                                                 ("report", "report")])
+                                                 ("report", "report"), ("speed", "speed")])
 def test_documents_hold_the_benchmarks_tables(name, document):
     """What the scripts of benchmarks/ wrote, as it is."""
     table = (ROOT / "benchmarks" / f"{name}.md").read_text(encoding="utf-8").strip()

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import trl.trainer.utils
 from conftest import dialogue, load
 from peft import PeftModel
 from test_models import out_of_memory, write_pickle
@@ -20,6 +21,7 @@ from transformers.trainer_utils import SaveStrategy
 from posttrain import hh, models, training
 from posttrain.ledger import ADAPTERS
 from posttrain.models import PROBES, logits_of
+from posttrain.presets import Training, choose
 from posttrain.runs import Run
 from posttrain.training import Checkpoints
 
@@ -198,11 +200,55 @@ def cuda(monkeypatch):
 
 @pytest.mark.parametrize(("capability", "name"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((8, 9), "bf16")])
 def test_precision_follows_the_card(cuda, capability, name):
-    """A T4 only emulates bf16, so it trains in fp16; no card, fp32."""
-    assert training.device_options() == {"bf16": False, "fp16": False, "use_cpu": True}
+    """A T4 only emulates bf16, so it trains in fp16; fp32 where that is asked for."""
     cuda(capability)
-    assert training.precision() == name
-    assert {option for option, value in training.device_options().items() if value} == {name}
+    assert training.precision("auto") == name
+    assert {option for option, value in training.device_options("auto").items() if value} == {name}
+    assert training.precision("fp32") == "fp32"
+    assert not any(training.device_options("fp32").values())
+
+
+@pytest.mark.parametrize(("able", "name"), [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "bf16"),
+                                            ({"avx512_bf16": False}, "fp32"), ({}, "fp32")])
+def test_precision_follows_the_processor(monkeypatch, able, name):
+    """bf16 where the processor multiplies it in hardware, by the weights' type alone, without autocast."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert training.precision("auto") == name
+    assert training.device_options("auto") == {"bf16": False, "fp16": False, "use_cpu": True}
+
+
+@pytest.mark.parametrize(("preset", "settings", "dtype"), [
+    ("small", {}, torch.bfloat16), ("small", {"precision": "fp32"}, torch.float32), ("demo", {}, torch.float32),
+    ("paper", {}, torch.float32)])
+def test_only_a_frozen_base_is_bf16(monkeypatch, capsys, preset, settings, dtype):
+    """What is trained stays fp32, so the weights of full fine-tuning do; the notebook says what was taken."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert training.base_dtype(choose(Training, preset, settings)) == dtype
+    assert f"the base's weights in {str(dtype)[6:]}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", ["SFT", "DPO"])
+def test_only_labels_go_through_the_vocabulary(notebook, tmp_path, monkeypatch, stage):
+    """Prompt and padding never do; loss and gradients are those of all positions."""
+    head, rows = trl.trainer.utils._ChunkedLogProbFunction, []
+    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", SimpleNamespace(
+        apply=lambda hidden, *more: rows.append(len(hidden)) or head.apply(hidden, *more)))
+    found = {}
+    for way in ("labels", "all"):
+        if way == "all":
+            monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device: False)
+        torch.manual_seed(0)
+        trainer = notebook.sft(tmp_path / way, 4) if stage == "SFT" else dpo_trainer(notebook, tmp_path / way, rows=8)
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+        labels = (batch["labels"] != -100) if stage == "SFT" else batch["completion_mask"].bool()
+        rows.clear()
+        loss = trainer.compute_loss(trainer.model.train(), dict(batch))
+        loss.backward()
+        gradients = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+        found[way] = rows[0], labels[:, 1:].sum().item(), labels[:, 1:].numel(), loss.item(), gradients
+    assert found["labels"][0] == found["labels"][1] < found["all"][2] == found["all"][0]
+    assert found["labels"][3] == pytest.approx(found["all"][3], rel=1e-5)
+    torch.testing.assert_close(found["labels"][4], found["all"][4], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(("memory", "rows"), [(7.6, 8), (11.75, 16), (14.56, 16), (22.0, 32), (39.4, 64), (79.1, 128)])
@@ -210,18 +256,19 @@ def test_rows_follow_from_the_cards_memory(cuda, memory, rows):
     """OPT-350M: what the formula allows leaves a tenth of the card free by the measured 34 bytes, and is not timid."""
     cuda((8, 0), memory)
     assert training.device_memory() == int(memory * GIB)
-    assert training.rows_that_fit(OPT_350M, 512, False, training.device_memory()) == rows
+    assert training.rows_that_fit(OPT_350M, 512, False, training.device_memory(), fp32=False) == rows
     peak = (331e6 * 4 + rows * 512 * 34 * 24 * 1024) / GIB + 1
     assert 0.3 * memory < peak < 0.9 * memory
 
 
 def test_rows_of_full_fine_tuning_and_of_cpus(cuda):
-    """Trained weights cost sixteen bytes each; a CPU computes in fp32 and holds logits; one text always goes."""
-    on_cpu = training.rows_that_fit(OPT_350M, 512, False, 24 * GIB)
+    """Trained weights cost sixteen bytes each; a CPU is fastest with few; one text always goes."""
+    on_cpu = training.rows_that_fit(OPT_350M, 512, False, 24 * GIB, fp32=True)
     cuda()
-    lora, full = (training.rows_that_fit(OPT_350M, 512, everything, 11.75 * GIB) for everything in (False, True))
-    assert (on_cpu, lora, full) == (8, 16, 8)
-    assert training.rows_that_fit(OPT_350M, 512, False, GIB) == 1
+    lora, full = (training.rows_that_fit(OPT_350M, 512, everything, 11.75 * GIB, fp32=False)
+                  for everything in (False, True))
+    assert (on_cpu, lora, full) == (2, 16, 8)
+    assert training.rows_that_fit(OPT_350M, 512, False, GIB, fp32=False) == 1
 
 
 @pytest.mark.parametrize(("batch_size", "at_once", "pairs"),

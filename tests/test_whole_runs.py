@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 from conftest import (
     ADAPTERS,
     DATA,
@@ -35,8 +36,10 @@ from conftest import (
 )
 from loopback import Hub, lay_out
 from peft import PeftConfig
+from safetensors import safe_open
 from test_hh import CASES, REASONS
 from test_models import spoiled_judge
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from posttrain import models, presets
 from posttrain.ledger import environment
@@ -278,6 +281,38 @@ def test_base_that_has_moved_is_named(copied_run, hub, tmp_path):
     (moved / "config.json").write_text("{} ", encoding="utf-8")
     with pytest.raises(ValueError, match="was made with base_model = "):
         execute("eval.ipynb", **small, BASE_MODEL=moved)
+
+
+@pytest.fixture(scope="module")
+def llama(hub, tmp_path_factory):
+    """A tiny base of another architecture: other layers, rotary positions, no dropout, its end is its padding too."""
+    folder = tmp_path_factory.mktemp("llama") / "base"
+    tokenizer = AutoTokenizer.from_pretrained(hub / "opt")
+    tokenizer.save_pretrained(folder)
+    settings = load(folder / "tokenizer_config.json") | {"pad_token": "</s>", "bos_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=2)).save_pretrained(folder)
+    return folder
+
+
+def test_base_of_another_architecture(llama, tmp_path, monkeypatch):
+    """All linear layers of its blocks are adapted, its head is not; both notebooks run whole, here under bf16."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    small = places(tmp_path) | {"BASE_MODEL": llama}
+    trained = execute("main.ipynb", **small, MAX_PAIRS=100, SETTINGS={"precision": "auto", "max_length": 400})
+    assert trained.tokenizer.pad_token == trained.tokenizer.eos_token != trained.tokenizer.bos_token
+    for adapter in ADAPTERS:
+        config = PeftConfig.from_pretrained(tmp_path / "results" / "demo" / adapter)
+        assert config.target_modules == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+        with safe_open(tmp_path / "results" / "demo" / adapter / "adapter_model.safetensors", "pt") as weights:
+            assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float32}  # noqa: SIM118
+    for model in ("DPO", "SFT+DPO"):
+        assert trained.log[model][1]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    execute("eval.ipynb", **small, N_PROMPTS=2, MAX_NEW_TOKENS=4)
+    check_run(tmp_path / "results" / "demo", 2)
 
 
 @pytest.mark.parametrize("texts", [True, False])

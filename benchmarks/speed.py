@@ -1,0 +1,317 @@
+"""How fast training, generation and judging are, against what a user would run otherwise, on whatever device is there.
+
+    python -m benchmarks.speed [--toy] [--repeats 2]
+
+Three ways: `published`, as the study did it (two pairs at a time and eight in a step, random order, activation
+checkpointing, fp32; one prompt, one answer at a time); `TRL`, its defaults at the same step of eight; and `ours`, what
+main.ipynb's own cells make and the package does. The models have the full size and random weights, the text is real
+where it lies beside the repository, else the demo's. Each measurement is a process of its own, in turn, and again.
+Writes benchmarks/speed.json (machine, versions, raw timings, proofs that the work is the same) and speed.md.
+"""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import torch
+import transformers
+import trl
+from datasets import Dataset
+from IPython.core.interactiveshell import InteractiveShell
+from trl.kernels import chunked_logprob
+
+from demo import build
+from posttrain import generation, hh, judging, models, training
+from posttrain.files import write
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL = ROOT.parent / "shared" / "data" / "hh-rlhf-small"
+PAIRS, STEP = 16, 8  # pairs that are trained on, in two steps
+PROMPTS, NEW_TOKENS, ANSWERS = 16, 50, 24
+WAYS = {"SFT": ("published", "TRL", "ours", "ours fp32"), "DPO": ("published", "TRL", "ours", "ours fp32"),
+        "generation": ("published", "ours"), "judging": ("published", "ours")}
+OPT = {"hidden_size": 1024, "num_hidden_layers": 24, "ffn_dim": 4096, "num_attention_heads": 16,
+       "word_embed_proj_dim": 512, "do_layer_norm_before": False, "max_position_embeddings": 2048, "vocab_size": 50272}
+DEBERTA = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+           "vocab_size": 128100, "pooler_hidden_size": 1024}
+TOY = {"num_hidden_layers": 2, "hidden_size": 64, "ffn_dim": 128, "num_attention_heads": 2, "word_embed_proj_dim": 64,
+       "vocab_size": 2048}
+
+
+# ---- what is measured
+
+def build_models(folder: Path, toy: bool) -> Path:
+    """Write a base and a judge with random weights, and the dataset's place, into a folder."""
+    dataset = REAL if REAL.exists() else ROOT / "demo" / "hub" / "hh-rlhf"
+    texts = [text for subset in hh.SUBSETS["base"] for row in hh.read_split(dataset, subset, "train")[:1000]
+             if isinstance(row, dict) for text in (row["chosen"], row["rejected"])]
+    sizes = OPT | (TOY if toy else {})
+    build.OPT["vocab_size"] = sizes["vocab_size"] - 8
+    build.write_opt_tokenizer(folder / "opt", texts)
+    torch.manual_seed(0)
+    transformers.OPTForCausalLM(transformers.OPTConfig(**sizes, dropout=0.1)).half().save_pretrained(folder / "opt")
+    judge = ROOT / "demo" / "hub" / "reward-model"
+    config = transformers.AutoConfig.from_pretrained(judge)
+    for name, size in ({} if toy else DEBERTA).items():
+        setattr(config, name, size)
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "judge")
+    for name in ("spm.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (judge / name).exists():
+            (folder / "judge" / name).write_bytes((judge / name).read_bytes())
+    return dataset
+
+
+def of_the_notebook(folder: Path, dataset: Path, precision: str) -> dict[str, Any]:
+    """Return the names of main.ipynb after its cells that define, none that trains."""
+    shell = InteractiveShell(user_ns={})
+    parameters = {"PRESET": "small", "RUN": f"run-{os.getpid()}", "DATASET": str(dataset),
+                  "BASE_MODEL": str(folder / "opt"), "RESULTS": str(folder / "results"), "MAX_PAIRS": PAIRS + 2,
+                  "SETTINGS": {"batch_size": STEP, "validation_pairs": 2, "precision": precision}}
+    for cell in nbformat.read(ROOT / "main.ipynb", 4).cells:
+        if cell.cell_type != "code" or "training.once(" in cell.source:
+            continue
+        if "training.json" in cell.source:
+            break
+        shell.run_cell(cell.source, silent=True).raise_error()
+        if "parameters" in cell.metadata.get("tags", []):
+            shell.user_ns.update(parameters)
+    return shell.user_ns
+
+
+class StepTimes(transformers.TrainerCallback):
+    """Collects how long each optimiser step took, in seconds."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.begin = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds = [*getattr(self, "seconds", []), time.perf_counter() - self.begin]
+
+
+def make_trainer(stage: str, way: str, folder: Path, dataset: Path) -> tuple[transformers.Trainer, list[dict]]:
+    """Return the trainer of a stage, made one of the three ways, and the pairs that it trains on."""
+    notebook = of_the_notebook(folder, dataset, "fp32" if way == "ours fp32" else "auto")
+    s, out = notebook["s"], folder / "unfinished"
+    if way.startswith("ours"):
+        at_once = training.pairs_at_once(models.load_config(notebook["base"].folder), s.model_dump(), stage)
+        if stage == "SFT":
+            return notebook["sft"](out, at_once), notebook["pairs"].train
+        base = models.load_base(notebook["base"].folder, s.dropout, notebook["weights"])
+        return notebook["dpo"](base, notebook["lora"], out, at_once), notebook["pairs"].train
+    trl.trainer.utils._use_triton = chunked_logprob._use_triton  # what the package changes
+    options = {"per_device_train_batch_size": STEP, "num_train_epochs": 1, "max_length": s.max_length, "seed": s.seed,
+               "use_cpu": not torch.cuda.is_available(), "report_to": "none"}
+    if way == "published":
+        options |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": STEP // 2, "bf16": False}
+    kind, config, rows = {"SFT": (trl.SFTTrainer, trl.SFTConfig, hh.sft_rows),
+                          "DPO": (trl.DPOTrainer, trl.DPOConfig, hh.dpo_rows)}[stage]
+    trainer = kind(models.load_base(notebook["base"].folder), args=config(out, **options),
+                   train_dataset=Dataset.from_list(rows(notebook["pairs"].train)),
+                   processing_class=notebook["tokenizer"], peft_config=notebook["lora"])
+    return trainer, notebook["pairs"].train
+
+
+def measure_training(stage: str, way: str, folder: Path, dataset: Path) -> dict[str, Any]:
+    """Return the seconds of two steps of a stage, the tokens in them, and what the first step's log says."""
+    trainer, pairs = make_trainer(stage, way, folder, dataset)
+    timer = StepTimes()
+    trainer.add_callback(timer)
+    trainer.train_dataset, pairs = trainer.train_dataset.select(range(PAIRS)), pairs[:PAIRS]
+    trainer.args.eval_on_start, trainer.args.logging_steps = False, 1
+    trainer.train()
+    encode = trainer.processing_class
+    replies = ("chosen",) if stage == "SFT" else ("chosen", "rejected")
+    tokens = sum(len(encode(f"{pair['prompt']} {pair[reply]}")["input_ids"]) + 1 for pair in pairs for reply in replies)
+    logs = [record for record in trainer.state.log_history if "loss" in record]
+    return {"seconds": timer.seconds, "tokens": tokens, "pairs": len(pairs),
+            "losses": [record["loss"] for record in logs],
+            "log p(chosen)": [record["logps/chosen"] for record in logs] if stage == "DPO" else []}
+
+
+def prove_same_loss(stage: str, way: str, folder: Path, dataset: Path) -> dict[str, Any]:
+    """Return the loss, and for DPO log p(chosen), of the first step on the same eight pairs, nothing learned yet."""
+    trainer, _ = make_trainer(stage, way, folder, dataset)
+    trainer.train_dataset = trainer.train_dataset.select(range(STEP))
+    trainer.args.eval_on_start, trainer.args.logging_steps, trainer.args.max_steps = False, 1, 1
+    trainer.train()
+    log = next(record for record in trainer.state.log_history if "loss" in record)
+    return {"loss": log["loss"], "log p(chosen)": log.get("logps/chosen")}
+
+
+def prompts_of(folder: Path, dataset: Path, n: int) -> list[dict[str, Any]]:
+    """Return n pairs of the dataset, the shorter ones first, as prompts and replies."""
+    tokenizer = models.load_tokenizer(folder / "opt")
+    pairs = hh.load_pairs(dataset, tokenizer, "base", 4 * n, 2, 256, 0).train
+    return sorted(pairs, key=lambda pair: len(pair["prompt"]))[:n]
+
+
+def measure_generation(way: str, folder: Path, dataset: Path) -> dict[str, Any]:
+    """Return the seconds of greedy answers to the prompts, and the answers."""
+    tokenizer, model = models.load_tokenizer(folder / "opt"), models.load_base(folder / "opt").eval()
+    prompts = [pair["prompt"] for pair in prompts_of(folder, dataset, PROMPTS)]
+    decoding = {"do_sample": False, "max_new_tokens": NEW_TOKENS}
+    begin, texts = time.perf_counter(), []
+    if way == "ours":
+        found = generation.respond(model, tokenizer, prompts, PROMPTS, "ours", **decoding, stop_strings=[hh.TURN])
+        texts, tokens = [one["response"] for one in found], sum(one["tokens"] for one in found)
+    else:
+        tokens = 0
+        with torch.inference_mode():
+            for prompt in prompts:
+                inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+                out = model.generate(**inputs, **decoding)[0, inputs["input_ids"].shape[1]:]
+                tokens += len(out)
+                texts.append(tokenizer.decode(out, skip_special_tokens=True).split(hh.TURN)[0].strip())
+    return {"seconds": [time.perf_counter() - begin], "tokens": tokens, "texts": texts}
+
+
+def measure_judging(way: str, folder: Path, dataset: Path) -> dict[str, Any]:
+    """Return the seconds of rewards of answers, and the rewards."""
+    judge, tokenizer = models.load_judge(folder / "judge")
+    pairs = prompts_of(folder, dataset, ANSWERS)
+    inputs = [tokenizer(pair["prompt"], pair["chosen"], truncation="only_first", max_length=512) for pair in pairs]
+    begin = time.perf_counter()
+    budget = 1024 if models.device().type == "cpu" else 16384  # of the presets for the device
+    if way == "ours":
+        rewards = judging.rewards(judge, tokenizer, inputs, budget)
+    else:
+        with torch.inference_mode():
+            rewards = [judge(**tokenizer.pad([one], return_tensors="pt").to(judge.device)).logits[0, 0].item()
+                       for one in inputs]
+    return {"seconds": [time.perf_counter() - begin], "pairs": len(pairs), "rewards": rewards,
+            "tokens": sum(len(one["input_ids"]) for one in inputs)}
+
+
+def matmul_peak() -> dict[str, float]:
+    """Return the GFLOP/s of a large matrix product in fp32 and bf16, the median of fifteen."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(2048, 2048, device=models.device()).to(dtype) for _ in range(2))
+        seconds = []
+        for _ in range(15):
+            begin = time.perf_counter()
+            (a @ b)[0, 0].item()
+            seconds.append(time.perf_counter() - begin)
+        found[str(dtype).removeprefix("torch.")] = 2 * 2048**3 / statistics.median(seconds) / 1e9
+    return found
+
+
+MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
+    "SFT": measure_training, "DPO": measure_training, "generation": measure_generation, "judging": measure_judging}
+
+
+def measure(stage: str, way: str, folder: Path, dataset: Path, proof: bool) -> dict[str, Any]:
+    """Measure a stage one way, in this process; with the most memory that the process had, in GiB."""
+    arguments = (stage, way) if stage in ("SFT", "DPO") else (way,)
+    found = (prove_same_loss if proof else MEASURES[stage])(*arguments, folder, dataset)
+    gc.collect()
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return found | {"peak GiB": peak / 2**30}
+
+
+# ---- side by side
+
+def in_a_process(*arguments: str) -> dict[str, Any]:
+    """Measure once, in a process of its own. Raises RuntimeError, with its last words, where it fails."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.speed", "--one", *arguments], cwd=ROOT, text=True,
+                          capture_output=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)}:\n{(done.stdout + done.stderr)[-3000:]}")
+    return json.loads(re.findall(r"^RESULT (.*)$", done.stdout, re.MULTILINE)[-1])
+
+
+def same_work(proofs: dict[str, dict], runs: dict[str, dict]) -> dict[str, Any]:
+    """Return how losses, texts and rewards compare between the ways. Raises RuntimeError where the work differs."""
+    found = {}
+    for stage in ("SFT", "DPO"):
+        key = "loss" if stage == "SFT" else "log p(chosen)"
+        values = {way: proofs[stage][way][key] for way in WAYS[stage]}
+        found[f"{stage}: {key} of the first step"] = values
+        for way in ("ours fp32", "ours", "TRL"):  # bf16 ways are held to it too
+            if abs(values[way] / values["published"] - 1) > 0.01:
+                raise RuntimeError(f"{stage}: {way} has {key} {values[way]}, published {values['published']}.")
+    texts = [runs["generation"][way][0]["texts"] for way in WAYS["generation"]]
+    found["generation: same texts"] = sum(a == b for a, b in zip(*texts))
+    rewards = [runs["judging"][way][0]["rewards"] for way in WAYS["judging"]]
+    found["judging: largest difference"] = max(abs(a - b) for a, b in zip(*rewards))
+    if found["generation: same texts"] != PROMPTS or found["judging: largest difference"] > 1e-4:
+        raise RuntimeError(f"The work is not the same: {found}")
+    return found
+
+
+def as_table(record: dict[str, Any]) -> str:
+    """Return the measurements as a markdown table."""
+    lines = ["| stage | way | tokens/s, median (all) | against published | against TRL's defaults | peak GiB |",
+             "|---|---|---|---|---|---|"]
+    for stage, ways in record["runs"].items():
+        rates = {way: [run["tokens"] / sum(run["seconds"]) for run in runs] for way, runs in ways.items()}
+        middle = {way: statistics.median(values) for way, values in rates.items()}
+        for way, values in rates.items():
+            trl_ratio = f"{middle[way] / middle['TRL']:.2f}" if "TRL" in middle else "–"
+            lines.append(f"| {stage} | {way} | {middle[way]:.1f} ({', '.join(f'{value:.1f}' for value in values)}) | "
+                         f"{middle[way] / middle['published']:.2f} | {trl_ratio} | "
+                         f"{max(run['peak GiB'] for run in ways[way]):.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure all stages all ways, in turn, and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--toy", action="store_true", help="tiny models, to see that it runs; writes nothing here")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
+    parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)  # what a process of its own measures
+    options = parser.parse_args()
+    if options.one:
+        stage, way, folder, dataset, proof = options.one
+        print("\nRESULT " + json.dumps(measure(stage, way, Path(folder), Path(dataset), proof == "proof")))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        dataset = build_models(folder, options.toy)
+        peaks, places = [matmul_peak()], (str(folder), str(dataset))
+        proofs = {stage: {way: in_a_process(stage, way, *places, "proof") for way in WAYS[stage]}
+                  for stage in ("SFT", "DPO")}
+        runs = {stage: {way: [] for way in ways} for stage, ways in WAYS.items()}
+        for _ in range(options.repeats):
+            for stage, ways in WAYS.items():
+                for way in ways:
+                    runs[stage][way].append(in_a_process(stage, way, *places, "time"))
+                    print(stage, way, [round(second, 1) for second in runs[stage][way][-1]["seconds"]], flush=True)
+            peaks.append(matmul_peak())
+    record = {"date": datetime.now(UTC).date().isoformat(), "machine": processor(), "cores": os.cpu_count(),
+              "versions": {package: version(package) for package in ("torch", "transformers", "trl", "peft")},
+              "text": "real" if dataset == REAL else "the demo's", "matmul GFLOP/s": peaks, "toy": options.toy,
+              "same work": same_work(proofs, runs), "proofs": proofs, "runs": runs}
+    write(options.out / "speed.json", record)
+    write(options.out / "speed.md", as_table(record))
+    print(as_table(record))
+
+
+def processor() -> str:
+    """Return what computes: the GPU's name, or the processor's."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE) if Path(
+        "/proc/cpuinfo").exists() else []
+    return f"{(names or [platform.processor()])[0]}, {platform.machine()}"
+
+
+if __name__ == "__main__":
+    main()
