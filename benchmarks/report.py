@@ -22,8 +22,9 @@ from posttrain.report import write_page
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "results" / "published"
 REPEATS = 9
-CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", "--no-first-run"]  # no network, no screen, and it may run as root
+NAMES = ("chromium", "chromium-browser", "google-chrome")  # as the systems call it
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+           "--disable-sync", "--no-first-run"]  # no network, no screen, and it may run as root
 # The time from an action to the frame that shows what it did; the action itself is put in the middle.
 TIMED = """async () => {{
   const control = (name) => document.querySelector(`[name=${{name}}]`);
@@ -40,6 +41,11 @@ ACTIONS = {"filter by kind": 'set("kind", "harmful")', "filter by mark": 'set("m
            "order by gain": 'set("order", "gain")', "search a word": 'set("text", "please")',
            "search, nothing found": 'set("text", "qqqq")', "show all": 'document.querySelector("[type=reset]").click()',
            "next prompt": 'document.body.dispatchEvent(new KeyboardEvent("keydown", {key: "n", bubbles: true}))'}
+
+
+def chromium() -> str | None:
+    """Return the program of the Chromium that is here, None without one."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 def enlarged(folder: Path, times: int) -> Path:
@@ -70,7 +76,7 @@ def measure(browser: Browser, page_path: Path) -> dict[str, list[float]]:
 def main() -> None:
     """Measure both pages and write the figures."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM)
+        browser = playwright.chromium.launch(executable_path=chromium(), args=OPTIONS)
         pages = {"100 prompts": write_page(PUBLISHED), "2,000 prompts": enlarged(Path(folder), 20)}
         times = {name: measure(browser, path) for name, path in pages.items()}
         sizes = {name: path.stat().st_size for name, path in pages.items()}

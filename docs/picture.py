@@ -3,19 +3,18 @@
     python -m docs.picture
 """
 
-import shutil
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
+from benchmarks.report import OPTIONS, chromium
+
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = "#differ=yes&order=gain&kind=helpful&prompt=helpful-46"  # a harmless prompt, on which the models differ
-CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", "--no-first-run"]  # no network, no screen, and it may run as root
 
 if __name__ == "__main__":
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM)
+        browser = playwright.chromium.launch(executable_path=chromium(), args=OPTIONS)
         page = browser.new_page(viewport={"width": 1440, "height": 720})
         page.goto((ROOT / "results" / "published" / "report.html").as_uri() + SHOWN)
         page.evaluate("document.getElementById('browser').scrollIntoView()")

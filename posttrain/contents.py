@@ -94,7 +94,6 @@ class Environment(BaseModel):
 class Metrics(BaseModel):
     """What the page shows of metrics.json."""
 
-    run: str
     thresholds: Thresholds
     models: list[Rated]
     references: list[Rated]

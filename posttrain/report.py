@@ -194,9 +194,25 @@ def headlines(records: Sequence[Record]) -> dict[str, str]:
                    for measure in (rate, reward)}
         more = [f"{second} {'above' if difference > 0 else 'below'} {first}"
                 for (second, first), difference in decided[reward].items() if (second, first) not in decided[rate]]
-        if more:
+        if more and names[rate] in found:
             found[names[rate]] += f" The mean reward also decides {', '.join(more)}."
     return found
+
+
+def health(records: Sequence[Record]) -> pd.DataFrame | None:
+    """Return what the answers look like as a table of texts, a row a kind and model; None without answers."""
+    shares = {"empty": "empty", "human_turn": "opened a human turn", "refusal": "begins like a refusal"}
+    rows = [{"prompts": record["kind"], "model": record["model"]}
+            | {heading: f"{record[name]:.0f}" for name, heading in shares.items()}
+            | {"distinct-2": f"{record['distinct_2']:.2f}"} for record in records]
+    return pd.DataFrame(rows) if rows else None
+
+
+def settings_of(values: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the settings of a stage as a table of texts."""
+    rows = {name: " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            for name, value in values.items()}
+    return pd.DataFrame(visible(rows).items(), columns=["setting", "value"])  # pandas takes no half of a character
 
 
 def across_seeds(files: Files) -> pd.DataFrame | None:
@@ -247,16 +263,19 @@ def page(folder: Path) -> str:
                               finalize=lambda value: value if hasattr(value, "__html__") else visible(value))
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     artifacts = ledger.artifacts if ledger else {}
+    made = {name: one.sha256 for name, one in artifacts.items()} or (metrics["sha256"] if metrics else {})
     with damage_named(folder / "run.json"):
         known, versions = facts(files), {name: software(made.environment) for name, made in artifacts.items()}
         cleaning = pd.DataFrame(ledger.data).set_index("subset").T if ledger and ledger.data else None
     return environment.get_template("report.html").render(
-        files=files, ledger=ledger, metrics=metrics, data=shown, facts=known, missing=missing(files),
+        ledger=ledger, metrics=metrics, data=shown, facts=known, missing=missing(files),
         headlines=headlines(records), matrices=matrices(records), sentences=comparisons.verdicts(records),
         summary=tables.summary([*metrics["models"], *metrics["references"]]) if metrics else None,
         win_rates=tables.win_rates(records), marks=checks.MARKS, seeds=across_seeds(files),
         figures={drawing["name"]: drawing for drawing in drawings(files)},
-        made={name: made.sha256 for name, made in artifacts.items()} or (metrics["sha256"] if metrics else {}),
+        made=pd.DataFrame(visible(made).items(), columns=["file", "sha256"]) if made else None,
+        health=health(metrics["health"]) if metrics else None,
+        settings={stage: settings_of(values) for stage, values in ledger.settings.items()} if ledger else {},
         software={text: [name for name in versions if versions[name] == text] for text in versions.values()},
         cleaning=None if cleaning is None else cleaning.reset_index(names="rows"),
         **parts,

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from conftest import MODELS, RAW, ROOT, load
 from matplotlib.figure import Figure
+from playwright.sync_api import sync_playwright
 
+from benchmarks.report import OPTIONS, chromium
 from posttrain import checks, contents, report
 from posttrain.__main__ import make_report
 
 RUNS = {name: ROOT / "results" / name for name in ("example", "published")}
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FILES = ["run.json", "training.json", *RAW, "metrics.json"]
 HOSTILE = {
     "script": "<script>document.title='broken'</script>", "end of script": "</script><script>alert(1)</script>",
@@ -254,26 +256,23 @@ def test_command_says_what_to_do(tmp_path, arguments, error, words):
 # ---- in Chromium
 
 @pytest.fixture(scope="module")
-def chromium():
+def browser():
     """A headless Chromium, for all tests of this file."""
-    if not CHROMIUM:
+    if not chromium():
         pytest.skip("no Chromium here: `make browser` installs Debian's")
-    playwright = pytest.importorskip("playwright.sync_api").sync_playwright().start()
-    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[
-        "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-        "--disable-sync", "--no-first-run"])
-    yield browser
-    browser.close()
-    playwright.stop()
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium(), args=OPTIONS)
+        yield opened
+        opened.close()
 
 
 @pytest.fixture
-def show(chromium):
+def show(browser):
     """Open a page's file; whatever the browser complains of, and whatever is asked for beside it, fails the test."""
     opened, complaints = [], []
 
     def open_page(path, address="", width=1400, **options):
-        page = chromium.new_context(viewport={"width": width, "height": 900}, **options).new_page()
+        page = browser.new_context(viewport={"width": width, "height": 900}, **options).new_page()
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: complaints.append(request.url)
@@ -581,11 +580,10 @@ def test_a_million_characters(show, hostile_page):
 @each_run
 def test_page_is_accessible_and_fits(show, run, width, scheme):
     """axe finds nothing (names, contrast, structure; WCAG 2.1 AA); only tables and figures scroll sideways."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     page = show(RUNS[run] / "report.html", "#text=the&prompt=helpful-04", width, color_scheme=scheme, bypass_csp=True)
     page.locator(".uncover").click()
     page.locator("details summary").click()
-    found = axe.Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
+    found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
     assert [(one["id"], one["nodes"][0]["html"][:200]) for one in found.response["violations"]] == []
     for size in (width, 320) if width == 400 else (width,):
         page.set_viewport_size({"width": size, "height": 900})
