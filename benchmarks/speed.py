@@ -76,12 +76,11 @@ def build_models(folder: Path, toy: bool) -> Path:
     return dataset
 
 
-def of_the_notebook(folder: Path, dataset: Path, precision: str) -> dict[str, Any]:
-    """Return the names of main.ipynb after its cells that define, none that trains."""
+def of_the_notebook(folder: Path, dataset: Path, settings: dict[str, Any], **parameters: Any) -> dict[str, Any]:
+    """Return the names of main.ipynb after its cells that define, none that trains, for the base in folder/opt."""
     shell = InteractiveShell(user_ns={})
-    parameters = {"PRESET": "small", "RUN": f"run-{os.getpid()}", "DATASET": str(dataset),
-                  "BASE_MODEL": str(folder / "opt"), "RESULTS": str(folder / "results"), "MAX_PAIRS": PAIRS + 2,
-                  "SETTINGS": {"batch_size": STEP, "validation_pairs": 2, "precision": precision}}
+    parameters |= {"PRESET": "small", "RUN": f"run-{os.getpid()}", "DATASET": str(dataset), "SETTINGS": settings,
+                   "BASE_MODEL": str(folder / "opt"), "RESULTS": str(folder / "results")}
     for cell in nbformat.read(ROOT / "main.ipynb", 4).cells:
         if cell.cell_type != "code" or "training.once(" in cell.source:
             continue
@@ -105,7 +104,8 @@ class StepTimes(transformers.TrainerCallback):
 
 def make_trainer(stage: str, way: str, folder: Path, dataset: Path) -> tuple[transformers.Trainer, list[dict]]:
     """Return the trainer of a stage, made one of the three ways, and the pairs that it trains on."""
-    notebook = of_the_notebook(folder, dataset, "fp32" if way == "ours fp32" else "auto")
+    settings = {"batch_size": STEP, "validation_pairs": 2, "precision": "fp32" if way == "ours fp32" else "auto"}
+    notebook = of_the_notebook(folder, dataset, settings, MAX_PAIRS=PAIRS + 2)
     s, out = notebook["s"], folder / "unfinished"
     if way.startswith("ours"):
         at_once = training.pairs_at_once(models.load_config(notebook["base"].folder), s.model_dump(), stage)
@@ -118,11 +118,14 @@ def make_trainer(stage: str, way: str, folder: Path, dataset: Path) -> tuple[tra
                "use_cpu": not torch.cuda.is_available(), "report_to": "none"}
     if way == "published":
         options |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": STEP // 2, "bf16": False}
-    kind, config, rows = {"SFT": (trl.SFTTrainer, trl.SFTConfig, hh.sft_rows),
-                          "DPO": (trl.DPOTrainer, trl.DPOConfig, hh.dpo_rows)}[stage]
+    kind, config, columns = {
+        "SFT": (trl.SFTTrainer, trl.SFTConfig, {"completion": "chosen"}),
+        "DPO": (trl.DPOTrainer, trl.DPOConfig, {"chosen": "chosen", "rejected": "rejected"})}[stage]
+    rows = [{"prompt": pair["prompt"]} | {column: f" {pair[side]}" for column, side in columns.items()}
+            for pair in notebook["pairs"].train]
     trainer = kind(models.load_base(notebook["base"].folder), args=config(out, **options),
-                   train_dataset=Dataset.from_list(rows(notebook["pairs"].train)),
-                   processing_class=notebook["tokenizer"], peft_config=notebook["lora"])
+                   train_dataset=Dataset.from_list(rows), processing_class=notebook["tokenizer"],
+                   peft_config=notebook["lora"])
     return trainer, notebook["pairs"].train
 
 

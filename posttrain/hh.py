@@ -8,13 +8,16 @@ import json
 import random
 import re
 import zlib
+from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 PROMPT_END = "\n\nAssistant:"  # a prompt ends with this marker, and the reply follows
@@ -26,7 +29,8 @@ HARM = re.compile(r"\b(kill|murder|rape)", re.IGNORECASE)  # a harmful prompt ho
 # What no text holds: control characters, those that turn the direction of writing, halves of characters
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-Pair = dict[str, Any]  # {"prompt", "chosen", "rejected"}, in training with "subset" and "length" (tokens)
+Pair = dict[str, Any]  # {"prompt", "chosen", "rejected"}, in training with "subset", "length" (tokens) and token ids:
+IDS = ("prompt_ids", "chosen_ids", "rejected_ids")  # those of the prompt and of the replies after it
 Row = dict[str, Any] | str  # a record of "chosen" and "rejected", or the reason why a line holds none
 
 
@@ -136,10 +140,25 @@ def cut_prompt(prompt: str, room: int, tokenizer: Tokenizer) -> str | None:
     return prompt[starts[first]:] if first < len(starts) else None
 
 
-def _count_tokens(texts: list[str], tokenizer: Tokenizer, **options: Any) -> list[int]:
-    """Return the number of tokens of every text; a thousand at a time, since all at once would hold gigabytes."""
-    parts = (texts[i : i + 1000] for i in range(0, len(texts), 1000))
-    return [len(ids) for part in parts for ids in tokenizer(part, **options)["input_ids"]]
+def _encode(texts: list[str], tokenizer: Tokenizer, label: str, **options: Any) -> list[array]:
+    """Return the token ids of every text; a thousand at a time, since all at once would hold gigabytes."""
+    parts = tqdm([texts[i : i + 1000] for i in range(0, len(texts), 1000)], desc=f"tokens of {label}", leave=False)
+    return [array("i", ids) for part in parts for ids in tokenizer(part, **options)["input_ids"]]
+
+
+def _encode_replies(replies: list[str], tokenizer: Tokenizer, label: str) -> list[array]:
+    """Return the token ids of replies as they follow a prompt: a space before, EOS after.
+
+    They are read behind the marker that ends every prompt, since some tokenizers mark the beginning of a text. Raises
+    ValueError where a token reaches over the border.
+    """
+    marker = array("i", tokenizer(PROMPT_END, add_special_tokens=False)["input_ids"])
+    texts = [f"{PROMPT_END} {reply}{tokenizer.eos_token}" for reply in replies]
+    found = _encode(texts, tokenizer, label, add_special_tokens=False)
+    if any(ids[: len(marker)] != marker for ids in found):
+        raise ValueError("BASE_MODEL: its tokenizer has tokens that reach over the border between a prompt and its "
+                         "reply, so what the model would learn is not what it is asked. Take another base.")
+    return [ids[len(marker) :] for ids in found]
 
 
 def gather_pairs(folder: Path, subsets: Sequence[str], special_tokens: Sequence[str],
@@ -166,23 +185,26 @@ def gather_pairs(folder: Path, subsets: Sequence[str], special_tokens: Sequence[
 
 def fit_pairs(pairs: list[Pair], tokenizer: Tokenizer, max_length: int, unseen: set[str],
               report: dict[str, Counter]) -> list[Pair]:
-    """Return the pairs that fit into `max_length` tokens, each with its `length`, and count the others in the report.
+    """Return the pairs that fit into `max_length` tokens, with their token ids and each with its `length`.
 
     TRL would cut what is longer from the end, where the reply stands. Here the prompt loses its oldest turns until it
-    and the longer reply fit; a pair that cannot fit so, or whose prompt then is in `unseen`, is dropped.
+    and the longer reply fit; a pair that cannot fit so, or whose prompt then is in `unseen`, is dropped. The others
+    are counted in the report.
     """
-    prompts = _count_tokens([pair["prompt"] for pair in pairs], tokenizer)
-    replies = [[f" {pair[side]}{tokenizer.eos_token}" for pair in pairs] for side in ("chosen", "rejected")]
-    longer = map(max, *(_count_tokens(texts, tokenizer, add_special_tokens=False) for texts in replies))
+    prompts = _encode([pair["prompt"] for pair in pairs], tokenizer, "prompts")
+    chosen, rejected = (_encode_replies([pair[side] for pair in pairs], tokenizer, f"{side} replies")
+                        for side in ("chosen", "rejected"))
     fitting = []
-    for pair, prompt_length, reply_length in zip(pairs, prompts, longer):
-        prompt = pair["prompt"]
-        if prompt_length + reply_length > max_length:
+    for pair, *ids in zip(pairs, prompts, chosen, rejected):
+        prompt, reply_length = pair["prompt"], max(map(len, ids[1:]))
+        if len(ids[0]) + reply_length > max_length:
             prompt = cut_prompt(prompt, max_length - reply_length, tokenizer)
             fate = "too long" if prompt is None else "prompt in a test split" if prompt in unseen else "cut"
             report[pair["subset"]][fate] += 1
-        if prompt is not None and prompt not in unseen:
-            fitting.append(pair | {"prompt": prompt, "length": min(prompt_length + reply_length, max_length)})
+            if fate != "cut":
+                continue
+            ids[0] = array("i", tokenizer(prompt)["input_ids"])
+        fitting.append(pair | {"prompt": prompt, "length": len(ids[0]) + reply_length} | dict(zip(IDS, ids)))
     return fitting
 
 
@@ -220,15 +242,27 @@ def load_pairs(folder: Path, tokenizer: Tokenizer, subsets: str, max_pairs: int 
     return Pairs(training, validation, table.loc[[*table.index.difference(ends, sort=False), *ends]])
 
 
-def sft_rows(pairs: list[Pair]) -> list[dict[str, str]]:
-    """Return the columns that SFT learns from: the prompt, and the chosen reply after a space."""
-    return [{"prompt": pair["prompt"], "completion": f" {pair['chosen']}"} for pair in pairs]
+def texts(pairs: list[Pair]) -> list[Pair]:
+    """Return the pairs without their token ids."""
+    return [{name: value for name, value in pair.items() if name not in IDS} for pair in pairs]
+
+
+def sft_rows(pairs: list[Pair], reply_only: bool) -> list[dict[str, np.ndarray]]:
+    """Return the columns that SFT learns from: the token ids of prompt and chosen reply, and as `labels` the same.
+
+    `reply_only`: the prompt carries no label (-100), so that it has no part in the loss.
+    """
+    rows = []
+    for pair in pairs:
+        ids = np.concatenate([pair["prompt_ids"], pair["chosen_ids"]], dtype=np.int32)
+        without = len(pair["prompt_ids"]) * reply_only
+        rows.append({"input_ids": ids, "labels": np.concatenate([np.full(without, -100, np.int32), ids[without:]])})
+    return rows
 
 
 def dpo_rows(pairs: list[Pair]) -> list[dict[str, Any]]:
-    """Return the columns that DPO learns from, and the length in tokens, by which the trainer makes its batches."""
-    return [{"prompt": pair["prompt"], "chosen": f" {pair['chosen']}", "rejected": f" {pair['rejected']}",
-             "length": pair["length"]} for pair in pairs]
+    """Return the columns that DPO learns from: token ids, and the length, by which the trainer makes its batches."""
+    return [{name: np.asarray(pair[name]) for name in IDS} | {"length": pair["length"]} for pair in pairs]
 
 
 # ---- the evaluation's prompts

@@ -19,7 +19,6 @@ from transformers.utils.notebook import NotebookProgressCallback
 from posttrain.files import read_json, write
 from posttrain.ledger import FULL_SFT
 from posttrain.models import load_config, save_trained
-from posttrain.presets import Training
 from posttrain.runs import Run, Source
 
 MakeTrainer = Callable[[Path, int], Trainer]  # of the folder of checkpoints and the pairs in a forward pass
@@ -51,12 +50,11 @@ def device_options(wanted: str) -> dict[str, bool]:
     return {"bf16": gpu and precision(wanted) == "bf16", "fp16": precision(wanted) == "fp16", "use_cpu": not gpu}
 
 
-def base_dtype(settings: Training) -> torch.dtype:
+def base_dtype(wanted: str, frozen: bool) -> torch.dtype:
     """Return the type of the base's weights, and say so: bf16 where the base is frozen and bf16 is computed in."""
-    dtype = torch.bfloat16 if settings.sft_method == "lora" and precision(settings.precision) == "bf16" \
-        else torch.float32
-    print(f"Computed in {precision(settings.precision)}, the base's weights in {str(dtype).removeprefix('torch.')}, "
-          "the adapters in float32.")
+    dtype = torch.bfloat16 if frozen and precision(wanted) == "bf16" else torch.float32
+    print(f"Computed in {precision(wanted)}, the base's weights in {str(dtype).removeprefix('torch.')}, the adapters "
+          "in float32.")
     return dtype
 
 

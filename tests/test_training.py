@@ -223,7 +223,8 @@ def test_precision_follows_the_processor(monkeypatch, able, name):
 def test_only_a_frozen_base_is_bf16(monkeypatch, capsys, preset, settings, dtype):
     """What is trained stays fp32, so the weights of full fine-tuning do; the notebook says what was taken."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert training.base_dtype(choose(Training, preset, settings)) == dtype
+    s = choose(Training, preset, settings)
+    assert training.base_dtype(s.precision, s.sft_method == "lora") == dtype
     assert f"the base's weights in {str(dtype)[6:]}" in capsys.readouterr().out
 
 

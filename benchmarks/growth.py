@@ -1,0 +1,134 @@
+"""How time and memory grow: preparing data, setting up trainers, generation and judging at 1, 4 and 16 times the work.
+
+    python -m benchmarks.growth [--toy] [--out folder]
+
+The largest dataset has as many pairs as HH-RLHF. Where the real text lies beside the repository it is taken again and
+again, each time with another number in its first turn, so that every pair is a pair of its own; else the demo's is.
+Preparing and setting up are what main.ipynb's own cells do. Generation and judging work with the demo's models. Each
+measurement is a process of its own. Writes benchmarks/growth.json and growth.md.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from benchmarks.speed import REAL, ROOT, build_models, of_the_notebook, processor
+from posttrain import generation, hh, judging, models
+from posttrain.files import write
+
+TIMES = (1, 4, 16)
+PAIRS, TEXTS = 10_050, 32  # once: pairs that are prepared, prompts that are answered, answers that are judged
+HUB = ROOT / "demo" / "hub"
+
+
+def write_dataset(folder: Path, pairs: int) -> None:
+    """Write a dataset of so many training pairs in HH-RLHF's layout, in its four subsets."""
+    source = REAL if REAL.exists() else HUB / "hh-rlhf"
+    rows = [row for subset in hh.SUBSETS["base"] for row in hh.read_split(source, subset, "train")
+            if isinstance(row, dict) and row["chosen"].startswith(hh.TURN)]
+    for subset in hh.SUBSETS["all"]:
+        (folder / subset).mkdir(parents=True)
+        for split, n in (("train", pairs // 4), ("test", 100)):
+            with gzip.open(folder / subset / f"{split}.jsonl.gz", "wt", compresslevel=1, encoding="utf-8") as file:
+                for i in range(n):
+                    texts = {side: f"{hh.TURN} {subset}, {split}, {i}.{rows[i % len(rows)][side][len(hh.TURN):]}"
+                             for side in ("chosen", "rejected")}
+                    file.write(json.dumps(texts) + "\n")
+
+
+def measure_preparing(times: int, folder: Path, pairs: int) -> list[dict[str, Any]]:
+    """Return the records of preparing so many times the pairs, and of making the trainers of SFT and DPO."""
+    write_dataset(folder / f"data-{times}", times * pairs)
+    begin = time.perf_counter()
+    notebook = of_the_notebook(folder, folder / f"data-{times}", {"subsets": "all"}, MAX_PAIRS=10**9)
+    records = [record("preparing pairs", times, times * pairs, begin)]
+    begin = time.perf_counter()
+    for make in (notebook["sft"], lambda *place: notebook["dpo"](
+            models.load_base(notebook["base"].folder), notebook["lora"], *place)):
+        make(folder / "unfinished", 2)
+    return [*records, record("setting up trainers", times, times * pairs, begin)]
+
+
+def measure_answering(times: int, texts: int) -> list[dict[str, Any]]:
+    """Return the records of answering so many times the prompts, and of judging as many answers."""
+    tokenizer = AutoTokenizer.from_pretrained(HUB / "opt")
+    prompts = hh.draw_prompts(HUB / "hh-rlhf", "default", texts // 2, tokenizer, 256, 0) * times
+    loaded = {"Base": models.load_base(HUB / "opt").eval()}
+    begin = time.perf_counter()
+    generation.answers(loaded, "Base", tokenizer, prompts, 16, do_sample=False, max_new_tokens=48,
+                       stop_strings=[hh.TURN])
+    records = [record("generation", times, len(prompts), begin)]
+    judge, tokenizer = models.load_judge(HUB / "reward-model")
+    begin = time.perf_counter()
+    judging.rewards(judge, tokenizer, [tokenizer(one["prompt"], one["chosen"]) for one in prompts], 1024)
+    return [*records, record("judging", times, len(prompts), begin)]
+
+
+def record(stage: str, times: int, n: int, begin: float) -> dict[str, Any]:
+    """Return what a stage took since `begin`: seconds, and the most memory that this process has had, in GiB."""
+    return {"stage": stage, "times": times, "n": n, "seconds": time.perf_counter() - begin,
+            "peak GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def in_a_process(*arguments: str) -> list[dict[str, Any]]:
+    """Measure in a process of its own. Raises RuntimeError, with its last words, where it fails."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.growth", "--one", *arguments], cwd=ROOT, text=True,
+                          capture_output=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)}:\n{(done.stdout + done.stderr)[-3000:]}")
+    return json.loads(re.findall(r"^RESULT (.*)$", done.stdout, re.MULTILINE)[-1])
+
+
+def as_table(found: dict[str, Any]) -> str:
+    """Return the measurements as a markdown table."""
+    lines = ["| stage | work | seconds | times the seconds of the least work, per unit of work | peak GiB |",
+             "|---|---|---|---|---|"]
+    least = {one["stage"]: one for one in reversed(found["runs"])}
+    for one in sorted(found["runs"], key=lambda one: list(least)[::-1].index(one["stage"])):
+        growth = one["seconds"] / one["n"] / (least[one["stage"]]["seconds"] / least[one["stage"]]["n"])
+        lines.append(f"| {one['stage']} | {one['n']:,} | {one['seconds']:.1f} | {growth:.2f} | {one['peak GiB']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure all stages at all sizes, and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--toy", action="store_true", help="a hundredth of the work, to see that it runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # what a process of its own measures
+    options = parser.parse_args()
+    pairs, texts = (PAIRS // 100, TEXTS // 8) if options.toy else (PAIRS, TEXTS)
+    if options.one:
+        stage, times, folder = options.one
+        records = measure_preparing(int(times), Path(folder), pairs) if stage == "preparing" else (
+            measure_answering(int(times), texts))
+        print("\nRESULT " + json.dumps(records))
+        return
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        build_models(Path(folder), toy=True)
+        for stage in ("preparing", "answering"):
+            for times in TIMES:
+                runs += in_a_process(stage, str(times), folder, *["--toy"] * options.toy)
+                print(*runs[-2:], sep="\n", flush=True)
+    found = {"date": datetime.now(UTC).date().isoformat(), "machine": processor(), "cores": os.cpu_count(),
+             "text": "real" if REAL.exists() else "the demo's", "toy": options.toy, "runs": runs}
+    write(options.out / "growth.json", found)
+    write(options.out / "growth.md", as_table(found))
+    print(as_table(found))
+
+
+if __name__ == "__main__":
+    main()
