@@ -79,8 +79,8 @@ def build_models(folder: Path, toy: bool) -> Path:
 def of_the_notebook(folder: Path, dataset: Path, settings: dict[str, Any], **parameters: Any) -> dict[str, Any]:
     """Return the names of main.ipynb after its cells that define, none that trains, for the base in folder/opt."""
     shell = InteractiveShell(user_ns={})
-    parameters |= {"PRESET": "small", "RUN": f"run-{os.getpid()}", "DATASET": str(dataset), "SETTINGS": settings,
-                   "BASE_MODEL": str(folder / "opt"), "RESULTS": str(folder / "results")}
+    parameters = {"PRESET": "small", "RUN": f"run-{os.getpid()}", "DATASET": str(dataset), "SETTINGS": settings,
+                  "BASE_MODEL": str(folder / "opt"), "RESULTS": str(folder / "results"), "FRESH": True} | parameters
     for cell in nbformat.read(ROOT / "main.ipynb", 4).cells:
         if cell.cell_type != "code" or "training.once(" in cell.source:
             continue
@@ -130,30 +130,32 @@ def make_trainer(stage: str, way: str, folder: Path, dataset: Path) -> tuple[tra
 
 
 def measure_training(stage: str, way: str, folder: Path, dataset: Path) -> dict[str, Any]:
-    """Return the seconds of two steps of a stage, the tokens in them, and what the first step's log says."""
+    """Return the seconds of each step of a stage, the tokens of its texts, and what proves that the work is the same.
+
+    That is the number of tokens with a loss, and the mean over them (SFT) or over pairs (DPO, log p of the chosen
+    replies): the first step's learning rate is zero, or too small to matter.
+    """
     trainer, pairs = make_trainer(stage, way, folder, dataset)
-    timer = StepTimes()
+    timer, labels, collate = StepTimes(), [], trainer.data_collator
     trainer.add_callback(timer)
     trainer.train_dataset, pairs = trainer.train_dataset.select(range(PAIRS)), pairs[:PAIRS]
     trainer.args.eval_on_start, trainer.args.logging_steps = False, 1
+
+    def counting(examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = collate(examples)
+        labels.append(int((batch["labels"] != -100).sum() if stage == "SFT" else batch["completion_mask"].sum()))
+        return batch
+
+    trainer.data_collator = counting
     trainer.train()
-    encode = trainer.processing_class
     replies = ("chosen",) if stage == "SFT" else ("chosen", "rejected")
-    tokens = sum(len(encode(f"{pair['prompt']} {pair[reply]}")["input_ids"]) + 1 for pair in pairs for reply in replies)
     logs = [record for record in trainer.state.log_history if "loss" in record]
-    return {"seconds": timer.seconds, "tokens": tokens, "pairs": len(pairs),
-            "losses": [record["loss"] for record in logs],
-            "log p(chosen)": [record["logps/chosen"] for record in logs] if stage == "DPO" else []}
-
-
-def prove_same_loss(stage: str, way: str, folder: Path, dataset: Path) -> dict[str, Any]:
-    """Return the loss, and for DPO log p(chosen), of the first step on the same eight pairs, nothing learned yet."""
-    trainer, _ = make_trainer(stage, way, folder, dataset)
-    trainer.train_dataset = trainer.train_dataset.select(range(STEP))
-    trainer.args.eval_on_start, trainer.args.logging_steps, trainer.args.max_steps = False, 1, 1
-    trainer.train()
-    log = next(record for record in trainer.state.log_history if "loss" in record)
-    return {"loss": log["loss"], "log p(chosen)": log.get("logps/chosen")}
+    passes = len(labels) // len(logs)
+    steps = [sum(labels[i : i + passes]) for i in range(0, len(labels), passes)]
+    value = (sum(log["loss"] * n for log, n in zip(logs, steps, strict=True)) / sum(steps) if stage == "SFT" else
+             statistics.mean(log["logps/chosen"] for log in logs))
+    return {"seconds": timer.seconds, "pairs": len(pairs), "tokens with a loss": sum(labels), "value": value,
+            "tokens": sum(len(pair["prompt_ids"]) + len(pair[f"{reply}_ids"]) for pair in pairs for reply in replies)}
 
 
 def prompts_of(folder: Path, dataset: Path, n: int) -> list[dict[str, Any]]:
@@ -218,10 +220,9 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "SFT": measure_training, "DPO": measure_training, "generation": measure_generation, "judging": measure_judging}
 
 
-def measure(stage: str, way: str, folder: Path, dataset: Path, proof: bool) -> dict[str, Any]:
+def measure(stage: str, way: str, folder: Path, dataset: Path) -> dict[str, Any]:
     """Measure a stage one way, in this process; with the most memory that the process had, in GiB."""
-    arguments = (stage, way) if stage in ("SFT", "DPO") else (way,)
-    found = (prove_same_loss if proof else MEASURES[stage])(*arguments, folder, dataset)
+    found = MEASURES[stage](*(stage, way) if stage in ("SFT", "DPO") else (way,), folder, dataset)
     gc.collect()
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
@@ -239,21 +240,21 @@ def in_a_process(*arguments: str) -> dict[str, Any]:
     return json.loads(re.findall(r"^RESULT (.*)$", done.stdout, re.MULTILINE)[-1])
 
 
-def same_work(proofs: dict[str, dict], runs: dict[str, dict]) -> dict[str, Any]:
+def same_work(runs: dict[str, dict[str, list[dict]]]) -> dict[str, Any]:
     """Return how losses, texts and rewards compare between the ways. Raises RuntimeError where the work differs."""
     found = {}
     for stage in ("SFT", "DPO"):
-        key = "loss" if stage == "SFT" else "log p(chosen)"
-        values = {way: proofs[stage][way][key] for way in WAYS[stage]}
-        found[f"{stage}: {key} of the first step"] = values
-        for way in ("ours fp32", "ours", "TRL"):  # bf16 ways are held to it too
-            if abs(values[way] / values["published"] - 1) > 0.01:
-                raise RuntimeError(f"{stage}: {way} has {key} {values[way]}, published {values['published']}.")
-    texts = [runs["generation"][way][0]["texts"] for way in WAYS["generation"]]
-    found["generation: same texts"] = sum(a == b for a, b in zip(*texts))
-    rewards = [runs["judging"][way][0]["rewards"] for way in WAYS["judging"]]
-    found["judging: largest difference"] = max(abs(a - b) for a, b in zip(*rewards))
-    if found["generation: same texts"] != PROMPTS or found["judging: largest difference"] > 1e-4:
+        first = {way: made[0] for way, made in runs[stage].items()}
+        values = {way: one["value"] for way, one in first.items()}
+        found[f"{stage}: " + ("loss" if stage == "SFT" else "log p(chosen)")] = values
+        if len({(one["tokens"], one["tokens with a loss"]) for one in first.values()}) > 1 or any(
+                abs(value / values["published"] - 1) > 0.01 for value in values.values()):
+            raise RuntimeError(f"{stage}: the work is not the same: {first}")
+    texts = [made[0]["texts"] for made in runs["generation"].values()]
+    found["generation: texts that are the same"] = sum(a == b for a, b in zip(*texts, strict=True))
+    rewards = [made[0]["rewards"] for made in runs["judging"].values()]
+    found["judging: largest difference"] = max(abs(a - b) for a, b in zip(*rewards, strict=True))
+    if found["generation: texts that are the same"] != PROMPTS or found["judging: largest difference"] > 1e-4:
         raise RuntimeError(f"The work is not the same: {found}")
     return found
 
@@ -279,29 +280,27 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="tiny models, to see that it runs; writes nothing here")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
-    parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)  # what a process of its own measures
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)  # what a process of its own measures
     options = parser.parse_args()
     if options.one:
-        stage, way, folder, dataset, proof = options.one
-        print("\nRESULT " + json.dumps(measure(stage, way, Path(folder), Path(dataset), proof == "proof")))
+        stage, way, folder, dataset = options.one
+        print("\nRESULT " + json.dumps(measure(stage, way, Path(folder), Path(dataset))))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         dataset = build_models(folder, options.toy)
         peaks, places = [matmul_peak()], (str(folder), str(dataset))
-        proofs = {stage: {way: in_a_process(stage, way, *places, "proof") for way in WAYS[stage]}
-                  for stage in ("SFT", "DPO")}
         runs = {stage: {way: [] for way in ways} for stage, ways in WAYS.items()}
         for _ in range(options.repeats):
             for stage, ways in WAYS.items():
                 for way in ways:
-                    runs[stage][way].append(in_a_process(stage, way, *places, "time"))
+                    runs[stage][way].append(in_a_process(stage, way, *places))
                     print(stage, way, [round(second, 1) for second in runs[stage][way][-1]["seconds"]], flush=True)
             peaks.append(matmul_peak())
     record = {"date": datetime.now(UTC).date().isoformat(), "machine": processor(), "cores": os.cpu_count(),
               "versions": {package: version(package) for package in ("torch", "transformers", "trl", "peft")},
               "text": "real" if dataset == REAL else "the demo's", "matmul GFLOP/s": peaks, "toy": options.toy,
-              "same work": same_work(proofs, runs), "proofs": proofs, "runs": runs}
+              "same work": same_work(runs), "runs": runs}
     write(options.out / "speed.json", record)
     write(options.out / "speed.md", as_table(record))
     print(as_table(record))

@@ -13,6 +13,10 @@ from conftest import DATA, ROOT, dialogue, row, write_dataset, write_rows
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Metaspace, Split
+from transformers import PreTrainedTokenizerFast
 
 from posttrain import hh
 from posttrain.models import plain
@@ -446,6 +450,49 @@ def test_texts_are_tokenised_in_parts(tokenizer):
     assert max(calls) <= 1000
     assert fitting == hh.fit_pairs(many, tokenizer, 512, set(), {"s": {}})
     assert len(fitting) == 2400
+
+
+# ---- tokens
+
+def test_ids_are_those_of_the_whole_text(tokenizer):
+    """Prompt and reply, told apart, are the tokens of the two together; SFT's labels are those of the reply alone."""
+    pairs = [{"prompt": long_prompt(i), "chosen": f"{WORDS[i]}: 1\n\n2 ...", "rejected": "No.", "subset": "s"}
+             for i in range(1, 6)]
+    fitting = hh.fit_pairs(pairs, tokenizer, 512, set(), {"s": Counter()})
+    for pair, learned, whole in zip(fitting, hh.sft_rows(fitting, True), hh.sft_rows(fitting, False), strict=True):
+        for side in ("chosen", "rejected"):
+            text = f"{pair['prompt']} {pair[side]}{tokenizer.eos_token}"
+            assert [*pair["prompt_ids"], *pair[f"{side}_ids"]] == tokenizer(text)["input_ids"]
+        assert whole["input_ids"].tolist() == whole["labels"].tolist() == learned["input_ids"].tolist()
+        assert learned["labels"].tolist() == [-100] * len(pair["prompt_ids"]) + list(pair["chosen_ids"])
+    assert hh.texts(fitting) == [pair | {"length": fit["length"]} for pair, fit in zip(pairs, fitting)]
+
+
+def words(pre_tokenizer, *known):
+    """Return a tokenizer of these words, where `pre_tokenizer` cuts them."""
+    known = ("<unk>", "</s>", *known)
+    backend = Backend(WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizer
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+
+
+SHORT = {"prompt": f"\n\nHuman: Yes{hh.PROMPT_END}", "chosen": "Yes", "rejected": "No", "subset": "s"}
+
+
+def test_tokenizer_that_marks_the_beginning_of_a_text():
+    """A reply is not the beginning of a text: where such a mark is put, it stays with the prompt."""
+    tokenizer = words(Metaspace(prepend_scheme="first"), "▁\n\nHuman:", f"▁Yes{hh.PROMPT_END}", f"▁{hh.PROMPT_END}",
+                      "▁Yes", "▁No")
+    (fit,) = hh.fit_pairs([SHORT], tokenizer, 512, set(), {"s": Counter()})
+    assert tokenizer.convert_ids_to_tokens(list(fit["chosen_ids"])) == ["▁Yes", "</s>"]
+    assert [*fit["prompt_ids"], *fit["chosen_ids"]] == tokenizer(f"{SHORT['prompt']} Yes</s>")["input_ids"]
+
+
+def test_tokenizer_with_tokens_over_the_border_is_refused():
+    """Where the last token of a prompt holds the first word of the reply, a model would be asked something else."""
+    tokenizer = words(Split("never", "removed"), *(f"{hh.PROMPT_END}{reply}" for reply in ("", " Yes", " No")))
+    with pytest.raises(ValueError, match="BASE_MODEL: .*over the border"):
+        hh.fit_pairs([SHORT], tokenizer, 512, set(), {"s": Counter()})
 
 
 # ---- malformed lines

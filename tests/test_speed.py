@@ -1,13 +1,13 @@
 """The benchmark of speed at toy size: it runs, and the work is the same whichever way it is done."""
 
-import json
-import statistics
+import subprocess
+import sys
 
 import pytest
 import trl.trainer.utils
 from conftest import ROOT, load
 
-from benchmarks import speed
+from benchmarks import growth, speed
 from demo import build
 
 
@@ -26,11 +26,23 @@ def head(monkeypatch):
     monkeypatch.setattr(trl.trainer.utils, "_use_triton", trl.trainer.utils._use_triton)
 
 
-@pytest.mark.parametrize(("stage", "key"), [("SFT", "loss"), ("DPO", "log p(chosen)")])
-def test_first_step_is_the_same(toys, stage, key):
-    """The study's way and the notebook's give the same loss on the same pairs."""
-    ours, published = (speed.prove_same_loss(stage, way, *toys) for way in ("ours fp32", "published"))
-    assert ours[key] == pytest.approx(published[key], rel=1e-4)
+@pytest.mark.parametrize("stage", ["SFT", "DPO"])
+def test_training_is_the_same_work(toys, stage):
+    """The study's way and the notebook's: the same tokens, and the same loss on them before anything is learned."""
+    ours, published = (speed.measure_training(stage, way, *toys) for way in ("ours fp32", "published"))
+    for name in ("pairs", "tokens", "tokens with a loss"):
+        assert ours[name] == published[name]
+    assert ours["value"] == pytest.approx(published["value"], rel=1e-4)
+    assert (len(ours["seconds"]), ours["pairs"]) == (2, speed.PAIRS)
+
+
+@pytest.mark.parametrize("wrong", [{"value": 10.0}, {"tokens with a loss": 1}])
+def test_other_work_is_refused(wrong):
+    """A way that trains on something else is not compared."""
+    runs = load(ROOT / "benchmarks" / "speed.json")["runs"]
+    runs["DPO"]["ours"][0] |= wrong
+    with pytest.raises(RuntimeError, match="DPO: the work is not the same"):
+        speed.same_work(runs)
 
 
 def test_answers_and_rewards_are_the_same(toys):
@@ -41,19 +53,23 @@ def test_answers_and_rewards_are_the_same(toys):
     assert rewards[0] == pytest.approx(rewards[1], abs=1e-4)
 
 
-def test_two_steps_are_timed(toys):
-    """Of sixteen pairs, eight in a step; only ours takes the notebook's own trainer."""
-    found = speed.measure_training("SFT", "ours", *toys)
-    assert (len(found["seconds"]), found["pairs"]) == (2, speed.PAIRS)
-    assert found["tokens"] > 16 * 20
-
-
-def test_committed_table_follows_from_the_committed_timings():
-    """And these are of full-size models, with the proofs that the work was the same."""
+def test_committed_tables_follow_from_the_committed_timings():
+    """And these are of full-size models, each measured again, with the proofs that the work was the same."""
     record = load(ROOT / "benchmarks" / "speed.json")
     assert not record["toy"]
     assert speed.as_table(record) == (ROOT / "benchmarks" / "speed.md").read_text(encoding="utf-8")
-    assert speed.same_work(record["proofs"], record["runs"]) == record["same work"]
-    assert json.dumps(record).count("seconds") >= 20
-    assert all(statistics.median(run["peak GiB"] for run in runs) > 0 for ways in record["runs"].values()
-               for runs in ways.values())
+    assert speed.same_work(record["runs"]) == record["same work"]
+    assert all(len(runs) >= 2 for ways in record["runs"].values() for runs in ways.values())
+    found = load(ROOT / "benchmarks" / "growth.json")
+    assert not found["toy"]
+    assert growth.as_table(found) == (ROOT / "benchmarks" / "growth.md").read_text(encoding="utf-8")
+
+
+def test_growth_runs_at_toy_size(hub, tmp_path):
+    """A hundredth of the work: all stages at all sizes, in processes of their own."""
+    subprocess.run([sys.executable, "-m", "benchmarks.growth", "--toy", "--out", tmp_path], cwd=ROOT, check=True)
+    runs = load(tmp_path / "growth.json")["runs"]
+    assert [(one["stage"], one["times"]) for one in runs[:4]] == [
+        (stage, times) for times in (1, 4) for stage in ("preparing pairs", "setting up trainers")]
+    assert len(runs) == 12
+    assert all(one["seconds"] > 0 for one in runs)
