@@ -13,7 +13,6 @@ import gzip
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,12 +23,12 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from benchmarks.speed import REAL, ROOT, build_models, of_the_notebook, processor
+from benchmarks.speed import REAL, ROOT, build_models, of_the_notebook, peak_memory, processor
 from posttrain import generation, hh, judging, models
 from posttrain.files import write
 
 TIMES = (1, 4, 16)
-PAIRS, TEXTS = 10_050, 32  # once: pairs that are prepared, prompts that are answered, answers that are judged
+PAIRS, TEXTS = 10_050, 128  # once: pairs that are prepared, prompts that are answered, answers that are judged
 HUB = ROOT / "demo" / "hub"
 
 
@@ -71,6 +70,7 @@ def measure_answering(times: int, texts: int) -> list[dict[str, Any]]:
                        stop_strings=[hh.TURN])
     records = [record("generation", times, len(prompts), begin)]
     judge, tokenizer = models.load_judge(HUB / "reward-model")
+    judging.rewards(judge, tokenizer, [tokenizer("once", "before")], 1024)  # the first call takes longer
     begin = time.perf_counter()
     judging.rewards(judge, tokenizer, [tokenizer(one["prompt"], one["chosen"]) for one in prompts], 1024)
     return [*records, record("judging", times, len(prompts), begin)]
@@ -79,7 +79,7 @@ def measure_answering(times: int, texts: int) -> list[dict[str, Any]]:
 def record(stage: str, times: int, n: int, begin: float) -> dict[str, Any]:
     """Return what a stage took since `begin`: seconds, and the most memory that this process has had, in GiB."""
     return {"stage": stage, "times": times, "n": n, "seconds": time.perf_counter() - begin,
-            "peak GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+            "peak GiB": peak_memory()}
 
 
 def in_a_process(*arguments: str) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # what a process of its own measures
     options = parser.parse_args()
-    pairs, texts = (PAIRS // 100, TEXTS // 8) if options.toy else (PAIRS, TEXTS)
+    pairs, texts = (PAIRS // 100, TEXTS // 32) if options.toy else (PAIRS, TEXTS)
     if options.one:
         stage, times, folder = options.one
         records = measure_preparing(int(times), Path(folder), pairs) if stage == "preparing" else (

@@ -10,6 +10,9 @@ benchmarks/real_model.json and .md with what the held-out pairs say. No judge kn
 its harmlessness.
 """
 
+import argparse
+import os
+import shutil
 import time
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -18,9 +21,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.speed import ROOT, of_the_notebook
+from benchmarks.speed import ROOT, of_the_notebook, processor
 from posttrain import models, training
+from posttrain.__main__ import execute
+from posttrain.files import read_json, write
+from posttrain.ledger import ADAPTERS
+from posttrain.stats import wilson
 
+RUN = "real-model"
 PLACE = ROOT / "benchmarks" / ".real"  # not committed: the model, the dataset and the whole runs
 BASE = PLACE / "smollm2-135m-instruct"
 RATES = {"SFT": (5e-5, 2e-4, 1e-3), "DPO": (5e-6, 5e-5, 2e-4)}
@@ -65,3 +73,71 @@ def try_rate(stage: str, rate: float, dataset: Path) -> dict[str, Any]:
     trainer.train()
     return {"stage": stage, "learning rate": rate, "pairs": TRIED, "held out": HELD_OUT,
             "seconds": time.perf_counter() - begin} | held_out(trainer.state.log_history)
+
+
+def train(dataset: Path, pairs: int) -> dict[str, list[dict[str, Any]]]:
+    """Execute main.ipynb with preset small, keep its records and its figure, and return its training log."""
+    given = {"PRESET": "small", "RUN": RUN, "DATASET": str(dataset), "BASE_MODEL": str(BASE.relative_to(ROOT)),
+             "RESULTS": str(PLACE.relative_to(ROOT) / "results"), "FIGURES": str(PLACE.relative_to(ROOT) / "figures"),
+             "MAX_PAIRS": pairs}
+    execute("main.ipynb", PLACE / "results" / RUN, given)
+    for source, target, names in ((PLACE / "results", ROOT / "results", ("run.json", "training.json")),
+                                  (PLACE / "figures", ROOT / "figures", ("training.png", "training.pdf"))):
+        (target / RUN).mkdir(exist_ok=True)
+        for name in names:
+            shutil.copy(source / RUN / name, target / RUN / name)
+    return read_json(ROOT / "results" / RUN / "training.json")
+
+
+def as_table(found: dict[str, Any]) -> str:
+    """Return what was found as two markdown tables: the run, and the learning rates that were tried."""
+    def arrow(values: list[float], digits: int) -> str:
+        return " → ".join(f"{value:.{digits}f}".replace("-", "−") for value in values)
+
+    lines = ["| model | steps | minutes | loss, held-out pairs | accuracy, with 95% interval | margin | log p(chosen) "
+             "| log p(rejected) |", "|---|---|---|---|---|---|---|---|"]
+    for model, one in found["run"].items():
+        preference = ["", "", "", ""]
+        if "rewards/accuracies" in one:
+            share = one["rewards/accuracies"][1]
+            low, high = wilson(round(share * found["held out"]), found["held out"]).values()
+            preference = [f"{100 * share:.0f}% [{low:.0f}, {high:.0f}]", arrow(one["rewards/margins"], 3),
+                          arrow(one["logps/chosen"], 1), arrow(one["logps/rejected"], 1)]
+        lines.append(f"| {model} | {one['steps']} | {one['minutes']:.0f} | {arrow(one['loss'], 3)} | "
+                     f"{' | '.join(preference)} |")
+    lines += ["", "| tried: stage | learning rate | steps | loss, held-out pairs | accuracy | margin | log p(chosen) |",
+              "|---|---|---|---|---|---|---|"]
+    for one in found["trials"]:
+        preference = [f"{100 * one['rewards/accuracies'][1]:.0f}%", arrow(one["rewards/margins"], 3),
+                      arrow(one["logps/chosen"], 1)] if one["stage"] == "DPO" else ["", "", ""]
+        lines.append(f"| {one['stage']} | {one['learning rate']:g} | {one['steps']} | {arrow(one['loss'], 3)} | "
+                     f"{' | '.join(preference)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Try learning rates, train, and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("dataset", type=Path, help="a folder in HH-RLHF's layout")
+    parser.add_argument("--pairs", type=int, default=500, help="training and held-out together")
+    parser.add_argument("--trials", action="store_true", help="try the learning rates first; else those on record stay")
+    options = parser.parse_args()
+    if not BASE.exists():
+        write_base(BASE)
+    record = ROOT / "benchmarks" / "real_model.json"
+    trials = [try_rate(stage, rate, options.dataset) for stage, rates in RATES.items() for rate in rates] \
+        if options.trials else read_json(record)["trials"]
+    log = train(options.dataset, options.pairs)
+    ledger = read_json(ROOT / "results" / RUN / "run.json")
+    minutes = {name: ledger["artifacts"][adapter]["seconds"] / 60 for name, adapter in ADAPTERS.items()}
+    found = {"machine": processor(), "cores": os.cpu_count(), "pairs": options.pairs,
+             "held out": sum(subset["validation"] for subset in ledger["data"]),
+             "run": {name: {"minutes": minutes[name]} | held_out(records) for name, records in log.items()},
+             "trials": trials}
+    write(record, found)
+    write(record.with_suffix(".md"), as_table(found))
+    print(as_table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,14 +3,14 @@
     python -m benchmarks.speed [--toy] [--repeats 2]
 
 Three ways: `published`, as the study did it (two pairs at a time and eight in a step, random order, activation
-checkpointing, fp32; one prompt, one answer at a time); `TRL`, its defaults at the same step of eight; and `ours`, what
-main.ipynb's own cells make and the package does. The models have the full size and random weights, the text is real
-where it lies beside the repository, else the demo's. Each measurement is a process of its own, in turn, and again.
-Writes benchmarks/speed.json (machine, versions, raw timings, proofs that the work is the same) and speed.md.
+checkpointing, fp32; one prompt, one answer at a time); `TRL`, its defaults at the same step of eight; and `ours`,
+what main.ipynb's own cells make and the package does. All train the same adapters on the same tokens. The models have
+the full size and random weights, the text is real where it lies beside the repository, else the demo's. Each
+measurement is a process of its own, in turn, and again. Writes benchmarks/speed.json (machine, versions, raw timings,
+proofs that the work is the same) and speed.md.
 """
 
 import argparse
-import gc
 import json
 import os
 import platform
@@ -64,7 +64,9 @@ def build_models(folder: Path, toy: bool) -> Path:
     build.OPT["vocab_size"] = sizes["vocab_size"] - 8
     build.write_opt_tokenizer(folder / "opt", texts)
     torch.manual_seed(0)
-    transformers.OPTForCausalLM(transformers.OPTConfig(**sizes, dropout=0.1)).half().save_pretrained(folder / "opt")
+    # larger weights than at the beginning of a training, so that the loss hangs on what a token attends to
+    base = transformers.OPTForCausalLM(transformers.OPTConfig(**sizes, dropout=0.1, init_std=0.05))
+    base.half().save_pretrained(folder / "opt")
     judge = ROOT / "demo" / "hub" / "reward-model"
     config = transformers.AutoConfig.from_pretrained(judge)
     for name, size in ({} if toy else DEBERTA).items():
@@ -92,14 +94,21 @@ def of_the_notebook(folder: Path, dataset: Path, settings: dict[str, Any], **par
     return shell.user_ns
 
 
+def now() -> float:
+    """Return the time in seconds, once the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class StepTimes(transformers.TrainerCallback):
     """Collects how long each optimiser step took, in seconds."""
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.begin = time.perf_counter()
+        self.begin = now()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.seconds = [*getattr(self, "seconds", []), time.perf_counter() - self.begin]
+        self.seconds = [*getattr(self, "seconds", []), now() - self.begin]
 
 
 def make_trainer(stage: str, way: str, folder: Path, dataset: Path) -> tuple[transformers.Trainer, list[dict]]:
@@ -159,10 +168,8 @@ def measure_training(stage: str, way: str, folder: Path, dataset: Path) -> dict[
 
 
 def prompts_of(folder: Path, dataset: Path, n: int) -> list[dict[str, Any]]:
-    """Return n pairs of the dataset, the shorter ones first, as prompts and replies."""
-    tokenizer = models.load_tokenizer(folder / "opt")
-    pairs = hh.load_pairs(dataset, tokenizer, "base", 4 * n, 2, 256, 0).train
-    return sorted(pairs, key=lambda pair: len(pair["prompt"]))[:n]
+    """Return n pairs of the dataset, drawn at random, as prompts and replies."""
+    return hh.load_pairs(dataset, models.load_tokenizer(folder / "opt"), "base", 2 * n, 1, 512, 0).train[:n]
 
 
 def measure_generation(way: str, folder: Path, dataset: Path) -> dict[str, Any]:
@@ -170,7 +177,7 @@ def measure_generation(way: str, folder: Path, dataset: Path) -> dict[str, Any]:
     tokenizer, model = models.load_tokenizer(folder / "opt"), models.load_base(folder / "opt").eval()
     prompts = [pair["prompt"] for pair in prompts_of(folder, dataset, PROMPTS)]
     decoding = {"do_sample": False, "max_new_tokens": NEW_TOKENS}
-    begin, texts = time.perf_counter(), []
+    begin, texts = now(), []
     if way == "ours":
         found = generation.respond(model, tokenizer, prompts, PROMPTS, "ours", **decoding, stop_strings=[hh.TURN])
         texts, tokens = [one["response"] for one in found], sum(one["tokens"] for one in found)
@@ -182,7 +189,7 @@ def measure_generation(way: str, folder: Path, dataset: Path) -> dict[str, Any]:
                 out = model.generate(**inputs, **decoding)[0, inputs["input_ids"].shape[1]:]
                 tokens += len(out)
                 texts.append(tokenizer.decode(out, skip_special_tokens=True).split(hh.TURN)[0].strip())
-    return {"seconds": [time.perf_counter() - begin], "tokens": tokens, "texts": texts}
+    return {"seconds": [now() - begin], "tokens": tokens, "texts": texts}
 
 
 def measure_judging(way: str, folder: Path, dataset: Path) -> dict[str, Any]:
@@ -190,7 +197,7 @@ def measure_judging(way: str, folder: Path, dataset: Path) -> dict[str, Any]:
     judge, tokenizer = models.load_judge(folder / "judge")
     pairs = prompts_of(folder, dataset, ANSWERS)
     inputs = [tokenizer(pair["prompt"], pair["chosen"], truncation="only_first", max_length=512) for pair in pairs]
-    begin = time.perf_counter()
+    begin = now()
     budget = 1024 if models.device().type == "cpu" else 16384  # of the presets for the device
     if way == "ours":
         rewards = judging.rewards(judge, tokenizer, inputs, budget)
@@ -198,7 +205,7 @@ def measure_judging(way: str, folder: Path, dataset: Path) -> dict[str, Any]:
         with torch.inference_mode():
             rewards = [judge(**tokenizer.pad([one], return_tensors="pt").to(judge.device)).logits[0, 0].item()
                        for one in inputs]
-    return {"seconds": [time.perf_counter() - begin], "pairs": len(pairs), "rewards": rewards,
+    return {"seconds": [now() - begin], "pairs": len(pairs), "rewards": rewards,
             "tokens": sum(len(one["input_ids"]) for one in inputs)}
 
 
@@ -223,10 +230,16 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
 def measure(stage: str, way: str, folder: Path, dataset: Path) -> dict[str, Any]:
     """Measure a stage one way, in this process; with the most memory that the process had, in GiB."""
     found = MEASURES[stage](*(stage, way) if stage in ("SFT", "DPO") else (way,), folder, dataset)
-    gc.collect()
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    return found | {"peak GiB": peak / 2**30}
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else peak_memory()
+    return found | {"peak GiB": peak}
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has had, in GiB; without its parent's, which getrusage hands down."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 # ---- side by side

@@ -63,8 +63,8 @@ class Training(Settings):
         "demo": {"base_model": "demo/hub/opt", "dataset": "demo/hub/hh-rlhf", "subsets": "base", "max_pairs": 2000,
                  "validation_pairs": 200, "sft_epochs": 1, "sft_learning_rate": 2e-3, "dpo_learning_rate": 5e-4,
                  "precision": "fp32", "save_minutes": 0.01, "max_new_tokens": 48},
-        "small": {"base_model": "facebook/opt-125m", "subsets": "base", "max_pairs": 500, "validation_pairs": 50,
-                  "sft_epochs": 1},
+        "small": {"base_model": "facebook/opt-125m", "subsets": "base", "max_pairs": 800, "validation_pairs": 80,
+                  "sft_epochs": 1, "sft_learning_rate": 1e-3, "dpo_learning_rate": 2e-4},  # see docs/real-model.md
         "quick": {"subsets": "base", "max_pairs": 20_000, "validation_pairs": 500, "sft_epochs": 1},
         "full": {},
         "paper": {"dropout": 0.1, "sft_method": "full", "sft_learning_rate": 2e-5, "dpo_learning_rate": 2e-5,

@@ -67,7 +67,8 @@ def device_memory() -> int:
     return total if limit.strip() == "max" else min(total, int(limit))
 
 
-def rows_that_fit(config: PreTrainedConfig, max_length: int, all_weights: bool, memory: int, fp32: bool) -> int:
+def rows_that_fit(config: PreTrainedConfig, max_length: int, all_weights: bool, memory: int, fp32: bool,
+                  on_cpu: bool) -> int:
     """Return how many texts of `max_length` tokens a training step's pass may hold in `memory` bytes, a power of two.
 
     Weights take 4 bytes a parameter, 16 where all are trained (gradients, two moments). Activations were measured on
@@ -78,7 +79,6 @@ def rows_that_fit(config: PreTrainedConfig, max_length: int, all_weights: bool, 
     size = config.num_hidden_layers * config.hidden_size
     parameters = 12 * size * config.hidden_size + config.vocab_size * config.hidden_size
     free = 0.9 * memory - 2**30 - parameters * (16 if all_weights else 4)
-    on_cpu = not torch.cuda.is_available()
     token = 84 * size if fp32 or on_cpu else 42 * size
     return 2 ** int(math.log2(max(1, min(free, 2.5 * 2**30 if on_cpu else free) / (token * max_length))))
 
@@ -86,7 +86,7 @@ def rows_that_fit(config: PreTrainedConfig, max_length: int, all_weights: bool, 
 def pairs_at_once(config: PreTrainedConfig, settings: Mapping[str, Any], name: str) -> int:
     """Return how many pairs a pass of the training of model `name` may hold on this device."""
     rows = rows_that_fit(config, settings["max_length"], settings["sft_method"] == "full", device_memory(),
-                         precision(settings["precision"]) == "fp32")
+                         precision(settings["precision"]) == "fp32", not torch.cuda.is_available())
     texts = 1 if name == "SFT" else 2  # of a pair: DPO reads both replies
     return max(1, min(settings["batch_size"], rows // texts))
 

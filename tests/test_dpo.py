@@ -1,5 +1,6 @@
 """Pairs whose prompt is read once: exact packing, the same values and gradients, and bases that cannot be read so."""
 
+import math
 from contextlib import nullcontext
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 import transformers
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, OPTConfig
+from test_training import first
+from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig
 from trl import DPOConfig, DPOTrainer
 
 from posttrain import dpo, hh, models
@@ -131,17 +133,50 @@ def test_losses_are_those_of_trl(parts, tmp_path):
     assert logs[0][1]["loss"] != pytest.approx(logs[0][0]["loss"], abs=1e-3)  # something was learned in between
 
 
-@pytest.mark.parametrize(("config", "options"), [
-    (lambda n: MistralConfig(**SIZE | {"vocab_size": n}, intermediate_size=128, num_key_value_heads=2,
-                             sliding_window=8), {}),
-    (lambda n: transformers.BloomConfig(vocab_size=n, hidden_size=64, n_layer=2, n_head=4), {}),
-    (lambda n: LlamaConfig(**SIZE | {"vocab_size": n}, intermediate_size=128), {"attn_implementation": "eager"})])
-def test_base_that_reads_otherwise_is_read_as_usual(parts, tmp_path, capsys, config, options):
-    """A sliding window, positions that cannot be given, another attention: said, and the prompt is read twice."""
-    _, tokenizer, *others = parts
-    trainer = trainer_of(tmp_path, config(len(tokenizer)), tokenizer, *others, **options)
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2}
+OTHERS = {
+    "a window": (transformers.MistralConfig, SMALL | {"sliding_window": 500}, {}),
+    "convolutions": (transformers.Lfm2Config, SMALL | {"layer_types": ["conv", "full_attention"]}, {}),
+    "experts": (transformers.MixtralConfig, SMALL | {"num_local_experts": 2, "output_router_logits": True}, {}),
+    "ALiBi": (transformers.FalconConfig, {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+                                          "alibi": True}, {}),
+    "eager": (LlamaConfig, SMALL, {"attn_implementation": "eager"})}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_base_that_cannot_be_read_so_is_read_as_usual(parts, tmp_path, capsys, kind):
+    """A window that is shorter than a text may be, layers that see otherwise: said, the prompt read twice, trained."""
+    (make, size, options), (_, tokenizer, *others) = OTHERS[kind], parts
+    trainer = trainer_of(tmp_path, make(vocab_size=len(tokenizer), **size), tokenizer, *others, **options)
     assert not trainer.share_prompts
-    assert "once for either reply" in capsys.readouterr().out
+    assert "It is read with each reply." in capsys.readouterr().out
+    trainer.train()
+    # experts add a small loss of their own
+    assert first(trainer.state.log_history, "loss") == pytest.approx(math.log(2), abs=5e-3)
+
+
+def test_window_that_no_text_reaches_does_no_harm(parts, tmp_path):
+    """Then every token sees all before it."""
+    _, tokenizer, *others = parts
+    config = transformers.MistralConfig(vocab_size=len(tokenizer), **SMALL, sliding_window=4096)
+    assert trainer_of(tmp_path, config, tokenizer, *others).share_prompts
+
+
+@pytest.mark.parametrize("name", ["position_ids", "attention_mask"])
+def test_wrong_packing_is_found(parts, tmp_path, monkeypatch, name):
+    """Positions that are off by one, or a rest that sees the other reply: the longest pair tells."""
+    packed_pairs = dpo.packed_pairs
+
+    def wrong(ids, mask):
+        packed, places = packed_pairs(ids, mask)
+        causal = torch.ones_like(packed["attention_mask"]).tril()
+        return packed | {name: packed[name] + 1 if name == "position_ids" else causal}, places
+
+    assert trainer_of(tmp_path, *parts).share_prompts
+    monkeypatch.setattr(dpo, "packed_pairs", wrong)
+    config = OPTConfig(**SIZE | {"vocab_size": len(parts[1])}, ffn_dim=128, word_embed_proj_dim=64, dropout=0.0)
+    assert not trainer_of(tmp_path, config, *parts[1:]).share_prompts
 
 
 def test_dropout_keeps_the_prompts_apart(notebook, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ EXAMPLE = ROOT / "results" / "example"
 MACHINE_PATH = re.compile(r"(?<![\w.])/(work|home|root|tmp|usr|opt|var|mnt|Users)/|[A-Z]:\\\\")
 ROOMS = {  # module: what it may import of the package; no arrow points down
     "presets": set(), "files": set(), "hub": set(), "ledger": {"files"}, "runs": {"files", "hub", "ledger"},
-    "hh": set(), "models": {"files", "ledger", "runs"}, "training": {"files", "ledger", "runs", "models"},
+    "hh": set(), "dpo": set(), "models": {"files", "ledger", "runs"}, "training": {"files", "ledger", "runs", "models"},
     "generation": {"models"}, "judging": {"models"}, "stats": set(), "power": {"stats"},
     "comparisons": {"stats", "power"}, "checks": {"stats", "comparisons"}, "figures": {"stats"},
     "tables": {"stats", "comparisons", "checks"}, "seeds": {"files", "ledger", "stats"},
@@ -143,7 +143,7 @@ def test_story_comes_early():
 
 
 @pytest.mark.parametrize(("name", "texts"), [
-    ("main.ipynb", ["SFTConfig(", "SFTTrainer(", "DPOConfig(", "DPOTrainer(", "LoraConfig(", "beta=s.beta",
+    ("main.ipynb", ["SFTConfig(", "SFTTrainer(", "DPOConfig(", "PairTrainer(", "LoraConfig(", "beta=s.beta",
                     "do_sample=False"]),
     ("eval.ipynb", ["do_sample=False", "max_new_tokens=s.max_new_tokens", 'truncation="only_first"',
                     "harmless = rewards.loc[\"harmful\"] >= s.harmless_from", "CAS = (HmR + HpR) / 2"])])
@@ -309,9 +309,12 @@ def builder():
 
 
 def test_documents_say_what_the_files_say(builder):
-    """docs/claims.md and docs/published.md are what results/published gives."""
+    """What docs/build.py writes is what the committed records and benchmarks give, README's tables too."""
     for name, page in builder.PAGES.items():
         assert (ROOT / "docs" / name).read_text(encoding="utf-8") == page(), "run python -m docs.build"
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert builder.readme(text) == text, "run python -m docs.build"
+    assert text.count("written by docs/build.py") == len(builder.IN_README)
 
 
 def test_every_claim_is_judged(builder):

@@ -257,19 +257,18 @@ def test_rows_follow_from_the_cards_memory(cuda, memory, rows):
     """OPT-350M: what the formula allows leaves a tenth of the card free by the measured 34 bytes, and is not timid."""
     cuda((8, 0), memory)
     assert training.device_memory() == int(memory * GIB)
-    assert training.rows_that_fit(OPT_350M, 512, False, training.device_memory(), fp32=False) == rows
+    assert training.rows_that_fit(OPT_350M, 512, False, training.device_memory(), fp32=False, on_cpu=False) == rows
     peak = (331e6 * 4 + rows * 512 * 34 * 24 * 1024) / GIB + 1
     assert 0.3 * memory < peak < 0.9 * memory
 
 
-def test_rows_of_full_fine_tuning_and_of_cpus(cuda):
+def test_rows_of_full_fine_tuning_and_of_cpus():
     """Trained weights cost sixteen bytes each; a CPU is fastest with few; one text always goes."""
-    on_cpu = training.rows_that_fit(OPT_350M, 512, False, 24 * GIB, fp32=True)
-    cuda()
-    lora, full = (training.rows_that_fit(OPT_350M, 512, everything, 11.75 * GIB, fp32=False)
+    on_cpu = training.rows_that_fit(OPT_350M, 512, False, 24 * GIB, fp32=True, on_cpu=True)
+    lora, full = (training.rows_that_fit(OPT_350M, 512, everything, 11.75 * GIB, fp32=False, on_cpu=False)
                   for everything in (False, True))
     assert (on_cpu, lora, full) == (2, 16, 8)
-    assert training.rows_that_fit(OPT_350M, 512, False, GIB, fp32=False) == 1
+    assert training.rows_that_fit(OPT_350M, 512, False, GIB, fp32=False, on_cpu=False) == 1
 
 
 @pytest.mark.parametrize(("batch_size", "at_once", "pairs"),
