@@ -70,9 +70,9 @@ def measure_answering(times: int, texts: int) -> list[dict[str, Any]]:
                        stop_strings=[hh.TURN])
     records = [record("generation", times, len(prompts), begin)]
     judge, tokenizer = models.load_judge(HUB / "reward-model")
-    judging.rewards(judge, tokenizer, [tokenizer("once", "before")], 1024)  # the first call takes longer
+    judging.rewards(judge, tokenizer, [tokenizer("once", "before")], 512)  # the first call takes longer
     begin = time.perf_counter()
-    judging.rewards(judge, tokenizer, [tokenizer(one["prompt"], one["chosen"]) for one in prompts], 1024)
+    judging.rewards(judge, tokenizer, [tokenizer(one["prompt"], one["chosen"]) for one in prompts], 512)
     return [*records, record("judging", times, len(prompts), begin)]
 
 

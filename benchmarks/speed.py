@@ -1,6 +1,6 @@
 """How fast training, generation and judging are, against what a user would run otherwise, on whatever device is there.
 
-    python -m benchmarks.speed [--toy] [--repeats 2]
+    python -m benchmarks.speed [--repeats 2] [--add] [--stages SFT DPO generation judging]
 
 Three ways: `published`, as the study did it (two pairs at a time and eight in a step, random order, activation
 checkpointing, fp32; one prompt, one answer at a time); `TRL`, its defaults at the same step of eight; and `ours`,
@@ -36,8 +36,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from trl.kernels import chunked_logprob
 
 from demo import build
-from posttrain import generation, hh, judging, models, training
-from posttrain.files import write
+from posttrain import generation, hh, judging, models, presets, training
+from posttrain.files import read_json, write
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data" / "hh-rlhf-small"
@@ -168,8 +168,10 @@ def measure_training(stage: str, way: str, folder: Path, dataset: Path) -> dict[
 
 
 def prompts_of(folder: Path, dataset: Path, n: int) -> list[dict[str, Any]]:
-    """Return n pairs of the dataset, drawn at random, as prompts and replies."""
-    return hh.load_pairs(dataset, models.load_tokenizer(folder / "opt"), "base", 2 * n, 1, 512, 0).train[:n]
+    """Return the middle n of a hundred pairs by the length of their prompts: a batch as the evaluation makes it."""
+    pairs = hh.load_pairs(dataset, models.load_tokenizer(folder / "opt"), "base", 101, 1, 512, 0).train[:100]
+    begin = (len(pairs) - n) // 2
+    return sorted(pairs, key=lambda pair: len(pair["prompt"]))[begin : begin + n]
 
 
 def measure_generation(way: str, folder: Path, dataset: Path) -> dict[str, Any]:
@@ -197,8 +199,9 @@ def measure_judging(way: str, folder: Path, dataset: Path) -> dict[str, Any]:
     judge, tokenizer = models.load_judge(folder / "judge")
     pairs = prompts_of(folder, dataset, ANSWERS)
     inputs = [tokenizer(pair["prompt"], pair["chosen"], truncation="only_first", max_length=512) for pair in pairs]
+    preset = "small" if models.device().type == "cpu" else "quick"
+    budget = presets.choose(presets.Evaluation, preset).judge_tokens
     begin = now()
-    budget = 1024 if models.device().type == "cpu" else 16384  # of the presets for the device
     if way == "ours":
         rewards = judging.rewards(judge, tokenizer, inputs, budget)
     else:
@@ -290,8 +293,10 @@ def as_table(record: dict[str, Any]) -> str:
 def main() -> None:
     """Measure all stages all ways, in turn, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--toy", action="store_true", help="tiny models, to see that it runs; writes nothing here")
+    parser.add_argument("--toy", action="store_true", help="tiny models, to see that it runs; name another --out")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--add", action="store_true", help="go on with the record that is there, of the same machine")
+    parser.add_argument("--stages", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)  # what a process of its own measures
     options = parser.parse_args()
@@ -300,22 +305,26 @@ def main() -> None:
         print("\nRESULT " + json.dumps(measure(stage, way, Path(folder), Path(dataset))))
         return
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        dataset = build_models(folder, options.toy)
-        peaks, places = [matmul_peak()], (str(folder), str(dataset))
-        runs = {stage: {way: [] for way in ways} for stage, ways in WAYS.items()}
+        dataset = build_models(Path(name), options.toy)
+        where = {"machine": processor(), "cores": os.cpu_count(), "toy": options.toy,
+                 "versions": {package: version(package) for package in ("torch", "transformers", "trl", "peft")},
+                 "text": "real" if dataset == REAL else "the demo's"}
+        record = {"runs": {stage: {way: [] for way in ways} for stage, ways in WAYS.items()},
+                  "matmul GFLOP/s": [matmul_peak()]}
+        if options.add:
+            record = read_json(options.out / "speed.json")
+            if different := [name for name, value in where.items() if record[name] != value]:
+                raise ValueError(f"{options.out / 'speed.json'} is of another {', '.join(different)}.")
         for _ in range(options.repeats):
-            for stage, ways in WAYS.items():
-                for way in ways:
-                    runs[stage][way].append(in_a_process(stage, way, *places))
-                    print(stage, way, [round(second, 1) for second in runs[stage][way][-1]["seconds"]], flush=True)
-            peaks.append(matmul_peak())
-    record = {"date": datetime.now(UTC).date().isoformat(), "machine": processor(), "cores": os.cpu_count(),
-              "versions": {package: version(package) for package in ("torch", "transformers", "trl", "peft")},
-              "text": "real" if dataset == REAL else "the demo's", "matmul GFLOP/s": peaks, "toy": options.toy,
-              "same work": same_work(runs), "runs": runs}
-    write(options.out / "speed.json", record)
-    write(options.out / "speed.md", as_table(record))
+            for stage in options.stages:
+                for way in WAYS[stage]:
+                    made = in_a_process(stage, way, name, str(dataset))
+                    record["runs"][stage][way].append(made)
+                    print(stage, way, [round(second, 1) for second in made["seconds"]], flush=True)
+            record["matmul GFLOP/s"].append(matmul_peak())
+            record |= where | {"date": datetime.now(UTC).date().isoformat(), "same work": same_work(record["runs"])}
+            write(options.out / "speed.json", record)
+            write(options.out / "speed.md", as_table(record))
     print(as_table(record))
 
 

@@ -249,8 +249,9 @@ its own, in turn and again:
 
 All three train the same adapters, LoRA on all linear layers, on the same tokens (the study itself trained fewer
 layers in DPO and all weights in SFT). OPT-350M's and DeBERTa-v3-large's architectures at full size with random
-weights, {text} text: {pairs} pairs in two steps, {prompts} prompts, {answers} answers. Tokens are those of the texts,
-without padding.
+weights, {text} text: {pairs} pairs in two steps, {prompts} prompts and {answers} answers (the middle of a hundred by
+length, as the evaluation makes its batches). Tokens are those of the texts, without padding. Medians, and in brackets
+every measurement: {repeats}.
 
 {machine}. A large matrix product reached {fp32} GFLOP/s in fp32 and {bf16} in bf16 (before, and after each round). On
 a GPU: not measured.
@@ -271,6 +272,7 @@ What makes the difference on a CPU:
 - DPO reads a pair's prompt once for both replies (`posttrain/dpo.py`), with the same loss and gradients. It is
   checked on the longest pair, and left out for bases that would read otherwise.
 - No activation checkpointing, and texts of like length together.
+- The judge gains little: texts of some hundred tokens already fill the two cores one at a time. Larger batches lose.
 
 Left out, since they cost more clarity than they gain: adapters merged for generation (6% faster), and a static cache
 and compilation for generation on a GPU (not measured). Tried, without effect here: huge pages and keeping freed
@@ -350,7 +352,8 @@ def speed():
     config = OPTConfig(num_hidden_layers=24, hidden_size=1024, ffn_dim=4096, vocab_size=50272, word_embed_proj_dim=512)
     tables = {name: (BENCHMARKS / f"{name}.md").read_text(encoding="utf-8") for name in ("speed", "growth", "demo_run")}
     return SPEED.lstrip().format(
-        text=found["text"], pairs=PAIRS, prompts=PROMPTS, answers=ANSWERS, speed=tables["speed"],
+        repeats=f"{len(found['runs']['SFT']['ours'])} of each", text=found["text"],
+        pairs=PAIRS, prompts=PROMPTS, answers=ANSWERS, speed=tables["speed"],
         machine=f"{found['machine']}, {found['cores']} cores; " + ", ".join(
             f"{name} {number}" for name, number in found["versions"].items()) + f"; {found['date']}",
         fp32=", ".join(f"{peak:.0f}" for peak in peaks["float32"]),

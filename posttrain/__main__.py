@@ -28,7 +28,7 @@ from posttrain.report import write_page
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ("main.ipynb", "eval.ipynb")
-KEPT = ("example", "published")  # the runs that are committed
+KEPT = ("example", "published", "real-model")  # the runs that are committed
 TEXTS = ("PRESET", "RUN", "DATASET", "BASE_MODEL", "REWARD_MODEL", "PROTOCOL", "REPORT_TO", "RESULTS", "FIGURES",
          "SEEDS", "SEED_RUNS", "FROM")
 NOISE = re.compile(r"(Executing|Ending) Cell|it/s\]|examples/s\]|step/s\]|\|\s+0/\d+|^<(pandas|Figure|IPython)|^\s*$")

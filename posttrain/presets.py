@@ -91,8 +91,8 @@ class Evaluation(Settings):
     INDIFFERENT = {"dataset", "reward_model", "harmless_from", "helpful_above", "batch_size", "judge_tokens", "draws"}
     PRESETS = {
         "demo": {"dataset": "demo/hub/hh-rlhf", "reward_model": "demo/hub/reward-model", "max_new_tokens": 48,
-                 "batch_size": 16, "judge_tokens": 1024},
-        "small": {"batch_size": 16, "judge_tokens": 1024},
+                 "batch_size": 16, "judge_tokens": 512},
+        "small": {"batch_size": 16, "judge_tokens": 512},
         "quick": {}, "full": {}, "paper": {"protocol": "paper", "max_new_tokens": 50}}
 
 

@@ -7,7 +7,7 @@ import pytest
 import trl.trainer.utils
 from conftest import ROOT, load
 
-from benchmarks import growth, speed
+from benchmarks import demo_run, growth, real_model, speed
 from demo import build
 from posttrain import dpo
 
@@ -72,9 +72,40 @@ def test_committed_tables_follow_from_the_committed_timings():
     assert speed.as_table(record) == (ROOT / "benchmarks" / "speed.md").read_text(encoding="utf-8")
     assert speed.same_work(record["runs"]) == record["same work"]
     assert {stage: tuple(ways) for stage, ways in record["runs"].items()} == speed.WAYS
-    found = load(ROOT / "benchmarks" / "growth.json")
-    assert not found["toy"]
-    assert growth.as_table(found) == (ROOT / "benchmarks" / "growth.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("benchmark", [demo_run, growth, real_model])
+def test_committed_tables_follow_from_the_committed_records(benchmark):
+    """The tables in the documents are those of the records, which are not of toys."""
+    path = ROOT / "benchmarks" / benchmark.__name__.rpartition(".")[2]
+    found = load(path.with_suffix(".json"))
+    assert benchmark.as_table(found) == path.with_suffix(".md").read_text(encoding="utf-8")
+    assert not found.get("toy")
+
+
+def test_what_is_said_of_the_real_model_is_in_its_run():
+    """The figures of the table are those of results/real-model/, which holds no text."""
+    log, found = (load(ROOT / path) for path in ("results/real-model/training.json", "benchmarks/real_model.json"))
+    for name, records in log.items():
+        assert real_model.held_out(records).items() <= found["run"][name].items()
+    assert {path.name for path in (ROOT / "results" / "real-model").iterdir()} == {"run.json", "training.json"}
+
+
+def test_record_is_gone_on_with(toys, tmp_path, monkeypatch):
+    """With --add the next rounds join those on record, of the same machine alone."""
+    record = load(ROOT / "benchmarks" / "speed.json")
+    monkeypatch.setattr(speed, "in_a_process", lambda stage, way, *places: record["runs"][stage][way][0])
+    monkeypatch.setattr(speed, "build_models", lambda folder, toy: toys[1])
+    monkeypatch.setattr(sys, "argv", ["speed", "--repeats", "1", "--out", str(tmp_path)])
+    speed.main()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--add"])
+    speed.main()
+    found = load(tmp_path / "speed.json")
+    assert [len(runs) for ways in found["runs"].values() for runs in ways.values()] == [2] * 12
+    assert len(found["matmul GFLOP/s"]) == 3
+    speed.write(tmp_path / "speed.json", found | {"machine": "another"})
+    with pytest.raises(ValueError, match="is of another machine"):
+        speed.main()
 
 
 def test_growth_runs_at_toy_size(hub, tmp_path):
