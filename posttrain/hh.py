@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from posttrain.tokens import encode, encode_replies
 
 PROMPT_END = "\n\nAssistant:"  # a prompt ends with this marker, and the reply follows
 TURN = "\n\nHuman:"  # a human turn begins with this one
@@ -140,27 +141,6 @@ def cut_prompt(prompt: str, room: int, tokenizer: Tokenizer) -> str | None:
     return prompt[starts[first]:] if first < len(starts) else None
 
 
-def _encode(texts: list[str], tokenizer: Tokenizer, label: str, **options: Any) -> list[array]:
-    """Return the token ids of every text; a thousand at a time, since all at once would hold gigabytes."""
-    parts = tqdm([texts[i : i + 1000] for i in range(0, len(texts), 1000)], desc=f"tokens of {label}", leave=False)
-    return [array("i", ids) for part in parts for ids in tokenizer(part, **options)["input_ids"]]
-
-
-def _encode_replies(replies: list[str], tokenizer: Tokenizer, label: str) -> list[array]:
-    """Return the token ids of replies as they follow a prompt: a space before, EOS after.
-
-    They are read behind the marker that ends every prompt, since some tokenizers mark the beginning of a text. Raises
-    ValueError where a token reaches over the border.
-    """
-    marker = array("i", tokenizer(PROMPT_END, add_special_tokens=False)["input_ids"])
-    texts = [f"{PROMPT_END} {reply}{tokenizer.eos_token}" for reply in replies]
-    found = _encode(texts, tokenizer, label, add_special_tokens=False)
-    if any(ids[: len(marker)] != marker for ids in found):
-        raise ValueError("BASE_MODEL: its tokenizer has tokens that reach over the border between a prompt and its "
-                         "reply, so what the model would learn is not what it is asked. Take another base.")
-    return [ids[len(marker) :] for ids in found]
-
-
 def gather_pairs(folder: Path, subsets: Sequence[str], special_tokens: Sequence[str],
                  unseen: set[str]) -> tuple[list[Pair], dict[str, Counter]]:
     """Return all usable training pairs, each once, and per subset a Counter of what became of its rows.
@@ -191,8 +171,8 @@ def fit_pairs(pairs: list[Pair], tokenizer: Tokenizer, max_length: int, unseen: 
     and the longer reply fit; a pair that cannot fit so, or whose prompt then is in `unseen`, is dropped. The others
     are counted in the report.
     """
-    prompts = _encode([pair["prompt"] for pair in pairs], tokenizer, "prompts")
-    chosen, rejected = (_encode_replies([pair[side] for pair in pairs], tokenizer, f"{side} replies")
+    prompts = encode([pair["prompt"] for pair in pairs], tokenizer, "prompts")
+    chosen, rejected = (encode_replies([pair[side] for pair in pairs], PROMPT_END, tokenizer, f"{side} replies")
                         for side in ("chosen", "rejected"))
     fitting = []
     for pair, *ids in zip(pairs, prompts, chosen, rejected):

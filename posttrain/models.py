@@ -148,7 +148,8 @@ def save_trained(model: PreTrainedModel, folder: Path, base: Path, name: str, co
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         layers = sorted({layer.rsplit(".", 1)[-1] for layer in model.targeted_module_names})  # not block by block
         write(folder / "adapter_config.json", config | {"base_model_name_or_path": name, "revision": commit,
-                                                        "target_modules": layers})
+                                                        "target_modules": layers,
+                                                        "exclude_modules": sorted(config["exclude_modules"] or [])})
         (folder / "README.md").unlink()  # an empty form
         reloaded = PeftModel.from_pretrained(load_base(base, dtype=model.get_base_model().dtype), folder)
     else:

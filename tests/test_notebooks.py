@@ -24,7 +24,8 @@ EXAMPLE = ROOT / "results" / "example"
 MACHINE_PATH = re.compile(r"(?<![\w.])/(work|home|root|tmp|usr|opt|var|mnt|Users)/|[A-Z]:\\\\")
 ROOMS = {  # module: what it may import of the package; no arrow points down
     "presets": set(), "files": set(), "hub": set(), "ledger": {"files"}, "runs": {"files", "hub", "ledger"},
-    "hh": set(), "dpo": set(), "models": {"files", "ledger", "runs"}, "training": {"files", "ledger", "runs", "models"},
+    "tokens": set(), "hh": {"tokens"}, "dpo": set(), "models": {"files", "ledger", "runs"},
+    "training": {"files", "ledger", "runs", "models"},
     "generation": {"models"}, "judging": {"models"}, "stats": set(), "power": {"stats"},
     "comparisons": {"stats", "power"}, "checks": {"stats", "comparisons"}, "figures": {"stats"},
     "tables": {"stats", "comparisons", "checks"}, "seeds": {"files", "ledger", "stats"},
