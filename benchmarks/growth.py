@@ -12,9 +12,6 @@ import argparse
 import gzip
 import json
 import os
-import re
-import subprocess
-import sys
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -23,7 +20,16 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from benchmarks.speed import REAL, ROOT, build_models, of_the_notebook, peak_memory, processor
+from benchmarks.speed import (
+    REAL,
+    ROOT,
+    build_models,
+    in_a_process,
+    notebook_trainer,
+    of_the_notebook,
+    peak_memory,
+    processor,
+)
 from posttrain import generation, hh, judging, models
 from posttrain.files import write
 
@@ -54,9 +60,8 @@ def measure_preparing(times: int, folder: Path, pairs: int) -> list[dict[str, An
     notebook = of_the_notebook(folder, folder / f"data-{times}", {"subsets": "all"}, MAX_PAIRS=10**9)
     records = [record("preparing pairs", times, times * pairs, begin)]
     begin = time.perf_counter()
-    for make in (notebook["sft"], lambda *place: notebook["dpo"](
-            models.load_base(notebook["base"].folder), notebook["lora"], *place)):
-        make(folder / "unfinished", 2)
+    for stage in ("SFT", "DPO"):
+        notebook_trainer(notebook, stage, folder / "unfinished")
     return [*records, record("setting up trainers", times, times * pairs, begin)]
 
 
@@ -80,15 +85,6 @@ def record(stage: str, times: int, n: int, begin: float) -> dict[str, Any]:
     """Return what a stage took since `begin`: seconds, and the most memory that this process has had, in GiB."""
     return {"stage": stage, "times": times, "n": n, "seconds": time.perf_counter() - begin,
             "peak GiB": peak_memory()}
-
-
-def in_a_process(*arguments: str) -> list[dict[str, Any]]:
-    """Measure in a process of its own. Raises RuntimeError, with its last words, where it fails."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.growth", "--one", *arguments], cwd=ROOT, text=True,
-                          capture_output=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(arguments)}:\n{(done.stdout + done.stderr)[-3000:]}")
-    return json.loads(re.findall(r"^RESULT (.*)$", done.stdout, re.MULTILINE)[-1])
 
 
 def as_table(found: dict[str, Any]) -> str:
@@ -121,7 +117,7 @@ def main() -> None:
         build_models(Path(folder), toy=True)
         for stage in ("preparing", "answering"):
             for times in TIMES:
-                runs += in_a_process(stage, str(times), folder, *["--toy"] * options.toy)
+                runs += in_a_process("growth", stage, str(times), folder, *["--toy"] * options.toy)
                 print(*runs[-2:], sep="\n", flush=True)
     found = {"date": datetime.now(UTC).date().isoformat(), "machine": processor(), "cores": os.cpu_count(),
              "text": "real" if REAL.exists() else "the demo's", "toy": options.toy, "runs": runs}

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.speed import ROOT, of_the_notebook, processor
-from posttrain import models, training
+from benchmarks.speed import ROOT, notebook_trainer, of_the_notebook, processor
 from posttrain.__main__ import execute
 from posttrain.files import read_json, write
 from posttrain.ledger import ADAPTERS
 from posttrain.stats import wilson
+from posttrain.tables import VALIDATION
 
 RUN = "real-model"
 PLACE = ROOT / "benchmarks" / ".real"  # not committed: the model, the dataset and the whole runs
@@ -53,20 +53,15 @@ def write_base(folder: Path) -> None:
 def held_out(log: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what a training log says of the held-out pairs before the first step and at the end."""
     first, *_, last = (record for record in log if "eval_loss" in record)
-    return {"steps": last["step"]} | {
-        name.removeprefix("eval_"): [first[name], last[name]] for name in sorted(last)
-        if name in ("eval_loss", "eval_rewards/accuracies", "eval_rewards/margins", "eval_logps/chosen",
-                    "eval_logps/rejected")}
+    return {"steps": last["step"]} | {name.removeprefix("eval_"): [first[name], last[name]]
+                                      for name in sorted(VALIDATION) if name in last}
 
 
 def try_rate(stage: str, rate: float, dataset: Path) -> dict[str, Any]:
     """Return what the held-out pairs say after a short training of SFT or DPO at a learning rate."""
     notebook = of_the_notebook(PLACE, dataset, {f"{stage.lower()}_learning_rate": rate, "validation_pairs": HELD_OUT},
                                MAX_PAIRS=10 * HELD_OUT, BASE_MODEL=str(BASE))
-    s = notebook["s"]
-    at_once = training.pairs_at_once(models.load_config(BASE), s.model_dump(), stage)
-    trainer = notebook["sft"](PLACE / "unfinished", at_once) if stage == "SFT" else notebook["dpo"](
-        models.load_base(BASE, s.dropout, notebook["weights"]), notebook["lora"], PLACE / "unfinished", at_once)
+    trainer = notebook_trainer(notebook, stage, PLACE / "unfinished")
     trainer.train_dataset = trainer.train_dataset.select(range(TRIED))
     trainer.args.eval_strategy, trainer.args.num_train_epochs = "epoch", 1
     begin = time.perf_counter()

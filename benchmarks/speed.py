@@ -111,17 +111,22 @@ class StepTimes(transformers.TrainerCallback):
         self.seconds = [*getattr(self, "seconds", []), now() - self.begin]
 
 
+def notebook_trainer(notebook: dict[str, Any], stage: str, folder: Path) -> transformers.Trainer:
+    """Return the trainer of SFT or DPO that main.ipynb's own function makes, with as many pairs in a pass as it has."""
+    base, s = notebook["base"].folder, notebook["s"]
+    at_once = training.pairs_at_once(models.load_config(base), s.model_dump(), stage)
+    if stage == "SFT":
+        return notebook["sft"](folder, at_once)
+    return notebook["dpo"](models.load_base(base, s.dropout, notebook["weights"]), notebook["lora"], folder, at_once)
+
+
 def make_trainer(stage: str, way: str, folder: Path, dataset: Path) -> tuple[transformers.Trainer, list[dict]]:
     """Return the trainer of a stage, made one of the three ways, and the pairs that it trains on."""
     settings = {"batch_size": STEP, "validation_pairs": 2, "precision": "fp32" if way == "ours fp32" else "auto"}
     notebook = of_the_notebook(folder, dataset, settings, MAX_PAIRS=PAIRS + 2)
     s, out = notebook["s"], folder / "unfinished"
     if way.startswith("ours"):
-        at_once = training.pairs_at_once(models.load_config(notebook["base"].folder), s.model_dump(), stage)
-        if stage == "SFT":
-            return notebook["sft"](out, at_once), notebook["pairs"].train
-        base = models.load_base(notebook["base"].folder, s.dropout, notebook["weights"])
-        return notebook["dpo"](base, notebook["lora"], out, at_once), notebook["pairs"].train
+        return notebook_trainer(notebook, stage, out), notebook["pairs"].train
     trl.trainer.utils._use_triton = chunked_logprob._use_triton  # what the package changes
     options = {"per_device_train_batch_size": STEP, "num_train_epochs": 1, "max_length": s.max_length, "seed": s.seed,
                "use_cpu": not torch.cuda.is_available(), "report_to": "none"}
@@ -247,9 +252,9 @@ def peak_memory() -> float:
 
 # ---- side by side
 
-def in_a_process(*arguments: str) -> dict[str, Any]:
-    """Measure once, in a process of its own. Raises RuntimeError, with its last words, where it fails."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.speed", "--one", *arguments], cwd=ROOT, text=True,
+def in_a_process(benchmark: str, *arguments: str) -> Any:
+    """Return what a benchmark measures in a process of its own. Raises RuntimeError with its last words."""
+    done = subprocess.run([sys.executable, "-m", f"benchmarks.{benchmark}", "--one", *arguments], cwd=ROOT, text=True,
                           capture_output=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments)}:\n{(done.stdout + done.stderr)[-3000:]}")
@@ -318,7 +323,7 @@ def main() -> None:
         for _ in range(options.repeats):
             for stage in options.stages:
                 for way in WAYS[stage]:
-                    made = in_a_process(stage, way, name, str(dataset))
+                    made = in_a_process("speed", stage, way, name, str(dataset))
                     record["runs"][stage][way].append(made)
                     print(stage, way, [round(second, 1) for second in made["seconds"]], flush=True)
             record["matmul GFLOP/s"].append(matmul_peak())

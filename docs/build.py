@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers import OPTConfig
 
 from benchmarks.real_model import HELD_OUT
-from benchmarks.speed import ANSWERS, PAIRS, PROMPTS
+from benchmarks.speed import ANSWERS, OPT, PAIRS, PROMPTS
 from posttrain.tables import interval
 from posttrain.training import rows_that_fit
 
@@ -349,7 +349,6 @@ def speed():
     found, growth, demo, real = (json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
                                  for name in ("speed", "growth", "demo_run", "real_model"))
     peaks = {kind: [peak[kind] for peak in found["matmul GFLOP/s"]] for kind in ("float32", "bfloat16")}
-    config = OPTConfig(num_hidden_layers=24, hidden_size=1024, ffn_dim=4096, vocab_size=50272, word_embed_proj_dim=512)
     tables = {name: (BENCHMARKS / f"{name}.md").read_text(encoding="utf-8") for name in ("speed", "growth", "demo_run")}
     return SPEED.lstrip().format(
         repeats=f"{len(found['runs']['SFT']['ours'])} of each", text=found["text"],
@@ -363,7 +362,7 @@ def speed():
         growth_text="real text again and again" if growth["text"] == "real" else "the demo's again and again",
         real_pairs=real["pairs"], real_minutes=sum(one["minutes"] for one in real["run"].values()),
         growth=tables["growth"], demo=tables["demo_run"], demo_machine=f"{demo['machine']}, {demo['cores']} cores",
-        rows=rows_that_fit(config, 512, False, 12 * 10**9, fp32=False, on_cpu=False))
+        rows=rows_that_fit(OPTConfig(**OPT), 512, False, 12 * 10**9, fp32=False, on_cpu=False))
 
 
 def readme_speed():

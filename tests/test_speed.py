@@ -94,7 +94,7 @@ def test_what_is_said_of_the_real_model_is_in_its_run():
 def test_record_is_gone_on_with(toys, tmp_path, monkeypatch):
     """With --add the next rounds join those on record, of the same machine alone."""
     record = load(ROOT / "benchmarks" / "speed.json")
-    monkeypatch.setattr(speed, "in_a_process", lambda stage, way, *places: record["runs"][stage][way][0])
+    monkeypatch.setattr(speed, "in_a_process", lambda benchmark, stage, way, *places: record["runs"][stage][way][0])
     monkeypatch.setattr(speed, "build_models", lambda folder, toy: toys[1])
     monkeypatch.setattr(sys, "argv", ["speed", "--repeats", "1", "--out", str(tmp_path)])
     speed.main()
