@@ -69,6 +69,12 @@ def read_completion(tokens: list[int], tokenizer: PreTrainedTokenizerBase, stop:
             "finish": "turn" if turned else "eos" if ended else "length", "tokens": len(tokens)}
 
 
+def batches_of_like_length(texts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Return lists of at most `size` indices, those of short texts first."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
 @torch.inference_mode()
 def respond(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], batch_size: int,
             label: str = "responses", **decoding: Any) -> list[dict[str, Any]]:
@@ -76,33 +82,34 @@ def respond(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts:
 
     Left-padded batches of prompts of like length; `decoding` is what `generate` is told.
     """
+    ids = tokenizer(list(prompts))["input_ids"]
+
     def complete(batch: Sequence[int]) -> list[dict[str, Any]]:
-        inputs = tokenizer([prompts[i] for i in batch], padding=True, padding_side="left", return_tensors="pt")
+        inputs = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, padding_side="left", return_tensors="pt")
         output = model.generate(**inputs.to(model.device), tokenizer=tokenizer, pad_token_id=tokenizer.pad_token_id,
                                 **decoding)
         stop = (decoding.get("stop_strings") or [None])[0]
-        return [read_completion(ids, tokenizer, stop) for ids in output[:, inputs["input_ids"].shape[1] :].tolist()]
+        return [read_completion(new, tokenizer, stop) for new in output[:, inputs["input_ids"].shape[1] :].tolist()]
 
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    return in_batches(complete, [order[i : i + batch_size] for i in range(0, len(order), batch_size)], label)
+    return in_batches(complete, batches_of_like_length(ids, batch_size), label)
 
 
 @torch.inference_mode()
 def mean_log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str],
                            responses: Sequence[str], batch_size: int) -> list[float]:
     """Return the mean log-probability (nats) of every response's tokens after its prompt; 0 of an empty response."""
-    def measure(batch: Sequence[int]) -> list[float]:
-        texts = [prompts[i] + responses[i] for i in batch]
-        inputs = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt").to(model.device)
-        counts = [len(tokenizer(text)["input_ids"]) - len(tokenizer(prompts[i])["input_ids"])
-                  for i, text in zip(batch, texts)]
-        logits = model(**inputs, logits_to_keep=max(counts) + 1).logits[:, :-1]  # of the last tokens alone: memory
-        tokens = inputs["input_ids"][:, inputs["input_ids"].shape[1] - max(counts) :]
-        values = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        return [row[len(row) - n :].mean().item() if n else 0.0 for n, row in zip(counts, values)]
+    texts = tokenizer([prompt + response for prompt, response in zip(prompts, responses)])["input_ids"]
+    counts = [len(ids) - len(before) for ids, before in zip(texts, tokenizer(list(prompts))["input_ids"])]
 
-    parts = [range(i, min(i + batch_size, len(prompts))) for i in range(0, len(prompts), batch_size)]
-    return in_batches(measure, parts, "log-probabilities")
+    def measure(batch: Sequence[int]) -> list[float]:
+        inputs = tokenizer.pad({"input_ids": [texts[i] for i in batch]}, padding_side="left", return_tensors="pt")
+        inputs, last = inputs.to(model.device), max(counts[i] for i in batch)
+        logits = model(**inputs, logits_to_keep=last + 1).logits[:, :-1]  # of the last tokens alone: memory
+        tokens = inputs["input_ids"][:, inputs["input_ids"].shape[1] - last :]
+        values = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        return [row[last - counts[i] :].mean().item() if counts[i] else 0.0 for i, row in zip(batch, values)]
+
+    return in_batches(measure, batches_of_like_length(texts, batch_size), "log-probabilities")
 
 
 def answers(loaded: Mapping[str, PreTrainedModel], name: str, tokenizer: PreTrainedTokenizerBase,
@@ -118,7 +125,7 @@ def answers(loaded: Mapping[str, PreTrainedModel], name: str, tokenizer: PreTrai
     said = [plain(f" {one['response']}" * bool(one["response"]), tokenizer)
             + tokenizer.eos_token * (one["finish"] == "eos") for one in done]
     log_p = {}
-    for other in (name, "Base"):
+    for other in {name, "Base"}:
         with switched_to(loaded[other], other):
             log_p[other] = mean_log_probabilities(loaded[other], tokenizer, texts, said, batch_size)
     return [{"id": prompt["id"], "model": name} | one | {"log_ratio": own - base}
