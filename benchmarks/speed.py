@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from trl.kernels import chunked_logprob
 from demo import build
 from posttrain import generation, hh, judging, models, presets, training
 from posttrain.files import read_json, write
+from posttrain.runs import process_peak
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data" / "hh-rlhf-small"
@@ -245,16 +245,8 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
 def measure(stage: str, way: str, folder: Path, dataset: Path) -> dict[str, Any]:
     """Measure a stage one way, in this process; with the most memory that the process had, in GiB."""
     found = MEASURES[stage](*(stage, way) if stage in ("SFT", "DPO") else (way,), folder, dataset)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else peak_memory()
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else process_peak()
     return found | {"peak GiB": peak}
-
-
-def peak_memory() -> float:
-    """Return the most memory that this process has had, in GiB; without its parent's, which getrusage hands down."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 # ---- side by side

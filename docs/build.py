@@ -249,9 +249,9 @@ its own, in turn and again:
 
 All three train the same adapters, LoRA on all linear layers, on the same tokens (the study itself trained fewer
 layers in DPO and all weights in SFT). OPT-350M's and DeBERTa-v3-large's architectures at full size with random
-weights, {text} text: {pairs} pairs in two steps, {prompts} prompts and {answers} answers (the middle of a hundred by
-length, as the evaluation makes its batches). Tokens are those of the texts, without padding. Medians, and in brackets
-every measurement: {repeats}.
+weights, {text} text: {pairs} pairs in two steps, {prompts} prompts, once a first one was answered, and {answers}
+answers (the middle of a hundred by length, as the evaluation makes its batches). Tokens are those of the texts, without
+padding. Medians, and in brackets every measurement: {repeats}.
 
 {machine}. A large matrix product reached {fp32} GFLOP/s in fp32 and {bf16} in bf16 (before, and after each round). On
 a GPU: not measured.

@@ -269,8 +269,16 @@ def peak_memory() -> str:
     """Return the most memory that was used at once: on the GPU, or by this process where there is none."""
     if torch.cuda.is_available():
         return f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    return f"peak memory {process_peak():.1f} GiB"
+
+
+def process_peak() -> float:
+    """Return the most memory that this process has had, in GiB."""
+    status = Path("/proc/self/status")
+    if found := status.exists() and re.search(r"VmHWM:\s*(\d+) kB", status.read_text()):
+        return int(found[1]) / 2**20  # on Linux getrusage may hand down the peak of the process that started this one
     unit = 2**30 if sys.platform == "darwin" else 2**20  # ru_maxrss counts bytes there, KiB elsewhere
-    return f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.1f} GiB"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _other(where: Path, what: str, then: Any, now: Any) -> ValueError:

@@ -66,12 +66,13 @@ def test_answers_and_rewards_are_the_same(toys):
 
 
 def test_committed_tables_follow_from_the_committed_timings():
-    """And these are of full-size models, with the proofs that the work was the same."""
+    """And these are of full-size models, each measured again, with the proofs that the work was the same."""
     record = load(ROOT / "benchmarks" / "speed.json")
     assert not record["toy"]
     assert speed.as_table(record) == (ROOT / "benchmarks" / "speed.md").read_text(encoding="utf-8")
     assert speed.same_work(record["runs"]) == record["same work"]
     assert {stage: tuple(ways) for stage, ways in record["runs"].items()} == speed.WAYS
+    assert min(len(runs) for ways in record["runs"].values() for runs in ways.values()) > 1
 
 
 @pytest.mark.parametrize("benchmark", [demo_run, growth, real_model])
@@ -89,6 +90,18 @@ def test_what_is_said_of_the_real_model_is_in_its_run():
     for name, records in log.items():
         assert real_model.held_out(records).items() <= found["run"][name].items()
     assert {path.name for path in (ROOT / "results" / "real-model").iterdir()} == {"run.json", "training.json"}
+
+
+def test_models_are_asked_about_the_test_pairs(hub, copied_run, monkeypatch):
+    """With the run's own adapters: the demo's prefer the chosen reply in most pairs they were not trained on."""
+    for name, value in {"PLACE": copied_run.folder, "BASE": hub / "opt", "RUN": "demo"}.items():
+        monkeypatch.setattr(real_model, name, value)
+    found = real_model.on_test_pairs(hub / "hh-rlhf")
+    held_out = {name: real_model.held_out(log) for name, log in load(copied_run.run / "training.json").items()}
+    for name, one in found.items():
+        assert one["pairs"] > 100
+        assert one["loss"] == pytest.approx(held_out[name]["loss"][1], abs=0.1)
+        assert one["rewards/accuracies"] == pytest.approx(held_out[name]["rewards/accuracies"][1], abs=0.1)
 
 
 def test_record_is_gone_on_with(toys, tmp_path, monkeypatch):
