@@ -41,7 +41,7 @@ from posttrain.runs import process_peak
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data" / "hh-rlhf-small"
-PAIRS, STEP = 16, 8  # pairs that are trained on, in two steps
+PAIRS, STEP = {"SFT": 48, "DPO": 16}, 8  # that are trained on, and in a step of it
 PROMPTS, NEW_TOKENS, ANSWERS = 16, 50, 24
 WAYS = {"SFT": ("published", "TRL", "ours", "ours fp32"), "DPO": ("published", "TRL", "ours", "ours fp32"),
         "generation": ("published", "ours"), "judging": ("published", "ours")}
@@ -123,7 +123,7 @@ def notebook_trainer(notebook: dict[str, Any], stage: str, folder: Path) -> tran
 def make_trainer(stage: str, way: str, folder: Path, dataset: Path) -> tuple[transformers.Trainer, list[dict]]:
     """Return the trainer of a stage, made one of the three ways, and the pairs that it trains on."""
     settings = {"batch_size": STEP, "validation_pairs": 2, "precision": "fp32" if way == "ours fp32" else "auto"}
-    notebook = of_the_notebook(folder, dataset, settings, MAX_PAIRS=PAIRS + 2)
+    notebook = of_the_notebook(folder, dataset, settings, MAX_PAIRS=PAIRS[stage] + 2)
     s, out = notebook["s"], folder / "unfinished"
     if way.startswith("ours"):
         return notebook_trainer(notebook, stage, out), notebook["pairs"].train
@@ -147,13 +147,13 @@ def measure_training(stage: str, way: str, folder: Path, dataset: Path) -> dict[
     """Return the seconds of each step of a stage, the tokens of its texts, and what proves that the work is the same.
 
     That is the number of tokens with a loss, and the mean over them (SFT) or over pairs (DPO, log p of the chosen
-    replies): the first step's learning rate is zero, or too small to matter.
+    replies). With a learning rate of zero it does not hang on the order of the pairs.
     """
     trainer, pairs = make_trainer(stage, way, folder, dataset)
     timer, labels, collate = StepTimes(), [], trainer.data_collator
     trainer.add_callback(timer)
-    trainer.train_dataset, pairs = trainer.train_dataset.select(range(PAIRS)), pairs[:PAIRS]
-    trainer.args.eval_on_start, trainer.args.logging_steps = False, 1
+    trainer.train_dataset, pairs = trainer.train_dataset.select(range(PAIRS[stage])), pairs[: PAIRS[stage]]
+    trainer.args.eval_on_start, trainer.args.logging_steps, trainer.args.learning_rate = False, 1, 0.0
 
     def counting(examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = collate(examples)

@@ -249,17 +249,17 @@ its own, in turn and again:
 
 All three train the same adapters, LoRA on all linear layers, on the same tokens (the study itself trained fewer
 layers in DPO and all weights in SFT). OPT-350M's and DeBERTa-v3-large's architectures at full size with random
-weights, {text} text: {pairs} pairs in two steps, {prompts} prompts, once a first one was answered, and {answers}
-answers (the middle of a hundred by length, as the evaluation makes its batches). Tokens are those of the texts, without
-padding. Medians, and in brackets every measurement: {repeats}.
+weights, {text} text: {sft} pairs in SFT and {dpo} in DPO, eight in a step, {prompts} prompts, once a first one was
+answered, and {answers} answers (the middle of a hundred by length, as the evaluation makes its batches). Tokens are
+those of the texts, without padding. Medians, and in brackets every measurement: {repeats}.
 
 {machine}. A large matrix product reached {fp32} GFLOP/s in fp32 and {bf16} in bf16 (before, and after each round). On
 a GPU: not measured.
 
 {speed}
 SFT of OPT-350M costs about 1.3 GFLOP a token with LoRA, so ours computes at {used:.0f}% of the matrix product's peak
-in bf16 and {used_fp32:.0f}% in fp32 (the best of the peaks above). Both steps of a training count, and the first is
-slow, since its memory is fresh: ours in bf16 read the sixteen pairs of SFT again and again in one process in 18.6,
+in bf16 and {used_fp32:.0f}% in fp32 (the best of the peaks above). Every step counts, and the first passes are
+slow, since their memory is fresh: the same sixteen pairs, read again and again in one process in bf16, took 18.6,
 14.7, 16.0, 16.0, 14.3, 13.0, 13.0 and 13.4 s. So a long training gains somewhat more than the table says.
 
 The work is the same, or the script stops: as many tokens with a loss; the loss (SFT) and log p of the chosen replies
@@ -356,7 +356,7 @@ def speed():
     tables = {name: (BENCHMARKS / f"{name}.md").read_text(encoding="utf-8") for name in ("speed", "growth", "demo_run")}
     return SPEED.lstrip().format(
         repeats=f"{len(found['runs']['SFT']['ours'])} of each", text=found["text"],
-        pairs=PAIRS, prompts=PROMPTS, answers=ANSWERS, speed=tables["speed"],
+        sft=PAIRS["SFT"], dpo=PAIRS["DPO"], prompts=PROMPTS, answers=ANSWERS, speed=tables["speed"],
         machine=f"{found['machine']}, {found['cores']} cores; " + ", ".join(
             f"{name} {number}" for name, number in found["versions"].items()) + f"; {found['date']}",
         fp32=", ".join(f"{peak:.0f}" for peak in peaks["float32"]),
