@@ -62,12 +62,13 @@ def measure_answering(times: int, texts: int) -> list[dict[str, Any]]:
     tokenizer = AutoTokenizer.from_pretrained(HUB / "opt")
     prompts = hh.draw_prompts(HUB / "hh-rlhf", "default", texts // 8, tokenizer, 256, 0) * 4 * times
     loaded = {"Base": models.load_base(HUB / "opt").eval()}
+    decoding = {"do_sample": False, "max_new_tokens": 48, "stop_strings": [hh.TURN]}
+    generation.answers(loaded, "Base", tokenizer, prompts[:1], 16, **decoding)  # the first call takes longer
     begin = time.perf_counter()
-    generation.answers(loaded, "Base", tokenizer, prompts, 16, do_sample=False, max_new_tokens=48,
-                       stop_strings=[hh.TURN])
+    generation.answers(loaded, "Base", tokenizer, prompts, 16, **decoding)
     records = [record("generation", times, len(prompts), begin)]
     judge, tokenizer = models.load_judge(HUB / "reward-model")
-    judging.rewards(judge, tokenizer, [tokenizer("once", "before")], 512)  # the first call takes longer
+    judging.rewards(judge, tokenizer, [tokenizer("once", "before")], 512)  # here too
     begin = time.perf_counter()
     judging.rewards(judge, tokenizer, [tokenizer(one["prompt"], one["chosen"]) for one in prompts], 512)
     return [*records, record("judging", times, len(prompts), begin)]

@@ -199,7 +199,7 @@ def measure_generation(way: str, folder: Path, dataset: Path) -> dict[str, Any]:
         return generation.respond(model, tokenizer, prompts, PROMPTS, "ours", **decoding, stop_strings=[hh.TURN])
 
     respond = ours if way == "ours" else published
-    respond(prompts[:1])  # the first makes what hundreds more use, such as where in its tokens a stop string may be
+    respond(prompts[:1])  # not counted, either way
     begin = now()
     found = respond(prompts)
     return {"seconds": [now() - begin], "tokens": sum(one["tokens"] for one in found),

@@ -258,9 +258,7 @@ a GPU: not measured.
 
 {speed}
 SFT of OPT-350M costs about 1.3 GFLOP a token with LoRA, so ours computes at {used:.0f}% of the matrix product's peak
-in bf16 and {used_fp32:.0f}% in fp32 (the best of the peaks above). Every step counts, and the first passes are
-slow, since their memory is fresh: the same sixteen pairs, read again and again in one process in bf16, took 18.6,
-14.7, 16.0, 16.0, 14.3, 13.0, 13.0 and 13.4 s. So a long training gains somewhat more than the table says.
+in bf16 and {used_fp32:.0f}% in fp32 (the best of the peaks above). Every step counts, the first ones too.
 
 The work is the same, or the script stops: as many tokens with a loss; the loss (SFT) and log p of the chosen replies
 (DPO) before anything is learned, within 1%; the same greedy texts; rewards within 1e-4.
