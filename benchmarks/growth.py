@@ -1,17 +1,18 @@
 """How time and memory grow: preparing data, setting up trainers, generation and judging at 1, 4 and 16 times the work.
 
-    python -m benchmarks.growth [--toy] [--out folder]
+    python -m benchmarks.growth [--repeats 3] [--toy] [--out folder]
 
 The largest dataset has as many pairs as HH-RLHF. Where the real text lies beside the repository it is taken again and
 again, each time with another number in its first turn, so that every pair is a pair of its own; else the demo's is.
 Preparing and setting up are what main.ipynb's own cells do. Generation and judging work with the demo's models. Each
-measurement is a process of its own. Writes benchmarks/growth.json and growth.md.
+measurement is a process of its own, in turn, and again. Writes benchmarks/growth.json and growth.md.
 """
 
 import argparse
 import gzip
 import json
 import os
+import statistics
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from posttrain.files import write
 from posttrain.runs import process_peak
 
 TIMES = (1, 4, 16)
-PAIRS, TEXTS = 10_050, 512  # once: pairs that are prepared, prompts that are answered, answers that are judged
+PAIRS, TEXTS = 10_050, 512  # once: pairs that are prepared, prompts that are answered, four answers to each judged
 HUB = ROOT / "demo" / "hub"
 
 
@@ -47,7 +48,8 @@ def write_dataset(folder: Path, pairs: int) -> None:
 
 def measure_preparing(times: int, folder: Path, pairs: int) -> list[dict[str, Any]]:
     """Return the records of preparing so many times the pairs, and of making the trainers of SFT and DPO."""
-    write_dataset(folder / f"data-{times}", times * pairs)
+    if not (folder / f"data-{times}").exists():
+        write_dataset(folder / f"data-{times}", times * pairs)
     begin = time.perf_counter()
     notebook = of_the_notebook(folder, folder / f"data-{times}", {"subsets": "all"}, MAX_PAIRS=10**9)
     records = [record("preparing pairs", times, times * pairs, begin)]
@@ -70,8 +72,8 @@ def measure_answering(times: int, texts: int) -> list[dict[str, Any]]:
     judge, tokenizer = models.load_judge(HUB / "reward-model")
     judging.rewards(judge, tokenizer, [tokenizer("once", "before")], 512)  # here too
     begin = time.perf_counter()
-    judging.rewards(judge, tokenizer, [tokenizer(one["prompt"], one["chosen"]) for one in prompts], 512)
-    return [*records, record("judging", times, len(prompts), begin)]
+    judging.rewards(judge, tokenizer, [tokenizer(one["prompt"], one["chosen"]) for one in 4 * prompts], 512)
+    return [*records, record("judging", times, 4 * len(prompts), begin)]
 
 
 def record(stage: str, times: int, n: int, begin: float) -> dict[str, Any]:
@@ -82,18 +84,24 @@ def record(stage: str, times: int, n: int, begin: float) -> dict[str, Any]:
 
 def as_table(found: dict[str, Any]) -> str:
     """Return the measurements as a markdown table."""
-    lines = ["| stage | work | seconds | times the seconds of the least work, per unit of work | peak GiB |",
+    lines = ["| stage | work | seconds, median (all) | of a unit, times the least work's | peak GiB |",
              "|---|---|---|---|---|"]
-    least = {one["stage"]: one for one in reversed(found["runs"])}
-    for one in sorted(found["runs"], key=lambda one: list(least)[::-1].index(one["stage"])):
-        growth = one["seconds"] / one["n"] / (least[one["stage"]]["seconds"] / least[one["stage"]]["n"])
-        lines.append(f"| {one['stage']} | {one['n']:,} | {one['seconds']:.1f} | {growth:.2f} | {one['peak GiB']:.2f} |")
+    for stage in dict.fromkeys(one["stage"] for one in found["runs"]):
+        of_a_unit = []
+        for times in TIMES:
+            runs = [one for one in found["runs"] if (one["stage"], one["times"]) == (stage, times)]
+            seconds = [one["seconds"] for one in runs]
+            of_a_unit.append(statistics.median(seconds) / times)
+            lines.append(f"| {stage} | {runs[0]['n']:,} | {statistics.median(seconds):.1f} "
+                         f"({', '.join(f'{one:.1f}' for one in seconds)}) | {of_a_unit[-1] / of_a_unit[0]:.2f} | "
+                         f"{max(one['peak GiB'] for one in runs):.2f} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Measure all stages at all sizes, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--toy", action="store_true", help="a hundredth of the work, to see that it runs")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # what a process of its own measures
@@ -108,10 +116,11 @@ def main() -> None:
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         build_models(Path(folder), toy=True)
-        for stage in ("preparing", "answering"):
-            for times in TIMES:
-                runs += in_a_process("growth", stage, str(times), folder, *["--toy"] * options.toy)
-                print(*runs[-2:], sep="\n", flush=True)
+        for _ in range(options.repeats):
+            for stage in ("preparing", "answering"):
+                for times in TIMES:
+                    runs += in_a_process("growth", stage, str(times), folder, *["--toy"] * options.toy)
+                    print(*runs[-2:], sep="\n", flush=True)
     found = {"date": datetime.now(UTC).date().isoformat(), "machine": processor(), "cores": os.cpu_count(),
              "text": "real" if REAL.exists() else "the demo's", "toy": options.toy, "runs": runs}
     write(options.out / "growth.json", found)

@@ -123,9 +123,20 @@ def test_record_is_gone_on_with(toys, tmp_path, monkeypatch):
 
 def test_growth_runs_at_toy_size(hub, tmp_path):
     """A hundredth of the work: all stages at all sizes, in processes of their own."""
-    subprocess.run([sys.executable, "-m", "benchmarks.growth", "--toy", "--out", tmp_path], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "benchmarks.growth", "--toy", "--repeats", "1", "--out", tmp_path], cwd=ROOT,
+                   check=True)
     runs = load(tmp_path / "growth.json")["runs"]
     assert [(one["stage"], one["times"]) for one in runs[:4]] == [
         (stage, times) for times in (1, 4) for stage in ("preparing pairs", "setting up trainers")]
     assert len(runs) == 12
     assert all(one["seconds"] > 0 for one in runs)
+
+
+def test_growth_is_of_the_medians():
+    """Of all rounds, per unit of work; the peak is the highest."""
+    runs = [{"stage": "judging", "times": times, "n": 10 * times, "seconds": times * seconds, "peak GiB": seconds}
+            for seconds in (1, 2, 9) for times in growth.TIMES]
+    runs += [{**one, "seconds": one["seconds"] * one["times"] ** 0.5, "stage": "generation"} for one in runs]
+    table = growth.as_table({"runs": runs}).splitlines()
+    assert table[3] == "| judging | 40 | 8.0 (4.0, 8.0, 36.0) | 1.00 | 9.00 |"
+    assert table[7] == "| generation | 160 | 128.0 (64.0, 128.0, 576.0) | 4.00 | 9.00 |"
