@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import trl.trainer.utils
 from conftest import ROOT, load
 
@@ -33,34 +34,67 @@ def test_training_is_the_same_work(toys, stage):
     ours, published = (speed.measure_training(stage, way, *toys) for way in ("ours fp32", "published"))
     for name in ("pairs", "tokens", "tokens with a loss"):
         assert ours[name] == published[name]
-    assert ours["value"] == pytest.approx(published["value"], rel=1e-4)
+    assert ours["values"] == pytest.approx(published["values"], rel=speed.ROUNDING["fp32"])
     assert (len(ours["seconds"]) * speed.STEP, ours["pairs"]) == (speed.PAIRS[stage], speed.PAIRS[stage])
 
 
-@pytest.mark.parametrize(("name", "factor"), [("value", 1.02), ("tokens with a loss", 0.5), ("tokens", 2)])
-def test_other_work_is_refused(name, factor):
-    """A way that trains on something else is not compared."""
-    runs = load(ROOT / "benchmarks" / "speed.json")["runs"]
+DIFFERENT = [  # stage, and what one of its measurements has otherwise
+    ("SFT", {"pairs": 8}), ("SFT", {"tokens": 1}), ("DPO", {"tokens with a loss": 1}), ("DPO", {"trained weights": 1}),
+    ("SFT", {"values": {"loss": 12.9}}), ("DPO", {"values": {"log p(chosen)": -300.0, "log p(rejected)": -298.0}}),
+    ("generation", {"texts": ["one", "two", "other"]}), ("judging", {"rewards": [0.5, -1.0002]})]
+
+
+@pytest.fixture
+def runs():
+    """What two rounds of the same work give, of every stage and way."""
+    same = {"pairs": 16, "tokens": 4000, "tokens with a loss": 900, "trained weights": 5000}
+    found = {"SFT": same | {"values": {"loss": 12.8}}, "generation": {"texts": ["one", "two", "three"]},
+             "DPO": same | {"values": {"log p(chosen)": -300.0, "log p(rejected)": -299.0}},
+             "judging": {"rewards": [0.5, -1.0]}}
+    return {stage: {way: [found[stage], found[stage]] for way in ways} for stage, ways in speed.WAYS.items()}
+
+
+@pytest.mark.parametrize("at", [("published", 0), ("published", 1), ("ours", 1)])
+@pytest.mark.parametrize(("stage", "other"), DIFFERENT)
+def test_other_work_is_refused(runs, stage, other, at):
+    """A way, or a round, that did something else is not compared."""
     speed.same_work(runs)
-    runs["DPO"]["ours"][0][name] *= factor
-    with pytest.raises(RuntimeError, match="DPO: the work is not the same"):
+    way, i = at
+    runs[stage][way][i] = runs[stage][way][i] | other
+    with pytest.raises(RuntimeError, match=f"The work is not the same: {stage}"):
         speed.same_work(runs)
 
 
-def test_wrong_reading_changes_the_value(toys, monkeypatch):
-    """The proof can fail: with replies at other positions the log-probabilities differ."""
+@pytest.mark.parametrize("texts", [["one", "", "two"], ["one", "one", "one"]])
+def test_texts_that_prove_nothing_are_refused(runs, texts):
+    """Empty ones, and one text for every prompt, are alike whatever the models read."""
+    runs["generation"] = {way: [{"texts": texts}] * 2 for way in runs["generation"]}
+    with pytest.raises(RuntimeError, match="generation, texts"):
+        speed.same_work(runs)
+
+
+def test_wrong_reading_changes_the_values(toys, runs, monkeypatch):
+    """The proof can fail: where a rejected reply sees the chosen one too, its log-probability differs."""
     packed_pairs = dpo.packed_pairs
-    right = speed.measure_training("DPO", "ours fp32", *toys)["value"]
+    right = speed.measure_training("DPO", "ours fp32", *toys)
     monkeypatch.setattr(dpo.PairTrainer, "_values_are_the_same", lambda trainer: True)
     monkeypatch.setattr(dpo, "packed_pairs", lambda ids, mask: (
-        (found := packed_pairs(ids, mask))[0] | {"position_ids": found[0]["position_ids"] * 0}, found[1]))
-    assert speed.measure_training("DPO", "ours fp32", *toys)["value"] != pytest.approx(right, rel=1e-3)
+        (found := packed_pairs(ids, mask))[0] | {"attention_mask": torch.ones_like(found[0]["attention_mask"]).tril()},
+        found[1]))
+    wrong = speed.measure_training("DPO", "ours fp32", *toys)
+    runs["DPO"] = {way: [right] for way in runs["DPO"]}
+    speed.same_work(runs)
+    runs["DPO"]["ours fp32"] = [wrong]
+    with pytest.raises(RuntimeError, match=r"DPO, log p\(rejected\) in fp32"):
+        speed.same_work(runs)
 
 
 def test_answers_and_rewards_are_the_same(toys):
     """Many at a time or one: the same texts, and rewards within rounding."""
     texts = [speed.measure_generation(way, *toys)["texts"] for way in ("ours", "published")]
     assert texts[0] == texts[1]
+    assert all(texts[0])
+    assert len(set(texts[0])) > 1
     rewards = [speed.measure_judging(way, *toys)["rewards"] for way in ("ours", "published")]
     assert rewards[0] == pytest.approx(rewards[1], abs=1e-4)
 
@@ -104,21 +138,26 @@ def test_models_are_asked_about_the_test_pairs(hub, copied_run, monkeypatch):
         assert one["rewards/accuracies"] == pytest.approx(held_out[name]["rewards/accuracies"][1], abs=0.1)
 
 
-def test_record_is_gone_on_with(toys, tmp_path, monkeypatch):
-    """With --add the next rounds join those on record, of the same machine alone."""
-    record = load(ROOT / "benchmarks" / "speed.json")
-    monkeypatch.setattr(speed, "in_a_process", lambda benchmark, stage, way, *places: record["runs"][stage][way][0])
+def test_a_round_of_other_work_ends_the_benchmark(toys, tmp_path, monkeypatch):
+    """Rounds are measured in turn, and nothing is written where they did not do the same."""
+    record, calls = load(ROOT / "benchmarks" / "speed.json"), []
+
+    def made(benchmark, stage, way, *places):
+        calls.append((stage, way))
+        return record["runs"][stage][way][0] | ({"texts": ["other"]} if len(calls) == 21 else {})
+
+    monkeypatch.setattr(speed, "in_a_process", made)
     monkeypatch.setattr(speed, "build_models", lambda folder, toy: toys[1])
+    monkeypatch.setattr(sys, "argv", ["speed", "--repeats", "2", "--out", str(tmp_path)])
+    with pytest.raises(RuntimeError, match="generation, texts"):
+        speed.main()
+    assert calls == [(stage, way) for stage, ways in speed.WAYS.items() for way in ways] * 2
+    assert not list(tmp_path.iterdir())
     monkeypatch.setattr(sys, "argv", ["speed", "--repeats", "1", "--out", str(tmp_path)])
     speed.main()
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--add"])
-    speed.main()
     found = load(tmp_path / "speed.json")
-    assert [len(runs) for ways in found["runs"].values() for runs in ways.values()] == [2] * 12
-    assert len(found["matmul GFLOP/s"]) == 3
-    speed.write(tmp_path / "speed.json", found | {"machine": "another"})
-    with pytest.raises(ValueError, match="is of another machine"):
-        speed.main()
+    assert [len(runs) for ways in found["runs"].values() for runs in ways.values()] == [1] * 12
+    assert len(found["matmul GFLOP/s"]) == 2
 
 
 def test_growth_runs_at_toy_size(hub, tmp_path):
