@@ -8,7 +8,7 @@
 # make test       install, check the style, run all tests
 # make kills      kill demo runs at 20 random moments and compare their ends; about 15 minutes
 # make notebooks  refresh what is generated and committed: notebooks' outputs (one demo run, named example), the
-#                 published record's measurement, colab/, docs/claims.md and docs/published.md
+#                 published record's measurement, colab/, and what docs/build.py writes
 SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin

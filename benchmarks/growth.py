@@ -62,7 +62,9 @@ def measure_preparing(times: int, folder: Path, pairs: int) -> list[dict[str, An
 def measure_answering(times: int, texts: int) -> list[dict[str, Any]]:
     """Return the records of answering so many times the prompts, and of judging as many answers."""
     tokenizer = AutoTokenizer.from_pretrained(HUB / "opt")
-    prompts = hh.draw_prompts(HUB / "hh-rlhf", "default", texts // 8, tokenizer, 256, 0) * 4 * times
+    drawn = hh.draw_prompts(HUB / "hh-rlhf", "default", texts // 8, tokenizer, 256, 0) * 4 * times
+    # a number in the first turn, so that each is a prompt of its own and no batch holds one many times
+    prompts = [one | {"prompt": f"{hh.TURN} {i}.{one['prompt'][len(hh.TURN):]}"} for i, one in enumerate(drawn)]
     loaded = {"Base": models.load_base(HUB / "opt").eval()}
     decoding = {"do_sample": False, "max_new_tokens": 48, "stop_strings": [hh.TURN]}
     generation.answers(loaded, "Base", tokenizer, prompts[:1], 16, **decoding)  # the first call takes longer
@@ -77,14 +79,14 @@ def measure_answering(times: int, texts: int) -> list[dict[str, Any]]:
 
 
 def record(stage: str, times: int, n: int, begin: float) -> dict[str, Any]:
-    """Return what a stage took since `begin`: seconds, and the most memory that this process has had, in GiB."""
+    """Return what a stage took since `begin`: seconds, and the most memory that its process has had so far, in GiB."""
     return {"stage": stage, "times": times, "n": n, "seconds": time.perf_counter() - begin,
             "peak GiB": process_peak()}
 
 
 def as_table(found: dict[str, Any]) -> str:
     """Return the measurements as a markdown table."""
-    lines = ["| stage | work | seconds, median (all) | of a unit, times the least work's | peak GiB |",
+    lines = ["| stage | work | seconds, median (all) | of a unit, times the least work's | peak GiB so far |",
              "|---|---|---|---|---|"]
     for stage in dict.fromkeys(one["stage"] for one in found["runs"]):
         of_a_unit = []

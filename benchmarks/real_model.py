@@ -13,6 +13,7 @@ judge knows this model, so nothing is said of its harmlessness.
 import argparse
 import os
 import shutil
+import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -76,8 +77,9 @@ def try_rate(stage: str, rate: float, dataset: Path) -> dict[str, Any]:
 
 def train(dataset: Path) -> dict[str, list[dict[str, Any]]]:
     """Execute main.ipynb with preset small, keep its records and its figure, and return its training log."""
-    given = {"PRESET": "small", "RUN": RUN, "DATASET": str(dataset), "BASE_MODEL": str(BASE.relative_to(ROOT)),
-             "RESULTS": str(PLACE.relative_to(ROOT) / "results"), "FIGURES": str(PLACE.relative_to(ROOT) / "figures")}
+    given = {"PRESET": "small", "RUN": RUN, "FRESH": True, "DATASET": str(dataset),
+             "BASE_MODEL": str(BASE.relative_to(ROOT)), "RESULTS": str(PLACE.relative_to(ROOT) / "results"),
+             "FIGURES": str(PLACE.relative_to(ROOT) / "figures")}
     execute("main.ipynb", PLACE / "results" / RUN, given)
     for source, target, names in ((PLACE / "results", ROOT / "results", ("run.json", "training.json")),
                                   (PLACE / "figures", ROOT / "figures", ("training.png", "training.pdf"))):
@@ -89,12 +91,12 @@ def train(dataset: Path) -> dict[str, list[dict[str, Any]]]:
 
 def on_test_pairs(dataset: Path) -> dict[str, dict[str, float]]:
     """Return {model: what the pairs of the test splits say of it}, of the models that DPO trained."""
-    turned = PLACE / "test-splits"  # the dataset with its splits changed about, for the notebook reads the training one
-    for subset in hh.SUBSETS["base"]:
-        (turned / subset).mkdir(parents=True, exist_ok=True)
-        for split, other in (("train", "test"), ("test", "train")):
-            shutil.copy(dataset / subset / f"{other}.jsonl.gz", turned / subset / f"{split}.jsonl.gz")
-    notebook = of_the_notebook(PLACE, turned, {}, BASE_MODEL=str(BASE))
+    with tempfile.TemporaryDirectory() as name:  # the splits changed about, for the notebook reads the training one
+        for subset in hh.SUBSETS["base"]:
+            (Path(name) / subset).mkdir()
+            for split, other in (("train", "test"), ("test", "train")):
+                shutil.copy(dataset / subset / f"{other}.jsonl.gz", Path(name) / subset / f"{split}.jsonl.gz")
+        notebook = of_the_notebook(PLACE, Path(name), {}, BASE_MODEL=str(BASE))
     rows = Dataset.from_list(hh.dpo_rows(notebook["pairs"].train + notebook["pairs"].validation))
     adapters, found = PLACE / "results" / RUN, {}
     for name in ("DPO", "SFT+DPO"):
@@ -127,12 +129,11 @@ def as_table(found: dict[str, Any]) -> str:
                           arrow(one["logps/chosen"], 1), arrow(one["logps/rejected"], 1)]
         lines.append(f"| {model} | {one['steps']} | {one['minutes']:.0f} | {arrow(one['loss'], 3)} | "
                      f"{' | '.join(preference)} |")
-    if "test" in found:  # not in the record of 2026-11-24, which is older than `on_test_pairs`
-        lines += ["", "| model | pairs of the test splits | loss | accuracy, with 95% interval | margin |",
-                  "|---|---|---|---|---|"]
-        lines += [f"| {model} | {one['pairs']} | {one['loss']:.3f} | "
-                  f"{accuracy(one['rewards/accuracies'], one['pairs'])} | {arrow([one['rewards/margins']], 3)} |"
-                  for model, one in found["test"].items()]
+    lines += ["", "| model | pairs of the test splits | loss | accuracy, with 95% interval | margin |",
+              "|---|---|---|---|---|"]
+    lines += [f"| {model} | {one['pairs']} | {one['loss']:.3f} | "
+              f"{accuracy(one['rewards/accuracies'], one['pairs'])} | {arrow([one['rewards/margins']], 3)} |"
+              for model, one in found["test"].items()]
     lines += ["", "| tried: stage | learning rate | steps | loss, held-out pairs | accuracy | margin | log p(chosen) |",
               "|---|---|---|---|---|---|---|"]
     for one in found["trials"]:

@@ -44,7 +44,7 @@ REAL = ROOT.parent / "shared" / "data" / "hh-rlhf-small"
 PAIRS, STEP = {"SFT": 48, "DPO": 16}, 8  # that are trained on, and in a step of it
 PROMPTS, NEW_TOKENS, ANSWERS = 16, 50, 24
 ROUNDING = {"fp32": 1e-5, "bf16": 2e-3}  # how far a loss and log p may differ: in the same precision, in another
-REWARDS = 1e-4  # how far rewards may differ
+REWARDS_WITHIN = 1e-4  # how far rewards may differ
 WAYS = {"SFT": ("published", "TRL", "ours", "ours fp32"), "DPO": ("published", "TRL", "ours", "ours fp32"),
         "generation": ("published", "ours"), "judging": ("published", "ours")}
 OPT = {"hidden_size": 1024, "num_hidden_layers": 24, "ffn_dim": 4096, "num_attention_heads": 16,
@@ -278,7 +278,7 @@ def same_work(runs: dict[str, dict[str, list[dict]]]) -> dict[str, Any]:
 
     The same pairs, tokens, tokens with a loss and trained weights; the loss of SFT and log p of both replies in DPO
     within `ROUNDING`, where a rejected reply that sees the chosen one changes log p by 8e-4 in fp32; the same texts,
-    not all alike and none empty; rewards within `REWARDS`.
+    not all alike and none empty; rewards within `REWARDS_WITHIN`.
     """
     made = {stage: [one for way in ways.values() for one in way] for stage, ways in runs.items()}
     found, different = {}, []
@@ -298,7 +298,7 @@ def same_work(runs: dict[str, dict[str, list[dict]]]) -> dict[str, Any]:
         different.append("generation, texts")
     rewards = [one["rewards"] for one in made["judging"]]
     found["judging: largest difference"] = max(max(of_one) - min(of_one) for of_one in zip(*rewards, strict=True))
-    if not found["judging: largest difference"] < REWARDS:
+    if not found["judging: largest difference"] < REWARDS_WITHIN:
         different.append("judging, rewards")
     if different:
         raise RuntimeError(f"The work is not the same: {'; '.join(different)}. {found}")

@@ -10,7 +10,7 @@ from conftest import ROOT, load
 
 from benchmarks import demo_run, growth, real_model, speed
 from demo import build
-from posttrain import dpo
+from posttrain import dpo, hh
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +131,11 @@ def test_models_are_asked_about_the_test_pairs(hub, copied_run, monkeypatch):
     for name, value in {"PLACE": copied_run.folder, "BASE": hub / "opt", "RUN": "demo"}.items():
         monkeypatch.setattr(real_model, name, value)
     found = real_model.on_test_pairs(hub / "hh-rlhf")
+    rows = sum(len(hh.read_split(hub / "hh-rlhf", subset, "test")) for subset in hh.SUBSETS["base"])
     held_out = {name: real_model.held_out(log) for name, log in load(copied_run.run / "training.json").items()}
     for name, one in found.items():
-        assert one["pairs"] > 100
+        assert 100 < one["pairs"] <= rows
+        assert one["rewards/margins"] == pytest.approx(held_out[name]["rewards/margins"][1], rel=0.3)
         assert one["loss"] == pytest.approx(held_out[name]["loss"][1], abs=0.1)
         assert one["rewards/accuracies"] == pytest.approx(held_out[name]["rewards/accuracies"][1], abs=0.1)
 
