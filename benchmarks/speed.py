@@ -41,7 +41,7 @@ from posttrain.runs import process_peak
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data" / "hh-rlhf-small"
-PAIRS, STEP = {"SFT": 48, "DPO": 16}, 8  # that are trained on, and in a step of it
+PAIRS, STEP = {"SFT": 16, "DPO": 8}, 8  # that are trained on, and in a step of it
 PROMPTS, NEW_TOKENS, ANSWERS = 16, 50, 24
 ROUNDING = {"fp32": 1e-5, "bf16": 2e-3}  # how far a loss and log p may differ: in the same precision, in another
 REWARDS_WITHIN = 1e-4  # how far rewards may differ
