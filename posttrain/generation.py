@@ -1,10 +1,12 @@
 """Responses of a model to many prompts, and how likely they are under it and under the base."""
 
+import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from peft import PeftModel
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -99,11 +101,15 @@ def mean_log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenize
                            responses: Sequence[str], batch_size: int) -> list[float]:
     """Return the mean log-probability (nats) of every response's tokens after its prompt; 0 of an empty response."""
     texts = tokenizer([prompt + response for prompt, response in zip(prompts, responses)])["input_ids"]
+    own = model.get_base_model() if isinstance(model, PeftModel) else model
+    takes_positions = "position_ids" in inspect.signature(own.forward).parameters
     counts = [len(ids) - len(before) for ids, before in zip(texts, tokenizer(list(prompts))["input_ids"])]
 
     def measure(batch: Sequence[int]) -> list[float]:
         inputs = tokenizer.pad({"input_ids": [texts[i] for i in batch]}, padding_side="left", return_tensors="pt")
         inputs, last = inputs.to(model.device), max(counts[i] for i in batch)
+        if takes_positions:  # some models would count the padding on the left
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
         logits = model(**inputs, logits_to_keep=last + 1).logits[:, :-1]  # of the last tokens alone: memory
         tokens = inputs["input_ids"][:, inputs["input_ids"].shape[1] - last :]
         values = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)

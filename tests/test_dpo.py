@@ -163,9 +163,10 @@ def test_window_that_no_text_reaches_does_no_harm(parts, tmp_path):
     assert trainer_of(tmp_path, config, tokenizer, *others).share_prompts
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["position_ids", "attention_mask"])
-def test_wrong_packing_is_found(parts, tmp_path, monkeypatch, name):
-    """Positions that are off by one, or a rest that sees the other reply: the longest pair tells."""
+def test_wrong_packing_is_found(parts, tmp_path, monkeypatch, name, dtype):
+    """Positions that are off by one, or a rest that sees the other reply: the longest pair tells, in bf16 too."""
     packed_pairs = dpo.packed_pairs
 
     def wrong(ids, mask):
@@ -173,10 +174,11 @@ def test_wrong_packing_is_found(parts, tmp_path, monkeypatch, name):
         causal = torch.ones_like(packed["attention_mask"]).tril()
         return packed | {name: packed[name] + 1 if name == "position_ids" else causal}, places
 
-    assert trainer_of(tmp_path, *parts).share_prompts
+    config = OPTConfig(**SIZE | {"vocab_size": len(parts[1])}, ffn_dim=128, word_embed_proj_dim=64, dropout=0.0,
+                       init_std=0.08)
+    assert trainer_of(tmp_path, config, *parts[1:], dtype=dtype).share_prompts
     monkeypatch.setattr(dpo, "packed_pairs", wrong)
-    config = OPTConfig(**SIZE | {"vocab_size": len(parts[1])}, ffn_dim=128, word_embed_proj_dim=64, dropout=0.0)
-    assert not trainer_of(tmp_path, config, *parts[1:]).share_prompts
+    assert not trainer_of(tmp_path, config, *parts[1:], dtype=dtype).share_prompts
 
 
 def test_dropout_keeps_the_prompts_apart(notebook, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import CONVERSATIONS, MODELS, dialogue
 
 from posttrain import generation, models
@@ -155,6 +156,18 @@ def test_response_logprobs_are_means_over_the_response(base, tokenizer):
         expected.append(np.mean([logps[i - 1, ids[i]].item() for i in range(start, len(ids))]))
     got = generation.mean_log_probabilities(base, tokenizer, prompts, responses, 2)
     assert got == pytest.approx([*expected, 0], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", [transformers.GPT2Config, transformers.BloomConfig])
+def test_response_logprobs_do_not_hang_on_the_batch(tokenizer, kind):
+    """Neither where a model counts its positions from the first column, padding or not, nor where it takes none."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
+    model = transformers.AutoModelForCausalLM.from_config(kind(vocab_size=len(tokenizer), **size)).eval()
+    prompts = ["\n\nHuman: Hi\n\nAssistant:", "\n\nHuman: How do I bake bread at home?\n\nAssistant:"]
+    alone, together = (generation.mean_log_probabilities(model, tokenizer, prompts, [" No.", " Use a pot."], size)
+                       for size in (1, 2))
+    assert together == pytest.approx(alone, abs=1e-4)
 
 
 def test_answers_of_the_models_are_their_own(notebook, evaluation, tokenizer):
