@@ -288,7 +288,7 @@ What makes the difference on a CPU:
 - The judge gains where texts are short: those of some hundred tokens already fill the two cores one at a time.
 
 Ratios hang on the length of the texts. An earlier version of this benchmark, two rounds on real text of 2026-11-24 on
-the same kind of machine, with prompts about four times as long, had SFT at 3.3 and 2.0 (fp32), DPO at 6.0 and 3.3,
+the same kind of machine, with texts more than three times as long, had SFT at 3.3 and 2.0 (fp32), DPO at 6.0 and 3.3,
 generation at 4.0 and judging at 1.2 times `published`; SFT and DPO at 2.9 and 5.6 times TRL's defaults. Its proof that
 the generated texts are the same was void, so it is no longer the record.
 
