@@ -272,7 +272,7 @@ in bf16 and {used_fp32:.0f}% in fp32 (the best of the peaks above). Every step c
 The work is the same, or the script stops, in every round: as many pairs, tokens with a loss and trained weights; the
 loss of SFT and log p of both replies in DPO, before anything is learned, within {fp32_rounding:g} of `published` in
 fp32 and {bf16_rounding:g} in bf16 (found: {found_fp32:.0e} and {found_bf16:.0e}; a rejected reply that sees the
-chosen one would change its log p by 8e-04); the same greedy texts; rewards within {rewards:g}.
+chosen one would change its log p by some 6e-04); the same greedy texts; rewards within {rewards:g}.
 
 What makes the difference on a CPU:
 
