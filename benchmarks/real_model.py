@@ -111,13 +111,18 @@ def on_test_pairs(dataset: Path) -> dict[str, dict[str, float]]:
     return found
 
 
+def accuracy(share: float, n: int) -> dict[str, float]:
+    """Return the interval (low and high, in percent) of a share of n pairs, whose margin is above zero."""
+    return wilson(round(share * n), n)
+
+
 def as_table(found: dict[str, Any]) -> str:
     """Return what was found as three markdown tables: the run, the test splits' pairs, the learning rates tried."""
     def arrow(values: list[float], digits: int) -> str:
         return " → ".join(f"{value:.{digits}f}".replace("-", "−") for value in values)
 
-    def accuracy(share: float, n: int) -> str:
-        low, high = wilson(round(share * n), n).values()
+    def shown(share: float, n: int) -> str:
+        low, high = accuracy(share, n).values()
         return f"{100 * share:.0f}% [{low:.0f}, {high:.0f}]"
 
     lines = ["| model | steps | minutes | loss, held-out pairs | accuracy, with 95% interval | margin | log p(chosen) "
@@ -125,14 +130,14 @@ def as_table(found: dict[str, Any]) -> str:
     for model, one in found["run"].items():
         preference = ["", "", "", ""]
         if "rewards/accuracies" in one:
-            preference = [accuracy(one["rewards/accuracies"][1], found["held out"]), arrow(one["rewards/margins"], 3),
+            preference = [shown(one["rewards/accuracies"][1], found["held out"]), arrow(one["rewards/margins"], 3),
                           arrow(one["logps/chosen"], 1), arrow(one["logps/rejected"], 1)]
         lines.append(f"| {model} | {one['steps']} | {one['minutes']:.0f} | {arrow(one['loss'], 3)} | "
                      f"{' | '.join(preference)} |")
     lines += ["", "| model | pairs of the test splits | loss | accuracy, with 95% interval | margin |",
               "|---|---|---|---|---|"]
     lines += [f"| {model} | {one['pairs']} | {one['loss']:.3f} | "
-              f"{accuracy(one['rewards/accuracies'], one['pairs'])} | {arrow([one['rewards/margins']], 3)} |"
+              f"{shown(one['rewards/accuracies'], one['pairs'])} | {arrow([one['rewards/margins']], 3)} |"
               for model, one in found["test"].items()]
     lines += ["", "| tried: stage | learning rate | steps | loss, held-out pairs | accuracy | margin | log p(chosen) |",
               "|---|---|---|---|---|---|---|"]

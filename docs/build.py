@@ -14,9 +14,8 @@ from pathlib import Path
 
 from transformers import OPTConfig
 
-from benchmarks.real_model import HELD_OUT
+from benchmarks.real_model import HELD_OUT, accuracy
 from benchmarks.speed import OPT, REWARDS_WITHIN, ROUNDING
-from posttrain.stats import wilson
 from posttrain.tables import interval
 from posttrain.training import rows_that_fit
 
@@ -358,18 +357,14 @@ many more steps and keep lower rates, which were not tried on a real model.
 """
 
 
-def lowest(found):
-    """Return the lower end of the interval of an accuracy, in percent."""
-    return wilson(round(found["rewards/accuracies"] * found["pairs"]), found["pairs"])["low"]
-
-
 def real_model():
     """Return docs/real-model.md."""
     found = json.loads((BENCHMARKS / "real_model.json").read_text(encoding="utf-8"))
     return REAL_MODEL.lstrip().format(
         pairs=found["pairs"], held_out=found["held out"], machine=found["machine"], cores=found["cores"],
         steps=found["run"]["DPO"]["steps"], tried_held_out=HELD_OUT,
-        low_dpo=lowest(found["test"]["DPO"]), low_sft_dpo=lowest(found["test"]["SFT+DPO"]),
+        **{f"low_{name}": accuracy(found["test"][model]["rewards/accuracies"], found["test"][model]["pairs"])["low"]
+           for name, model in {"dpo": "DPO", "sft_dpo": "SFT+DPO"}.items()},
         tables=(BENCHMARKS / "real_model.md").read_text(encoding="utf-8"))
 
 
