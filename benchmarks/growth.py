@@ -1,9 +1,9 @@
 """How time and memory grow: preparing data, setting up trainers, generation and judging at 1, 4 and 16 times the work.
 
-    python -m benchmarks.growth [--repeats 3] [--toy] [--out folder]
+    python -m benchmarks.growth [--dataset FOLDER] [--repeats 3] [--toy] [--out folder]
 
-The largest dataset has as many pairs as HH-RLHF. Where the real text lies beside the repository it is taken again and
-again, each time with another number in its first turn, so that every pair is a pair of its own; else the demo's is.
+The largest dataset has as many pairs as HH-RLHF. The text of a folder in HH-RLHF's layout, or the demo's, is taken
+again and again, each time with another number in its first turn, so that every pair is a pair of its own.
 Preparing and setting up are what main.ipynb's own cells do. Generation and judging work with the demo's models. Each
 measurement is a process of its own, in turn, and again. Writes benchmarks/growth.json and growth.md.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from benchmarks.speed import REAL, ROOT, build_models, in_a_process, notebook_trainer, of_the_notebook, processor
+from benchmarks.speed import DEMO, ROOT, build_models, in_a_process, notebook_trainer, of_the_notebook, processor
 from posttrain import generation, hh, judging, models
 from posttrain.files import write
 from posttrain.runs import process_peak
@@ -31,9 +31,8 @@ PAIRS, TEXTS = 10_050, 512  # once: pairs that are prepared, prompts that are an
 HUB = ROOT / "demo" / "hub"
 
 
-def write_dataset(folder: Path, pairs: int) -> None:
-    """Write a dataset of so many training pairs in HH-RLHF's layout, in its four subsets."""
-    source = REAL if REAL.exists() else HUB / "hh-rlhf"
+def write_dataset(folder: Path, pairs: int, source: Path) -> None:
+    """Write a dataset of so many training pairs in HH-RLHF's layout, in its four subsets, from the text of a source."""
     rows = [row for subset in hh.SUBSETS["base"] for row in hh.read_split(source, subset, "train")
             if isinstance(row, dict) and row["chosen"].startswith(hh.TURN)]
     for subset in hh.SUBSETS["all"]:
@@ -46,10 +45,10 @@ def write_dataset(folder: Path, pairs: int) -> None:
                     file.write(json.dumps(texts) + "\n")
 
 
-def measure_preparing(times: int, folder: Path, pairs: int) -> list[dict[str, Any]]:
+def measure_preparing(times: int, folder: Path, pairs: int, source: Path) -> list[dict[str, Any]]:
     """Return the records of preparing so many times the pairs, and of making the trainers of SFT and DPO."""
     if not (folder / f"data-{times}").exists():
-        write_dataset(folder / f"data-{times}", times * pairs)
+        write_dataset(folder / f"data-{times}", times * pairs, source)
     begin = time.perf_counter()
     notebook = of_the_notebook(folder, folder / f"data-{times}", {"subsets": "all"}, MAX_PAIRS=10**9)
     records = [record("preparing pairs", times, times * pairs, begin)]
@@ -106,25 +105,28 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--toy", action="store_true", help="a hundredth of the work, to see that it runs")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
+    parser.add_argument("--dataset", type=Path, help="a folder of real text in HH-RLHF's layout; else the demo's")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # what a process of its own measures
     options = parser.parse_args()
     pairs, texts = (PAIRS // 100, TEXTS // 32) if options.toy else (PAIRS, TEXTS)
     if options.one:
         stage, times, folder = options.one
-        records = measure_preparing(int(times), Path(folder), pairs) if stage == "preparing" else (
+        records = measure_preparing(int(times), Path(folder), pairs, options.dataset) if stage == "preparing" else (
             measure_answering(int(times), texts))
         print("\nRESULT " + json.dumps(records))
         return
     runs = []
     with tempfile.TemporaryDirectory() as folder:
-        build_models(Path(folder), toy=True)
+        dataset = options.dataset or DEMO
+        build_models(Path(folder), dataset, toy=True)
         for _ in range(options.repeats):
             for stage in ("preparing", "answering"):
                 for times in TIMES:
-                    runs += in_a_process("growth", stage, str(times), folder, *["--toy"] * options.toy)
+                    runs += in_a_process("growth", stage, str(times), folder, "--dataset", str(dataset),
+                                         *["--toy"] * options.toy)
                     print(*runs[-2:], sep="\n", flush=True)
     found = {"date": datetime.now(UTC).date().isoformat(), "machine": processor(), "cores": os.cpu_count(),
-             "text": "real" if REAL.exists() else "the demo's", "toy": options.toy, "runs": runs}
+             "text": "real" if options.dataset else "the demo's", "toy": options.toy, "runs": runs}
     write(options.out / "growth.json", found)
     write(options.out / "growth.md", as_table(found))
     print(as_table(found))

@@ -1,18 +1,19 @@
 """How fast training, generation and judging are, against what a user would run otherwise, on whatever device is there.
 
-    python -m benchmarks.speed [--repeats 3]
+    python -m benchmarks.speed [--dataset FOLDER] [--repeats 3]
 
 Three ways: `published`, as the study did it (two pairs at a time and eight in a step, random order, activation
 checkpointing, fp32; one prompt, one answer at a time); `TRL`, its defaults at the same step of eight; and `ours`,
 what main.ipynb's own cells make and the package does. All train the same adapters on the same tokens. The models have
-the full size and random weights, the text is real where it lies beside the repository, else the demo's. Each
-measurement is a process of its own, in turn, and again. Writes benchmarks/speed.json (machine, versions, raw timings,
-proofs that the work is the same) and speed.md. Where the work differs it writes speed-refused.json instead, with what
-was measured so far, and raises RuntimeError.
+the full size and random weights; the text is that of a folder in HH-RLHF's layout, or the demo's. Each measurement is a
+process of its own, in turn, and again. Writes benchmarks/speed.json (machine, versions, raw timings, proofs that the
+work is the same) and speed.md. Until the last round is done, and where the work differs (RuntimeError), what was
+measured lies in speed-unfinished.json.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import re
@@ -21,9 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ from posttrain.files import write
 from posttrain.runs import process_peak
 
 ROOT = Path(__file__).resolve().parent.parent
-REAL = ROOT.parent / "shared" / "data" / "hh-rlhf-small"
+DEMO = ROOT / "demo" / "hub" / "hh-rlhf"
 PAIRS, STEP = {"SFT": 32, "DPO": 16}, 8  # that are trained on, and in a step of it
 PROMPTS, NEW_TOKENS, ANSWERS = 16, 50, 24
 ROUNDING = {"fp32": 1e-6, "bf16": 3e-4}  # how far a loss and log p may differ: in the same precision, in another
@@ -53,15 +55,17 @@ OPT = {"hidden_size": 1024, "num_hidden_layers": 24, "ffn_dim": 4096, "num_atten
 SHARP = 2  # times the weights of queries: few tokens are attended to, not all alike
 DEBERTA = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
            "vocab_size": 128100, "pooler_hidden_size": 1024}
+# of a token: two for each weight of the 24 layers (both models have as many) in a pass, and a pass is a forward, a
+# backward to the activations (the weights are frozen), or the reference's forward
+FLOP = {stage: 2 * passes * 24 * 12 * 1024**2 for stage, passes in {"SFT": 2, "DPO": 3, "judging": 1}.items()}
 TOY = {"num_hidden_layers": 2, "hidden_size": 64, "ffn_dim": 128, "num_attention_heads": 2, "word_embed_proj_dim": 32,
        "vocab_size": 2048, "init_std": 0.08}  # so that a layer changes its input as much as a wide one's does
 
 
 # ---- what is measured
 
-def build_models(folder: Path, toy: bool) -> Path:
-    """Write a base and a judge with random weights, and the dataset's place, into a folder."""
-    dataset = REAL if REAL.exists() else ROOT / "demo" / "hub" / "hh-rlhf"
+def build_models(folder: Path, dataset: Path, toy: bool) -> None:
+    """Write a base and a judge with random weights into a folder; the base's tokenizer is made from the dataset."""
     texts = [text for subset in hh.SUBSETS["base"] for row in hh.read_split(dataset, subset, "train")[:1000]
              if isinstance(row, dict) for text in (row["chosen"], row["rejected"])]
     sizes = OPT | (TOY if toy else {})
@@ -85,7 +89,6 @@ def build_models(folder: Path, toy: bool) -> Path:
     for name in ("spm.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (judge / name).exists():
             (folder / "judge" / name).write_bytes((judge / name).read_bytes())
-    return dataset
 
 
 def of_the_notebook(folder: Path, dataset: Path, settings: dict[str, Any], **parameters: Any) -> dict[str, Any]:
@@ -279,7 +282,7 @@ def same_work(runs: dict[str, dict[str, list[dict]]]) -> tuple[dict[str, Any], l
 
     Asked for are as many pairs, tokens, tokens with a loss and trained weights; the loss of SFT and log p of both
     replies in DPO within `ROUNDING`, where a rejected reply that sees the chosen one changes log p by some 6e-4; the
-    same texts, not all alike and none empty; rewards within `REWARDS_WITHIN`.
+    same texts, not all alike and none empty; rewards within `REWARDS_WITHIN`. What is no number is different.
     """
     made = {stage: [one for way in ways.values() for one in way] for stage, ways in runs.items()}
     found, different = {}, []
@@ -289,7 +292,8 @@ def same_work(runs: dict[str, dict[str, list[dict]]]) -> tuple[dict[str, Any], l
                 different.append(f"{stage}, {name}")
         for name, value in runs[stage]["published"][0]["values"].items():
             for precision, ways in (("fp32", ("published", "ours fp32")), ("bf16", ("TRL", "ours"))):
-                largest = max(abs(one["values"][name] / value - 1) for way in ways for one in runs[stage][way])
+                made_so = [one["values"][name] for way in ways for one in runs[stage][way]]
+                largest = largest_of(abs(other / value - 1) for other in made_so)
                 found[f"{stage}: {name} in {precision}, largest relative difference"] = largest
                 if not largest < ROUNDING[precision]:
                     different.append(f"{stage}, {name} in {precision}")
@@ -298,23 +302,37 @@ def same_work(runs: dict[str, dict[str, list[dict]]]) -> tuple[dict[str, Any], l
     if any(one["texts"] != texts for one in made["generation"]) or not all(texts) or len(set(texts)) == 1:
         different.append("generation, texts")
     rewards = [one["rewards"] for one in made["judging"]]
-    found["judging: largest difference"] = max(max(of_one) - min(of_one) for of_one in zip(*rewards, strict=True))
+    found["judging: largest difference"] = largest_of(
+        abs(a - b) for one, other in combinations(rewards, 2) for a, b in zip(one, other, strict=True))
     if not found["judging: largest difference"] < REWARDS_WITHIN:
         different.append("judging, rewards")
     return found, different
 
 
+def largest_of(values: Iterable[float]) -> float:
+    """Return the largest of the values, infinity where one of them is no number."""
+    return max(value if math.isfinite(value) else math.inf for value in values)
+
+
 def as_table(record: dict[str, Any]) -> str:
-    """Return the measurements as a markdown table."""
-    lines = ["| stage | way | tokens/s, median (all) | against published | against TRL's defaults | peak GiB |",
-             "|---|---|---|---|---|---|"]
+    """Return the measurements as a markdown table.
+
+    The share of the peak is that of the matrix product's, in bf16 for the ways that multiply in it: of what
+    `FLOP` counts, as if each text were read by itself, over the tokens per second.
+    """
+    lines = ["| stage | way | tokens/s, median (all) | against published | against TRL's defaults "
+             "| of the matrix product's peak | peak GiB |", "|---|---|---|---|---|---|---|"]
+    peaks = {kind: max(peak[kind] for peak in record["matmul GFLOP/s"]) for kind in ("float32", "bfloat16")}
     for stage, ways in record["runs"].items():
         rates = {way: [run["tokens"] / sum(run["seconds"]) for run in runs] for way, runs in ways.items()}
         middle = {way: statistics.median(values) for way, values in rates.items()}
         for way, values in rates.items():
             trl_ratio = f"{middle[way] / middle['TRL']:.2f}" if "TRL" in middle else "–"
+            fast = stage in ("SFT", "DPO") and way in ("TRL", "ours")
+            peak = max(peaks.values()) if fast else peaks["float32"]
+            share = f"{100 * FLOP[stage] * middle[way] / peak / 1e9:.0f}%" if stage in FLOP else "–"
             lines.append(f"| {stage} | {way} | {middle[way]:.1f} ({', '.join(f'{value:.1f}' for value in values)}) | "
-                         f"{middle[way] / middle['published']:.2f} | {trl_ratio} | "
+                         f"{middle[way] / middle['published']:.2f} | {trl_ratio} | {share} | "
                          f"{max(run['peak GiB'] for run in ways[way]):.1f} |")
     return "\n".join(lines) + "\n"
 
@@ -322,6 +340,7 @@ def as_table(record: dict[str, Any]) -> str:
 def main() -> None:
     """Measure all stages all ways, in turn, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--dataset", type=Path, help="a folder of real text in HH-RLHF's layout; else the demo's")
     parser.add_argument("--toy", action="store_true", help="tiny models, to see that it runs; name another --out")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
@@ -332,27 +351,27 @@ def main() -> None:
         print("\nRESULT " + json.dumps(measure(stage, way, Path(folder), Path(dataset))))
         return
     runs, peaks, different = {stage: {way: [] for way in ways} for stage, ways in WAYS.items()}, [matmul_peak()], []
+    record = {"date": datetime.now(UTC).date().isoformat(), "machine": processor(), "cores": os.cpu_count(),
+              "toy": options.toy, "text": "real" if options.dataset else "the demo's",
+              "versions": {package: version(package) for package in ("torch", "transformers", "trl", "peft")},
+              "pairs in a step": STEP, "matmul GFLOP/s": peaks, "runs": runs}
+    unfinished, dataset = options.out / "speed-unfinished.json", options.dataset or DEMO
     with tempfile.TemporaryDirectory() as name:
-        dataset = build_models(Path(name), options.toy)
+        build_models(Path(name), dataset, options.toy)
         for _ in range(options.repeats):
             for stage, ways in runs.items():
                 for way, made in ways.items():
                     made.append(in_a_process("speed", stage, way, name, str(dataset)))
                     print(stage, way, [round(second, 1) for second in made[-1]["seconds"]], flush=True)
+                    write(unfinished, record)
             peaks.append(matmul_peak())
-            proofs, different = same_work(runs)
+            record["same work"], different = same_work(runs)
             if different:
-                break
-    record = {"date": datetime.now(UTC).date().isoformat(), "machine": processor(), "cores": os.cpu_count(),
-              "toy": options.toy, "text": "real" if dataset == REAL else "the demo's",
-              "versions": {package: version(package) for package in ("torch", "transformers", "trl", "peft")},
-              "pairs in a step": STEP, "matmul GFLOP/s": peaks, "same work": proofs, "runs": runs}
-    if different:
-        write(options.out / "speed-refused.json", record)
-        raise RuntimeError(f"The work is not the same: {'; '.join(different)}. What was measured is in "
-                           f"{options.out / 'speed-refused.json'}.")
+                raise RuntimeError(f"The work is not the same: {'; '.join(different)}. What was measured is in "
+                                   f"{unfinished}.")
     write(options.out / "speed.json", record)
     write(options.out / "speed.md", as_table(record))
+    unfinished.unlink()
     print(as_table(record))
 
 

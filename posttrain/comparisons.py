@@ -149,7 +149,9 @@ def verdict(record: Record) -> str:
     if record["decision"] == "decided":
         return f"{text}, {record['second']} is {'higher' if record['difference'] > 0 else 'lower'}."
     if record["decision"] == "suggestive":
-        return f"{text}, not decided once corrected for the six pairs."
+        corrected = record["p_holm"] < ALPHA
+        why = "since the interval includes no difference" if corrected else "once corrected for all pairs"
+        return f"{text}, not decided {why}."
     power, unit = record["power"], "" if "reward" in record["measure"] else " points"
     parts = []
     if power["detectable"] is not None:
@@ -190,6 +192,6 @@ def headlines(comparisons: Sequence[Record]) -> list[str]:
             sentences.append(f"{name}: {len(decided)} of {len(family)} pairs are decided, namely {', '.join(decided)}.")
         elif ends:
             digits, unit = (2, "") if "reward" in measure else (0, " points")
-            sentences.append(f"{name}: no difference is detectable. The intervals leave room for differences from "
+            sentences.append(f"{name}: no difference is decided. The intervals leave room for differences from "
                              f"{signed(min(ends), digits)} to {signed(max(ends), digits)}{unit}.")
     return sentences

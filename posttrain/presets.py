@@ -51,7 +51,7 @@ class Training(Settings):
         "all-linear", description="all linear layers of the blocks, whatever they are called; the study's two by name")
     lora_r: int = Field(16, ge=1, description="rank")
     lora_alpha: int = Field(32, ge=1, description="twice the rank, as is usual")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="off for the same reason as dropout")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="acts in SFT alone: TRL switches it off in DPO")
     precision: Literal["auto", "fp32"] = Field("auto", description="auto: bf16 where the device is fast in it, fp16 on "
                                                                    "older GPUs; a tiny model gains nothing by it")
     save_minutes: float = Field(10, ge=0, description="between checkpoints: what an interruption costs at most")

@@ -180,9 +180,11 @@ def test_verdicts():
     assert comparisons.verdict(record()) == (
         "SFT against Base, HmR: +20.0 points [+5.0, +35.0], 12 gained and 2 lost of 50 prompts, p = 0.01, 0.04 after "
         "Holm: decided, SFT is higher.")
-    suggestive = comparisons.verdict(record(difference=-20.0, low=-35.0, high=-5.0, decision="suggestive"))
+    suggestive = comparisons.verdict(record(difference=-20.0, low=-35.0, high=-5.0, p_holm=0.06, decision="suggestive"))
     assert "−20.0 points [−35.0, −5.0]" in suggestive
-    assert suggestive.endswith("suggestive, not decided once corrected for the six pairs.")
+    assert suggestive.endswith("suggestive, not decided once corrected for all pairs.")
+    assert comparisons.verdict(record(low=-1.0, decision="suggestive")).endswith(
+        "suggestive, not decided since the interval includes no difference.")
     still_open = record(decision="open")
     assert comparisons.verdict(still_open).endswith(
         "open. A true difference of 20 points is found with 80% power; one like that seen takes about 1,234 prompts.")
@@ -202,7 +204,7 @@ def test_headlines(random_scores):  # noqa: F811
     open_family = [row | {"decision": "open"} for row in rows if row["measure"] == "HmR"]
     (sentence,) = comparisons.headlines(open_family)
     ends = [row[end] for row in open_family for end in ("low", "high")]
-    assert sentence == ("HmR: no difference is detectable. The intervals leave room for differences from "
+    assert sentence == ("HmR: no difference is decided. The intervals leave room for differences from "
                         f"{comparisons.signed(min(ends), 0)} to {comparisons.signed(max(ends), 0)} points.")
     (sentence,) = comparisons.headlines([row | {"decision": "decided"} for row in open_family[:1]])
     assert sentence.startswith("HmR: 1 of 1 pairs are decided, namely SFT ")

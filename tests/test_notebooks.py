@@ -346,7 +346,7 @@ def test_what_the_published_rewards_can_show():
     assert metrics["headlines"][1:3] == [
         "HpR: 3 of 6 pairs are decided, namely SFT above Base, DPO above Base, SFT+DPO above Base.",
         "CAS: 2 of 6 pairs are decided, namely SFT above Base, SFT+DPO above Base."]
-    assert metrics["headlines"][0].startswith("HmR: no difference is detectable.")
+    assert metrics["headlines"][0].startswith("HmR: no difference is decided.")
     rows = metrics["comparisons"]
     p = {(r["measure"], r["first"], r["second"]): r["p"] for r in rows}
     assert min(value for (measure, _, _), value in p.items() if measure == "HmR") == pytest.approx(0.21, abs=0.005)

@@ -1,7 +1,9 @@
 """The benchmark of speed at toy size: it runs, and the work is the same whichever way it is done."""
 
+import math
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -19,7 +21,8 @@ def toys(hub, tmp_path_factory):
     folder = tmp_path_factory.mktemp("toys")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(build.OPT, "vocab_size", build.OPT["vocab_size"])  # is set, and set back afterwards
-        yield folder, speed.build_models(folder, toy=True)
+        speed.build_models(folder, hub / "hh-rlhf", toy=True)
+        yield folder, hub / "hh-rlhf"
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +44,8 @@ def test_training_is_the_same_work(toys, stage):
 DIFFERENT = [  # stage, and what one of its measurements has otherwise
     ("SFT", {"pairs": 8}), ("SFT", {"tokens": 1}), ("DPO", {"tokens with a loss": 1}), ("DPO", {"trained weights": 1}),
     ("SFT", {"values": {"loss": 12.9}}), ("DPO", {"values": {"log p(chosen)": -300.0, "log p(rejected)": -298.0}}),
-    ("generation", {"texts": ["one", "two", "other"]}), ("judging", {"rewards": [0.5, -1.0002]})]
+    ("generation", {"texts": ["one", "two", "other"]}), ("judging", {"rewards": [0.5, -1.0002]}),
+    ("SFT", {"values": {"loss": math.nan}}), ("judging", {"rewards": [math.nan, -1.0]})]
 
 
 @pytest.fixture
@@ -138,7 +142,7 @@ def test_models_are_asked_about_the_test_pairs(hub, copied_run, monkeypatch):
 
 
 def test_a_round_of_other_work_ends_the_benchmark(toys, tmp_path, monkeypatch):
-    """Rounds are measured in turn; where they did not do the same no table is written, but what was measured is."""
+    """Rounds are measured in turn; where they did not do the same no table is written, but what was measured stays."""
     record, calls = load(ROOT / "benchmarks" / "speed.json"), []
 
     def made(benchmark, stage, way, *places):
@@ -146,15 +150,16 @@ def test_a_round_of_other_work_ends_the_benchmark(toys, tmp_path, monkeypatch):
         return record["runs"][stage][way][0] | ({"texts": ["other"]} if len(calls) == 21 else {})
 
     monkeypatch.setattr(speed, "in_a_process", made)
-    monkeypatch.setattr(speed, "build_models", lambda folder, toy: toys[1])
+    monkeypatch.setattr(speed, "build_models", lambda *places: None)
     monkeypatch.setattr(sys, "argv", ["speed", "--repeats", "2", "--out", str(tmp_path)])
     with pytest.raises(RuntimeError, match="generation, texts"):
         speed.main()
     assert calls == [(stage, way) for stage, ways in speed.WAYS.items() for way in ways] * 2
-    assert [path.name for path in tmp_path.iterdir()] == ["speed-refused.json"]
-    assert load(tmp_path / "speed-refused.json")["runs"]["generation"]["published"][1]["texts"] == ["other"]
+    assert [path.name for path in tmp_path.iterdir()] == ["speed-unfinished.json"]
+    assert load(tmp_path / "speed-unfinished.json")["runs"]["generation"]["published"][1]["texts"] == ["other"]
     monkeypatch.setattr(sys, "argv", ["speed", "--repeats", "1", "--out", str(tmp_path)])
     speed.main()
+    assert {path.name for path in tmp_path.iterdir()} == {"speed.json", "speed.md"}
     found = load(tmp_path / "speed.json")
     assert [len(runs) for ways in found["runs"].values() for runs in ways.values()] == [1] * 12
     assert len(found["matmul GFLOP/s"]) == 2
@@ -169,6 +174,17 @@ def test_growth_runs_at_toy_size(hub, tmp_path):
         (stage, times) for times in (1, 4) for stage in ("preparing pairs", "setting up trainers")]
     assert len(runs) == 12
     assert all(one["seconds"] > 0 for one in runs)
+
+
+def test_committed_growth_is_of_several_rounds():
+    """Each stage was measured again at each size, and four answers to each prompt were judged."""
+    runs = load(ROOT / "benchmarks" / "growth.json")["runs"]
+    of_a_size = Counter((one["stage"], one["times"]) for one in runs)
+    assert min(of_a_size.values()) == max(of_a_size.values()) > 1
+    for times in growth.TIMES:
+        n = {one["stage"]: one["n"] for one in runs if one["times"] == times}
+        assert n == {"preparing pairs": times * growth.PAIRS, "setting up trainers": times * growth.PAIRS,
+                     "generation": times * growth.TEXTS, "judging": 4 * times * growth.TEXTS}
 
 
 def test_growth_is_of_the_medians():
