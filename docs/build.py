@@ -256,17 +256,19 @@ and again:
 
 All three train the same adapters, LoRA on all linear layers, on the same tokens (the study itself trained fewer
 layers in DPO and all weights in SFT). OPT-350M's and DeBERTa-v3-large's architectures at full size with random
-weights, {text} text: {sft} pairs in SFT and {dpo} in DPO, {step} in a step, {prompts} prompts, once a first one was
-answered, and {answers} answers. Prompts and answers are the middle of a hundred by length, one of the evaluation's
-batches and the one with the least padding. Tokens are those of the texts, without padding. Medians, and in brackets
-every measurement, {repeats} of each.
+weights, {text} text: {sft} pairs in SFT and {dpo} in DPO, {step} in a step; {prompts} prompts to answer, after one
+that is not counted; {answers} answers to judge. Prompts and answers are taken from the middle of a hundred that are
+sorted by length. The evaluation sorts them too; its shortest and its longest batch have more padding. Tokens are those
+of the texts, without padding. Medians, and in brackets every measurement, {repeats} of each.
 
 {machine}. A large matrix product reached {fp32} GFLOP/s in fp32 and {bf16} in bf16 (at the beginning and after each
 round; it is not steady, so the second decimal of a ratio says nothing). On a GPU: not measured.
 
 {speed}
-SFT of OPT-350M costs about 1.3 GFLOP a token with LoRA, so ours computes at {used:.0f}% of the matrix product's peak
-in bf16 and {used_fp32:.0f}% in fp32 (the best of the peaks above). Every step counts, the first ones too.
+The share of the peak (the best of those above, in the precision of the way) counts two FLOP for each weight of the
+layers that a token passes: forward and back in SFT, with the reference in DPO, once in judging. Attention and
+vocabulary are not counted. A text counts as if it were read by itself, so a pair's prompt counts twice in DPO though
+ours reads it once. Every step counts, the first ones too.
 
 The work is the same, or the script stops, in every round: as many pairs, tokens with a loss and trained weights; the
 loss of SFT and log p of both replies in DPO, before anything is learned, within {fp32_rounding:g} of `published` in
@@ -284,17 +286,17 @@ What makes the difference on a CPU:
   the system.
 - Sixteen prompts of like length, counted in tokens, answered at once. What is gained is in the tokens that follow the
   prompts, not in reading them.
-- The judge gains where texts are short: those of some hundred tokens already fill the two cores one at a time.
+- The judge gains little: texts of more than a hundred tokens fill the two cores one at a time.
 
-Ratios hang on the length of the texts. An earlier version of this benchmark, two rounds on real text of 2026-11-24 on
-the same kind of machine, with texts more than three times as long, had SFT at 3.3 and 2.0 (fp32), DPO at 6.0 and 3.3,
-generation at 4.0 and judging at 1.2 times `published`; SFT and DPO at 2.9 and 5.6 times TRL's defaults. Its proof that
-the generated texts are the same was void, so it is no longer the record.
+Ratios depend on the length of the texts. On the demo's, which are less than a third as long, two rounds of 2026-11-24
+with 48 pairs in SFT and 16 in DPO had SFT at 2.8 and 1.5 (fp32), DPO at 4.2 and 2.1, generation at 5.6 and judging at
+1.6 times `published`; SFT and DPO at 2.1 and 2.8 times TRL's defaults.
 
-Left out, since they cost more clarity than they gain: adapters merged for generation, and a static cache and
-compilation for generation on a GPU. Tried once each, not on record, without effect here: huge pages and keeping freed
-memory (malloc's settings), the adapters' arithmetic in bf16, larger batches in generation and judging, a static cache
-on a CPU, leaving the attention mask out in SFT.
+Left out, since they cost more than they gain: adapters merged for generation; compilation for generation on a GPU; a
+static cache, which on these two cores took 19.2 s in place of 21.1 s for the prompts above (once each), but makes
+GPT-Neo generate other texts. Tried once each, not on record, without effect here: huge pages and keeping freed memory
+(malloc's settings), the adapters' arithmetic in bf16, larger batches in generation and judging, leaving the attention
+mask out in SFT.
 
 ## Growth
 
@@ -311,15 +313,16 @@ made once, while pairs are fitted; SFT and DPO take them as they are.
 ## The preset small
 
 SmolLM2-135M, somewhat larger than OPT-125M, took {real_minutes:.0f} minutes in bf16 for all three trainings on
-{real_pairs} real pairs, validations included ([real-model.md](real-model.md)). That leaves an
-hour of the two for a processor without bf16, for longer texts and for the evaluation. OPT-125M itself could not be had,
-so its time is an estimate.
+{real_pairs} real pairs, validations included ([real-model.md](real-model.md)). In fp32 it would be some
+{fp32_minutes:.0f} by the ratios above. The judge reads the evaluation's 800 answers in some {judge_minutes:.0f} minutes
+at the rate above, and the responses take a few. So `small` ends within two hours where the processor multiplies bf16,
+and in about two where it does not. OPT-125M itself could not be had: this is an estimate.
 
 ## Memory
 
 The table's last column is the whole process on a CPU, Python and libraries included. On a GPU nothing was measured:
 `training.rows_that_fit` computes how many texts a pass may hold from 42 bytes a token, layer and unit of width under
-autocast, which gives {rows} texts of 512 tokens of OPT-350M for a card of 12 GB. A pass that runs out of memory all
+autocast, which gives {rows} texts of 512 tokens of OPT-350M for 12 GiB. A pass that runs out of memory all
 the same is done in halves.
 """
 
@@ -380,6 +383,8 @@ def speed():
                                  for name in ("speed", "growth", "demo_run", "real_model"))
     peaks = {kind: [peak[kind] for peak in found["matmul GFLOP/s"]] for kind in ("float32", "bfloat16")}
     tables = {name: (BENCHMARKS / f"{name}.md").read_text(encoding="utf-8") for name in ("speed", "growth", "demo_run")}
+    rates = {stage: middle(ways["ours"]) / middle(ways["ours fp32"]) for stage, ways in found["runs"].items()
+             if "ours fp32" in ways}  # bf16's over fp32's
     first = {stage: ways["published"][0] for stage, ways in found["runs"].items()}
     return SPEED.lstrip().format(
         repeats=len(found["runs"]["SFT"]["ours"]), text=found["text"], step=found["pairs in a step"],
@@ -392,16 +397,17 @@ def speed():
             f"{name} {number}" for name, number in found["versions"].items()) + f"; {found['date']}",
         fp32=", ".join(f"{peak:.0f}" for peak in peaks["float32"]),
         bf16=", ".join(f"{peak:.0f}" for peak in peaks["bfloat16"]),
-        used=100 * 1.3 * middle(found["runs"]["SFT"]["ours"]) / max(peaks["bfloat16"]),
-        used_fp32=100 * 1.3 * middle(found["runs"]["SFT"]["ours fp32"]) / max(peaks["float32"]),
         growth_text="real text again and again" if growth["text"] == "real" else "the demo's again and again",
         real_pairs=real["pairs"], real_minutes=sum(one["minutes"] for one in real["run"].values()),
+        fp32_minutes=sum(one["minutes"] * rates[name.split("+")[-1]] for name, one in real["run"].items()),
+        judge_minutes=800 / 60 * first["judging"]["tokens"] / first["judging"]["pairs"] / middle(
+            found["runs"]["judging"]["ours"]),
         growth=tables["growth"], demo=tables["demo_run"], demo_machine=f"{demo['machine']}, {demo['cores']} cores",
-        rows=rows_that_fit(OPTConfig(**OPT), 512, False, 12 * 10**9, fp32=False, on_cpu=False))
+        rows=rows_that_fit(OPTConfig(**OPT), 512, False, 12 * 2**30, fp32=False, on_cpu=False))
 
 
 def readme_speed():
-    """Return README's table of speed: tokens per second, and how many times that of the study's batches."""
+    """Return README's table of speed: tokens per second, and how many times the study's batches'; and on what."""
     found = json.loads((BENCHMARKS / "speed.json").read_text(encoding="utf-8"))
     lines = ["| tokens per second | the study's batches | TRL's defaults | here | here, in fp32 |",
              "|---|---|---|---|---|"]
@@ -412,7 +418,9 @@ def readme_speed():
         if "ours fp32" not in rates:
             cells = [*cells[:2], "", cells[2]]  # the evaluation is fp32 on a CPU
         lines.append(f"| {stage} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    measured = (f"{found['machine']}, {found['cores']} cores, {found['date']}; {found['text']} text, medians of "
+                f"{len(found['runs']['SFT']['ours'])}.")
+    return "\n".join([*lines, "", measured])
 
 
 def readme_real_model():
