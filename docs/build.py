@@ -286,9 +286,9 @@ What makes the difference on a CPU:
   the system.
 - Sixteen prompts of like length, counted in tokens, answered at once. What is gained is in the tokens that follow the
   prompts, not in reading them.
-- The judge gains little: texts of more than a hundred tokens fill the two cores one at a time.
+- The judge gains little: texts of some three hundred tokens fill the two cores one at a time.
 
-Ratios depend on the length of the texts. On the demo's, which are less than a third as long, two rounds of 2026-11-24
+Ratios depend on the length of the texts. On the demo's, which are less than half as long, two rounds of 2026-11-24
 with 48 pairs in SFT and 16 in DPO had SFT at 2.8 and 1.5 (fp32), DPO at 4.2 and 2.1, generation at 5.6 and judging at
 1.6 times `published`; SFT and DPO at 2.1 and 2.8 times TRL's defaults.
 
