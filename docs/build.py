@@ -278,7 +278,7 @@ chosen one would change its log p by some 6e-04); the same greedy texts; rewards
 What makes the difference on a CPU:
 
 - The frozen base in bf16 where the processor multiplies it in hardware; what is trained stays fp32. A tiny model
-  gains nothing, so the demo stays fp32. The evaluation's responses and rewards are always fp32 on a CPU.
+  gains nothing, so the demo stays fp32. The evaluation's responses and rewards are always fp32.
 - Only tokens with a loss go through the vocabulary.
 - DPO reads a pair's prompt once for both replies (`posttrain/dpo.py`), with the same loss and gradients. It is
   checked on the longest pair, and left out for bases that would read otherwise.
@@ -301,8 +301,9 @@ mask out in SFT.
 ## Growth
 
 `python -m benchmarks.growth`: what `main.ipynb`'s cells do before training, and generation and judging with the
-demo's models, at 1, 4 and 16 times the work. The most pairs are as many as HH-RLHF has, {growth_text}. Tokens are
-made once, while pairs are fitted; SFT and DPO take them as they are.
+demo's models, at 1, 4 and 16 times the work. The most pairs are as many as HH-RLHF has, {growth_text}.
+Tokens are made once, while pairs are fitted; SFT and DPO take them as they are. The first setting up of all took a
+second more than later ones of its size. The memory that grows in judging holds the answers' tokens.
 
 {growth}
 ## The demo
