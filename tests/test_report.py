@@ -77,7 +77,7 @@ def test_headlines_and_decisions_are_those_of_the_metrics():
     records = load(RUNS["published"] / "metrics.json")["comparisons"]
     found = report.headlines(records)
     assert list(found) == ["Harmlessness (HmR)", "Helpfulness (HpR)", "Both together (CAS)"]
-    assert found["Harmlessness (HmR)"].startswith("No difference is detectable.")
+    assert found["Harmlessness (HmR)"].startswith("No difference is decided.")
     assert found["Both together (CAS)"] == "2 of 6 pairs are decided, namely SFT above Base, SFT+DPO above Base."
     cells = [cell for matrix in report.matrices(records) for row in matrix["rows"].values() for cell in row if cell]
     assert [(cell["measure"], cell["second"], cell["first"], cell["decision"]) for cell in cells] == sorted(
