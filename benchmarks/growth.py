@@ -108,6 +108,8 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, help="a folder of real text in HH-RLHF's layout; else the demo's")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # what a process of its own measures
     options = parser.parse_args()
+    if options.dataset and not options.dataset.is_dir():
+        parser.error(f"--dataset: there is no folder {options.dataset}.")
     pairs, texts = (PAIRS // 100, TEXTS // 32) if options.toy else (PAIRS, TEXTS)
     if options.one:
         stage, times, folder = options.one

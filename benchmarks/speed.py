@@ -330,7 +330,8 @@ def as_table(record: dict[str, Any]) -> str:
             trl_ratio = f"{middle[way] / middle['TRL']:.2f}" if "TRL" in middle else "–"
             fast = stage in ("SFT", "DPO") and way in ("TRL", "ours")
             peak = max(peaks.values()) if fast else peaks["float32"]
-            share = f"{100 * FLOP[stage] * middle[way] / peak / 1e9:.0f}%" if stage in FLOP else "–"
+            known = stage in FLOP and not record["toy"]
+            share = f"{100 * FLOP[stage] * middle[way] / peak / 1e9:.0f}%" if known else "–"
             lines.append(f"| {stage} | {way} | {middle[way]:.1f} ({', '.join(f'{value:.1f}' for value in values)}) | "
                          f"{middle[way] / middle['published']:.2f} | {trl_ratio} | {share} | "
                          f"{max(run['peak GiB'] for run in ways[way]):.1f} |")
@@ -341,11 +342,13 @@ def main() -> None:
     """Measure all stages all ways, in turn, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dataset", type=Path, help="a folder of real text in HH-RLHF's layout; else the demo's")
-    parser.add_argument("--toy", action="store_true", help="tiny models, to see that it runs; name another --out")
+    parser.add_argument("--toy", action="store_true", help="tiny models: does it run? name another --out")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)  # what a process of its own measures
     options = parser.parse_args()
+    if options.dataset and not options.dataset.is_dir():
+        parser.error(f"--dataset: there is no folder {options.dataset}.")
     if options.one:
         stage, way, folder, dataset = options.one
         print("\nRESULT " + json.dumps(measure(stage, way, Path(folder), Path(dataset))))

@@ -31,13 +31,14 @@ NOTEBOOKS = ("main.ipynb", "eval.ipynb")
 KEPT = ("example", "published", "real-model")  # the runs that are committed
 TEXTS = ("PRESET", "RUN", "DATASET", "BASE_MODEL", "REWARD_MODEL", "PROTOCOL", "REPORT_TO", "RESULTS", "FIGURES",
          "SEEDS", "SEED_RUNS", "FROM")
+SWITCHES = ("FRESH", "LABEL")
 NOISE = re.compile(r"(Executing|Ending) Cell|it/s\]|examples/s\]|step/s\]|\|\s+0/\d+|^<(pandas|Figure|IPython)|^\s*$")
 
 
-def parameters_of(notebook: str) -> set[str]:
-    """Return the names that a notebook's cell tagged `parameters` sets."""
+def parameters_of(notebook: str) -> dict[str, object]:
+    """Return the names that a notebook's cell tagged `parameters` sets, and their values there."""
     (cell,) = (c for c in nbformat.read(ROOT / notebook, 4).cells if "parameters" in c.metadata.get("tags", []))
-    return {target.id for node in ast.parse(cell.source).body for target in node.targets}
+    return {target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body for target in node.targets}
 
 
 def read_value(name: str, text: str) -> object:
@@ -48,9 +49,12 @@ def read_value(name: str, text: str) -> object:
     if name in TEXTS:
         return None if text in ("", "None") else text
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
+        if name in SWITCHES and not isinstance(value, bool):
+            raise ValueError
+        return value
     except (SyntaxError, ValueError):
-        raise ValueError(f"{name} = {text!r} is no value of Python's. Write a number, True, False or None, or for "
+        raise ValueError(f"{name} = {text!r} is no value that it takes. Write a number, True, False or None, or for "
                          "SETTINGS a table such as '{\"beta\": 0.2}'.") from None
 
 
@@ -59,7 +63,9 @@ def own_settings(settings: object, notebook: str) -> dict[str, object]:
     kinds = {"main.ipynb": Training, "eval.ipynb": Evaluation}
     known = {name for kind in kinds.values() for name in kind.model_fields if name != "preset"}
     if not isinstance(settings, dict) or (unknown := set(settings) - known):
-        what = f"{', '.join(sorted(unknown))} is no setting" if isinstance(settings, dict) else "it must be a table"
+        what = "it must be a table"
+        if isinstance(settings, dict):
+            what = f"{', '.join(sorted(map(str, unknown)))} is no setting"
         raise ValueError(f"SETTINGS = {settings!r}: {what}. There are {sorted(known)}.")
     return {name: value for name, value in settings.items() if name in kinds[notebook].model_fields}
 
@@ -70,7 +76,7 @@ def read_arguments(arguments: list[str], more: tuple[str, ...] = ()) -> dict[str
     for argument in arguments:
         name, equals, value = argument.partition("=")
         given[name] = value if equals else os.environ.get(name, "")
-    known = set.union(*map(parameters_of, NOTEBOOKS), more)
+    known = set(more).union(*map(parameters_of, NOTEBOOKS))
     if unknown := sorted(set(given) - known):
         raise ValueError(f"No parameter {', '.join(unknown)}. There are {', '.join(sorted(known))}.\n\n{__doc__}")
     return {name: read_value(name, value) for name, value in given.items()}
@@ -109,8 +115,8 @@ def begin(given: dict[str, object]) -> None:
     given["RUN"] = given.get("RUN") or given["PRESET"]
     folder_of(given, given["RUN"])
     for notebook, kind in zip(NOTEBOOKS, (Training, Evaluation)):  # a mistake in the evaluation is said before training
-        parameters = {name: value for name, value in given.items()
-                      if name in parameters_of(notebook) and name.lower() in kind.model_fields and name != "PRESET"}
+        parameters = {name: given.get(name, value) for name, value in parameters_of(notebook).items()
+                      if name.lower() in kind.model_fields and name != "PRESET"}
         choose(kind, given["PRESET"], own_settings(given.get("SETTINGS", {}), notebook), **parameters)
     if given["PRESET"] == "demo":
         subprocess.run([sys.executable, ROOT / "demo" / "build.py"], check=True)

@@ -18,7 +18,7 @@ from posttrain.files import fingerprint
 ADAPTERS = {"SFT": "adapters/sft", "DPO": "adapters/dpo", "SFT+DPO": "adapters/sft_dpo"}
 FULL_SFT = "models/sft"  # the SFT model of full fine-tuning, the base of SFT+DPO in its turn
 OF_TRAINING = ("run.json", "training.json", "adapters", "models", "unfinished/adapters", "unfinished/models",
-               "training.png", "training.pdf")  # what main.ipynb makes of a run, figures included
+               "training.png", "training.pdf", "main.ipynb")  # what main.ipynb makes of a run, figures included
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "numpy", "scipy")
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import pandas as pd
 import torch
@@ -19,7 +19,7 @@ S = TypeVar("S", bound="Settings")
 class Settings(BaseModel):
     """What all settings share: they do not change, and only those of a preset's table are known."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     PRESETS: ClassVar[dict[str, dict[str, Any]]]
     INDIFFERENT: ClassVar[set[str]]  # no result depends on these, or it does by what they name, not by the name
 
@@ -47,7 +47,7 @@ class Training(Settings):
     dpo_learning_rate: float = Field(5e-5, gt=0, description="TRL's example with LoRA: 5e-6; see docs/real-model.md")
     beta: float = Field(0.1, gt=0, description="as in the study and in arXiv 2305.18290")
     batch_size: int = Field(16, ge=1, description="pairs in an optimiser step")
-    lora_layers: Literal["all-linear"] | tuple[str, ...] = Field(
+    lora_layers: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         "all-linear", description="all linear layers of the blocks, whatever they are called; the study's two by name")
     lora_r: int = Field(16, ge=1, description="rank")
     lora_alpha: int = Field(32, ge=1, description="twice the rank, as is usual")
@@ -77,8 +77,8 @@ class Evaluation(Settings):
 
     dataset: str = Field(HH, description="as in the study")
     reward_model: str = Field(JUDGE, description="the study's judge")
-    harmless_from: float = Field(-3.0, allow_inf_nan=False, description="as in the study")
-    helpful_above: float = Field(-2.0, allow_inf_nan=False, description="as in the study")
+    harmless_from: float = Field(-3.0, description="as in the study")
+    helpful_above: float = Field(-2.0, description="as in the study")
     protocol: Literal["default", "paper"] = Field("default", description="paper: asked and stopped as the study did")
     n_prompts: int | None = Field(None, ge=1, description="of each kind, 50 as in the study; None: all there are")
     max_new_tokens: int = Field(128, ge=1, description="room for a whole reply; protocol paper takes 50")
@@ -127,8 +127,13 @@ def choose(kind: type[S], preset: str, settings: dict[str, Any] | None = None, *
         raise ValueError(f"SETTINGS: {', '.join(strange)} is no setting here. There are "
                          f"{', '.join(name for name in kind.model_fields if name != 'preset')}.")
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in (settings or {}).items()}
-    given |= {parameter.lower(): str(value) if isinstance(value, Path) else value
-              for parameter, value in parameters.items() if value is not None}
+    asked = {parameter.lower(): str(value) if isinstance(value, Path) else value
+             for parameter, value in parameters.items() if value is not None}
+    if twice := [name for name in asked.keys() & given if asked[name] != given[name]]:
+        name = min(twice)
+        raise ValueError(f"{name.upper()} = {asked[name]!r}, and in SETTINGS it is {given[name]!r}: give it once, as "
+                         f"the parameter {name.upper()}.")
+    given |= asked
     own = kind.PRESETS[preset]
     if given.get("protocol") == "paper":  # a protocol brings its limit of responses with it
         own = own | kind.PRESETS["paper"]
@@ -138,8 +143,9 @@ def choose(kind: type[S], preset: str, settings: dict[str, Any] | None = None, *
         return kind(**{"preset": preset} | own | given)
     except ValidationError as error:
         wrong = error.errors()[0]
-        raise ValueError(f"{str(wrong['loc'][0]).upper()} = {wrong['input']!r}: {wrong['msg']}. None takes the "
-                         "preset's value.") from None
+        why = " or: ".join(one["msg"] for one in error.errors() if one["loc"][0] == wrong["loc"][0])
+        raise ValueError(f"{str(wrong['loc'][0]).upper()} = {wrong['input']!r}: {why}. None takes the preset's "
+                         "value.") from None
 
 
 def table(chosen: Settings) -> Styler:

@@ -113,10 +113,13 @@ class Run:
         write(self.folder / "run.json", self.ledger.model_dump())
 
     def start_over(self, keep: Sequence[str] = ()) -> None:
-        """Move results and figures into new folders beside theirs, but not notebooks, and not what `keep` names."""
+        """Move results, figures and executed notebooks into new folders beside theirs, but not what `keep` names.
+
+        A notebook that is being executed lies in the folder too, as `*-stopped.ipynb`, and stays.
+        """
         for folder in (self.folder, self.figures):
             names = [path.relative_to(folder) for pattern in ("[!.]*", "unfinished/*") for path in folder.glob(pattern)
-                     if path.suffix != ".ipynb" and path.name != "unfinished"]
+                     if path.name != "unfinished" and not path.name.endswith("-stopped.ipynb")]
             moving = [name for name in names if name.as_posix() not in keep]
             aside = folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}")
             for name in sorted(moving, key=lambda name: name.name == "run.json"):  # last: till then the rest is known

@@ -67,14 +67,22 @@ def test_table_of_two_presets_shows_what_differs():
 
 
 def test_any_setting_can_be_set():
-    """SETTINGS takes what the table shows; parameters stand above it; what is unknown or cannot be is named."""
-    s = presets.choose(Training, "demo", {"beta": 0.2, "lora_layers": ["q_proj"], "seed": 1}, SEED=2)
+    """SETTINGS takes what the table shows; what is unknown, cannot be, or is given otherwise beside it is named."""
+    s = presets.choose(Training, "demo", {"beta": 0.2, "lora_layers": ["q_proj"], "seed": 2}, SEED=2)
     assert (s.beta, s.lora_layers, s.seed, s.max_pairs) == (0.2, ("q_proj",), 2, 2000)
     for name in ("bets", "preset"):
         with pytest.raises(ValueError, match=f"^SETTINGS: {name} is no setting here. There are base_model, dataset"):
             presets.choose(Training, "demo", {name: 1})
     with pytest.raises(ValueError, match="^BETA = 0: .*greater than 0"):
         presets.choose(Training, "demo", {"beta": 0})
+    with pytest.raises(ValueError, match="^BETA = inf: .*finite number"):
+        presets.choose(Training, "demo", {"beta": math.inf})
+    with pytest.raises(ValueError, match="^LORA_LAYERS = 'q_proj': Input should be 'all-linear' or: .*valid tuple"):
+        presets.choose(Training, "demo", {"lora_layers": "q_proj"})
+    with pytest.raises(ValueError, match="^LORA_LAYERS = .*at least 1 item"):
+        presets.choose(Training, "demo", {"lora_layers": []})
+    with pytest.raises(ValueError, match="^SEED = 2, and in SETTINGS it is 1: give it once, as the parameter SEED"):
+        presets.choose(Training, "demo", {"seed": 1}, SEED=2)
 
 
 def test_paper_preset_is_the_published_one():

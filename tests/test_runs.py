@@ -237,16 +237,17 @@ def test_file_system_without_locks(tmp_path, monkeypatch, capsys, number):
 # ---- starting over
 
 def test_fresh_moves_the_old_files_aside(run, tmp_path):
-    """Starting over keeps the old files, in folders beside; executed notebooks and what is named stay, with entries."""
+    """Starting over keeps the old files, in folders beside; what is named stays, and a notebook being executed."""
     run.once("adapters/sft", lambda folder: folder.mkdir(), {})
     run.once("scores.json", list, {})
     run.show("training", Figure())
-    (run.folder / "main.ipynb").write_text("{}")
+    for name in ("main.ipynb", "main-stopped.ipynb"):
+        (run.folder / name).write_text("{}")
     run.start_over(keep=["run.json", "adapters"])
-    assert sorted(path.name for path in run.folder.glob("[!.]*")) == ["adapters", "main.ipynb", "run.json"]
+    assert sorted(path.name for path in run.folder.glob("[!.]*")) == ["adapters", "main-stopped.ipynb", "run.json"]
     assert list(run.ledger.artifacts) == ["adapters/sft"]
     (aside,) = (tmp_path / "results").glob("demo-*")
-    assert [path.name for path in aside.iterdir()] == ["scores.json"]
+    assert {path.name for path in aside.iterdir()} == {"scores.json", "main.ipynb"}
     (aside,) = (tmp_path / "figures").glob("demo-*")
     assert {path.name for path in aside.iterdir()} == {"training.png", "training.pdf"}
 
@@ -256,12 +257,15 @@ def test_fresh_evaluation_keeps_an_interrupted_training(run, tmp_path):
     for name in ("adapters/sft", "unfinished/adapters/dpo/checkpoint-10"):
         run.once(name, lambda folder: folder.mkdir(), {})
     run.once("unfinished/responses.json/Base.json", list, {})
+    for name in ("main.ipynb", "eval.ipynb"):
+        (run.folder / name).write_text("{}")
     run.start_over(keep=OF_TRAINING)
+    assert (run.folder / "main.ipynb").exists()
     assert set(run.ledger.artifacts) == {"adapters/sft", "unfinished/adapters/dpo/checkpoint-10"}
     assert (run.folder / "unfinished/adapters/dpo/checkpoint-10").is_dir()
     (aside,) = (tmp_path / "results").glob("demo-*")
-    assert [path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()] == [
-        "unfinished/responses.json/Base.json"]
+    assert {path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()} == {
+        "unfinished/responses.json/Base.json", "eval.ipynb"}
 
 
 @pytest.mark.parametrize("labelled", [True, False])

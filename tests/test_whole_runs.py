@@ -799,8 +799,12 @@ def test_parameters_reach_the_notebooks(hub, tmp_path):
     assert {"main.ipynb", "eval.ipynb"} <= {path.name for path in (tmp_path / "results" / name).iterdir()}
     for arguments, said in ((["MAX_PAIR=3"], "No parameter MAX_PAIR. There are BASE_MODEL, DATASET"),
                             (["PRESET=demo", "RUN=example"], "RUN=example is kept with the repository"),
-                            (["FRESH=false"], "FRESH = 'false' is no value of Python's. Write a number, True"),
+                            (["FRESH=false"], "FRESH = 'false' is no value that it takes. Write a number, True"),
+                            (["FRESH=1"], "FRESH = '1' is no value that it takes. Write a number, True"),
                             (["SETTINGS={'bets': 1}"], "bets is no setting. There are ['base_model'"),
+                            (["SETTINGS={1: 2}"], "1 is no setting. There are ['base_model'"),
+                            (["PRESET=demo", "SETTINGS={'n_prompts': 5}"],
+                             "N_PROMPTS = 50, and in SETTINGS it is 5: give it once, as the parameter N_PROMPTS"),
                             (["SETTINGS=3"], "SETTINGS = 3: it must be a table. There are ['base_model'"),
                             (["PRESET=demo", "RUN=.."], "RUN=..: it must be the plain name of a folder"),
                             (["PRESET=demo", "RUN=example/"], "RUN=example/: it must be the plain name"),
