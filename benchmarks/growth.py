@@ -21,7 +21,16 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from benchmarks.speed import DEMO, ROOT, build_models, in_a_process, notebook_trainer, of_the_notebook, processor
+from benchmarks.speed import (
+    DEMO,
+    ROOT,
+    build_models,
+    existing_folder,
+    in_a_process,
+    notebook_trainer,
+    of_the_notebook,
+    processor,
+)
 from posttrain import generation, hh, judging, models
 from posttrain.files import write
 from posttrain.runs import process_peak
@@ -105,11 +114,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--toy", action="store_true", help="a hundredth of the work, to see that it runs")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
-    parser.add_argument("--dataset", type=Path, help="a folder of real text in HH-RLHF's layout; else the demo's")
+    parser.add_argument("--dataset", type=existing_folder, help="real text in HH-RLHF's layout; else the demo's")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # what a process of its own measures
     options = parser.parse_args()
-    if options.dataset and not options.dataset.is_dir():
-        parser.error(f"--dataset: there is no folder {options.dataset}.")
     pairs, texts = (PAIRS // 100, TEXTS // 32) if options.toy else (PAIRS, TEXTS)
     if options.one:
         stage, times, folder = options.one

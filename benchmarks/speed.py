@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed [--dataset FOLDER] [--repeats 3]
 
-Three ways: `published`, as the study did it (two pairs at a time and eight in a step, random order, activation
-checkpointing, fp32; one prompt, one answer at a time); `TRL`, its defaults at the same step of eight; and `ours`,
+Three ways: `published`, as a reader of the study would do it (eight pairs in a step, two at a time, random order,
+activation checkpointing, fp32; one prompt, one answer at a time); `TRL`, its defaults at the same step; and `ours`,
 what main.ipynb's own cells make and the package does. All train the same adapters on the same tokens. The models have
 the full size and random weights; the text is that of a folder in HH-RLHF's layout, or the demo's. Each measurement is a
 process of its own, in turn, and again. Writes benchmarks/speed.json (machine, versions, raw timings, proofs that the
@@ -268,6 +268,13 @@ def measure(stage: str, way: str, folder: Path, dataset: Path) -> dict[str, Any]
 
 # ---- side by side
 
+def existing_folder(text: str) -> Path:
+    """Return the path that an option of the command line gives. Raises ArgumentTypeError where it is no folder."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text}")
+    return Path(text)
+
+
 def in_a_process(benchmark: str, *arguments: str) -> Any:
     """Return what a benchmark measures in a process of its own. Raises RuntimeError with its last words."""
     done = subprocess.run([sys.executable, "-m", f"benchmarks.{benchmark}", "--one", *arguments], cwd=ROOT, text=True,
@@ -341,14 +348,12 @@ def as_table(record: dict[str, Any]) -> str:
 def main() -> None:
     """Measure all stages all ways, in turn, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", type=Path, help="a folder of real text in HH-RLHF's layout; else the demo's")
+    parser.add_argument("--dataset", type=existing_folder, help="real text in HH-RLHF's layout; else the demo's")
     parser.add_argument("--toy", action="store_true", help="tiny models: does it run? name another --out")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)  # what a process of its own measures
     options = parser.parse_args()
-    if options.dataset and not options.dataset.is_dir():
-        parser.error(f"--dataset: there is no folder {options.dataset}.")
     if options.one:
         stage, way, folder, dataset = options.one
         print("\nRESULT " + json.dumps(measure(stage, way, Path(folder), Path(dataset))))

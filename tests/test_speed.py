@@ -165,6 +165,15 @@ def test_a_round_of_other_work_ends_the_benchmark(toys, tmp_path, monkeypatch):
     assert len(found["matmul GFLOP/s"]) == 2
 
 
+@pytest.mark.parametrize("benchmark", [speed, growth])
+def test_missing_dataset_is_said_at_once(benchmark, tmp_path, monkeypatch, capsys):
+    """Before anything is built or measured, by the option's name."""
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--dataset", str(tmp_path / "none"), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert f"argument --dataset: there is no folder {tmp_path / 'none'}" in capsys.readouterr().err
+
+
 def test_growth_runs_at_toy_size(hub, tmp_path):
     """A hundredth of the work: all stages at all sizes, in processes of their own."""
     subprocess.run([sys.executable, "-m", "benchmarks.growth", "--toy", "--repeats", "1", "--out", tmp_path], cwd=ROOT,
