@@ -258,6 +258,8 @@ def write_dataset(folder, train, test=None):
 
 def kill(process):
     """End a process and its kernel with SIGKILL, and see that they are gone."""
+    if process.poll() is not None:
+        return
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for one in family:
         one.kill()

@@ -1,8 +1,11 @@
 """Killed at any moment and run again, a run ends with the files of one that was left alone."""
 
+import fnmatch
 import subprocess
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ADAPTERS, contents_of, differing, execute, finish, kill, load, places, start
 
@@ -11,35 +14,33 @@ from posttrain.runs import Run
 SMALL = {"main.ipynb": {"MAX_PAIRS": 600}, "eval.ipynb": {}}
 
 
-def parts(run, pattern, least=1):
-    """Tell whether a run's folder holds at least so many files of a pattern."""
-    return len(list(run.glob(pattern))) >= least
-
-
-def unsealed(run, folder):
-    """Tell whether a checkpoint in a folder is begun and not yet known to the ledger, beside one that is."""
-    begun = {path.parent.name for path in (run / folder).glob("checkpoint-*/*")}
-    text = (run / "run.json").read_text(encoding="utf-8")
-    return len(begun) > 1 and any(f"{folder}/{name}" not in text for name in begun)
-
-
-MOMENTS = [  # notebook, what is going on, how its files show that
-    ("main.ipynb", "SFT", lambda run: parts(run, "unfinished/adapters/sft/checkpoint-20/rng_state.pth")),
-    ("main.ipynb", "a checkpoint of DPO is being written", lambda run: unsealed(run, "unfinished/adapters/dpo")),
-    ("main.ipynb", "the adapter is being written", lambda run: parts(run, "adapters/sft_dpo.tmp/*")),
-    ("eval.ipynb", "generation", lambda run: parts(run, "unfinished/responses.json/*.json", 2)),
-    ("eval.ipynb", "judging", lambda run: parts(run, "unfinished/scores.json/*.json", 3)),
+HALTING = Path(__file__).parent / "halting"
+MOMENTS = [  # notebook, what is going on, the file that it begins to write, what is there then
+    ("main.ipynb", "a checkpoint of SFT is begun", "unfinished/adapters/sft/checkpoint-30/*",
+     ["unfinished/adapters/sft/checkpoint-10/trainer_state.json", "unfinished/adapters/sft/checkpoint-20/rng_state.pth"]),
+    ("main.ipynb", "a checkpoint of DPO is all but whole", "unfinished/adapters/dpo/checkpoint-20/trainer_state.json",
+     ["unfinished/adapters/dpo/checkpoint-10/trainer_state.json", "unfinished/adapters/dpo/checkpoint-20/optimizer.pt"]),
+    ("main.ipynb", "the adapter is being written", "adapters/sft_dpo.tmp/log.json.tmp",
+     ["adapters/sft_dpo.tmp/adapter_model.safetensors"]),
+    ("eval.ipynb", "generation", "unfinished/responses.json/DPO.json*", ["unfinished/responses.json/SFT.json"]),
+    ("eval.ipynb", "judging", "unfinished/scores.json/DPO.json*", ["unfinished/scores.json/SFT.json"]),
 ]
 
 
-def kill_when(process, condition, seconds=120):
-    """Kill a process as soon as a condition holds; fail where that does not come."""
+def start_and_halt(notebook, folder, pattern, seconds=300):
+    """Start a notebook and wait until it begins to write a file of a pattern; return the process, which stands still.
+
+    Raises RuntimeError where it ends without, or takes longer.
+    """
+    process = start(notebook, folder, {"PYTHONPATH": str(HALTING), "HALT_AT": f"{folder}/results/demo/{pattern}"},
+                    **SMALL[notebook])
     end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "it ended before it was to be killed"
-        assert time.monotonic() < end, "what it was to be killed at did not come"
-        time.sleep(0.002)
+    while process.poll() is None and time.monotonic() < end:
+        if any(one.status() == psutil.STATUS_STOPPED for one in psutil.Process(process.pid).children()):
+            return process
+        time.sleep(0.05)
     kill(process)
+    raise RuntimeError(f"It did not write {pattern}.\n{(folder / f'{notebook}.log').read_text()[-4000:]}")
 
 
 @pytest.fixture(scope="module")
@@ -56,20 +57,25 @@ def killed_run(hub, tmp_path_factory):
     """The same run killed at five moments, one after another, and what was seen on the way."""
     folder = tmp_path_factory.mktemp("killed")
     run, seen = folder / "results" / "demo", {}
-    for notebook, moment, condition in MOMENTS:
+    for notebook, moment, pattern, _ in MOMENTS:
         if moment == "generation":  # the evaluation needs what the training leaves
             finish("main.ipynb", folder, **SMALL["main.ipynb"])
-        process = start(notebook, folder, **SMALL[notebook])
-        if moment == "SFT":
-            while not parts(run, "unfinished/adapters/sft/checkpoint-*/*"):
-                time.sleep(0.01)
-            with pytest.raises(RuntimeError, match="demo is in use by another process. Wait until it ends, or stop it"):
-                Run(folder / "results", "demo", begin=True)
-        kill_when(process, lambda condition=condition: condition(run))
+        process = start_and_halt(notebook, folder, pattern)
+        with pytest.raises(RuntimeError, match="demo is in use by another process. Wait until it ends, or stop it"):
+            Run(folder / "results", "demo", begin=True)
+        kill(process)
         seen[moment] = sorted(path.relative_to(run).as_posix() for path in run.rglob("*"))
         Run(folder / "results", "demo", begin=True).release()  # not held for ever: the lock died with its process
     finish("eval.ipynb", folder, **SMALL["eval.ipynb"])
     return folder, seen
+
+
+def test_it_was_killed_in_the_midst(killed_run):
+    """What was to be there at each moment was there, and what came next was not."""
+    for _, moment, pattern, there in MOMENTS:
+        seen = killed_run[1][moment]
+        assert set(there) <= set(seen), moment
+        assert fnmatch.filter(seen, pattern.removesuffix(".tmp")) == [], moment
 
 
 def test_killed_run_ends_as_one_left_alone(killed_run, left_alone):
