@@ -8,8 +8,6 @@ import json
 import random
 import re
 import zlib
-from array import array
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -134,11 +132,23 @@ def read_test_prompts(folder: Path, subsets: Sequence[str]) -> list[str]:
     return sorted({split_transcript(text)[0] for text in texts if isinstance(text, str) and PROMPT_END in text})
 
 
-def cut_prompt(prompt: str, room: int, tokenizer: Tokenizer) -> str | None:
-    """Return a prompt without its oldest turns, at most `room` tokens; None where its last turn alone is longer."""
-    starts = [match.start() for match in re.finditer(TURN, prompt)]
-    first = bisect_left(starts, True, key=lambda start: len(tokenizer(prompt[start:])["input_ids"]) <= room)
-    return prompt[starts[first]:] if first < len(starts) else None
+def cut_prompts(prompts: Sequence[str], rooms: Sequence[int], tokenizer: Tokenizer) -> list[str | None]:
+    """Return each prompt without its oldest turns, at most as many tokens as its room.
+
+    None where the last turn alone is longer. Many at once, since a tokenizer that is called for each alone uses one
+    core.
+    """
+    starts = [[match.start() for match in re.finditer(TURN, prompt)] for prompt in prompts]
+    first, last = [0] * len(prompts), [len(turns) for turns in starts]  # between them lies the first turn that is kept
+    while searched := [i for i in range(len(prompts)) if first[i] < last[i]]:
+        middle = {i: (first[i] + last[i]) // 2 for i in searched}
+        ends = encode([prompts[i][starts[i][turn]:] for i, turn in middle.items()], tokenizer, "ends of prompts")
+        for (i, turn), ids in zip(middle.items(), ends):
+            if len(ids) <= rooms[i]:
+                last[i] = turn
+            else:
+                first[i] = turn + 1
+    return [prompt[turns[turn]:] if turn < len(turns) else None for prompt, turns, turn in zip(prompts, starts, first)]
 
 
 def gather_pairs(folder: Path, subsets: Sequence[str], special_tokens: Sequence[str],
@@ -174,18 +184,21 @@ def fit_pairs(pairs: list[Pair], tokenizer: Tokenizer, max_length: int, unseen: 
     prompts = encode([pair["prompt"] for pair in pairs], tokenizer, "prompts")
     chosen, rejected = (encode_replies([pair[side] for pair in pairs], PROMPT_END, tokenizer, f"{side} replies")
                         for side in ("chosen", "rejected"))
-    fitting = []
-    for pair, *ids in zip(pairs, prompts, chosen, rejected):
-        prompt, reply_length = pair["prompt"], max(map(len, ids[1:]))
-        if len(ids[0]) + reply_length > max_length:
-            prompt = cut_prompt(prompt, max_length - reply_length, tokenizer)
-            fate = "too long" if prompt is None else "prompt in a test split" if prompt in unseen else "cut"
-            report[pair["subset"]][fate] += 1
-            if fate != "cut":
-                continue
-            ids[0] = array("i", tokenizer(prompt)["input_ids"])
-        fitting.append(pair | {"prompt": prompt, "length": len(ids[0]) + reply_length} | dict(zip(IDS, ids)))
-    return fitting
+    longer = [max(len(ids), len(other)) for ids, other in zip(chosen, rejected)]
+    long = [i for i, ids in enumerate(prompts) if len(ids) + longer[i] > max_length]
+    cut = dict(zip(long, cut_prompts([pairs[i]["prompt"] for i in long], [max_length - longer[i] for i in long],
+                                     tokenizer)))
+    for i, prompt in list(cut.items()):
+        fate = "too long" if prompt is None else "prompt in a test split" if prompt in unseen else "cut"
+        report[pairs[i]["subset"]][fate] += 1
+        if fate != "cut":
+            prompts[i] = None
+            del cut[i]
+    for i, ids in zip(cut, encode(list(cut.values()), tokenizer, "cut prompts")):
+        prompts[i] = ids
+    return [pair | {"prompt": cut.get(i, pair["prompt"]), "length": len(prompts[i]) + longer[i]}
+            | dict(zip(IDS, (prompts[i], chosen[i], rejected[i])))
+            for i, pair in enumerate(pairs) if prompts[i] is not None]
 
 
 def hold_out(pairs: list[Pair], n: int, report: dict[str, Counter]) -> tuple[list[Pair], list[Pair]]:
@@ -242,7 +255,7 @@ def sft_rows(pairs: list[Pair], reply_only: bool) -> list[dict[str, np.ndarray]]
 
 def dpo_rows(pairs: list[Pair]) -> list[dict[str, Any]]:
     """Return the columns that DPO learns from: token ids, and the length, by which the trainer makes its batches."""
-    return [{name: np.asarray(pair[name]) for name in IDS} | {"length": pair["length"]} for pair in pairs]
+    return [{name: pair[name] for name in IDS} | {"length": pair["length"]} for pair in pairs]
 
 
 # ---- the evaluation's prompts
@@ -260,8 +273,8 @@ def _usable_prompts(folder: Path, kind: str, tokenizer: Tokenizer, room: int) ->
     pairs, dropped = split_pairs(read_split(folder, MEASURED[kind], "test"), tokenizer.all_special_tokens)
     print(f"{MEASURED[kind]}/test: {len(pairs)} usable pairs, dropped: {dict(dropped) or 'none'}")
     found = {}
-    for pair in pairs:
-        prompt = cut_prompt(pair["prompt"], room, tokenizer)
+    cut = cut_prompts([pair["prompt"] for pair in pairs], [room] * len(pairs), tokenizer)
+    for pair, prompt in zip(pairs, cut):
         if prompt is not None and (kind == "helpful" or HARM.search(prompt)):
             found.setdefault(prompt, pair | {"prompt": prompt, "cut": prompt != pair["prompt"]})
     return list(found.values())

@@ -133,7 +133,7 @@ def long_prompt(turns):
 def test_prompt_is_cut_at_a_turn_and_fits(tokenizer, room):
     """A cut prompt is the longest end of the prompt that begins with a human turn and fits, counted with its BOS."""
     prompt = long_prompt(9)
-    cut = hh.cut_prompt(prompt, room, tokenizer)
+    (cut,) = hh.cut_prompts([prompt], [room], tokenizer)
     ends = [prompt[i:] for i in range(len(prompt)) if prompt.startswith("\n\nHuman:", i)]
     fitting = [end for end in ends if len(tokenizer(end)["input_ids"]) <= room]
     assert cut == max(fitting, key=len)
@@ -144,13 +144,14 @@ def test_prompt_that_fits_is_left_alone(tokenizer):
     """A prompt of exactly the room's length is not cut; one token less room and its first turn goes."""
     prompt = long_prompt(3)
     length = len(tokenizer(prompt)["input_ids"])
-    assert hh.cut_prompt(prompt, length, tokenizer) == prompt
-    assert hh.cut_prompt(prompt, length - 1, tokenizer) != prompt
+    whole, cut = hh.cut_prompts([prompt, prompt], [length, length - 1], tokenizer)
+    assert whole == prompt
+    assert cut != prompt
 
 
 def test_last_turn_is_never_cut(tokenizer):
     """Where the last turn alone is too long, there is no prompt left."""
-    assert hh.cut_prompt(long_prompt(3), 10, tokenizer) is None
+    assert hh.cut_prompts([long_prompt(3)], [10], tokenizer) == [None]
 
 
 def test_prompts_of_the_test_splits_come_from_defective_rows_too(tmp_path):
@@ -773,7 +774,7 @@ def test_cutting_keeps_the_newest_turns(tokenizer, turns, room):
     """What is left of a prompt is its end, from a human turn on, fits, and with a turn more would not have fitted."""
     starts = [f"\n\n{('Human', 'Assistant')[i % 2]}: {turn}" for i, turn in enumerate(turns)]
     prompt = "".join(starts) + "\n\nAssistant:"
-    cut = hh.cut_prompt(prompt, room, tokenizer)
+    (cut,) = hh.cut_prompts([prompt], [room], tokenizer)
     ends = [prompt[len("".join(starts[:i])) :] for i in range(0, len(starts), 2)]
     fitting = [end for end in ends if len(tokenizer(end)["input_ids"]) <= room]
     assert cut == (fitting[0] if fitting else None)
