@@ -1,14 +1,15 @@
 """How fast training, generation and judging are, against what a user would run otherwise, on whatever device is there.
 
-    python -m benchmarks.speed [--dataset FOLDER] [--repeats 3]
+    python -m benchmarks.speed [--dataset FOLDER] [--repeats 3] [--leave-out WAY ...]
 
 Three ways: `published`, as a reader of the study would do it (eight pairs in a step, two at a time, random order,
 activation checkpointing, fp32; one prompt, one answer at a time); `TRL`, its defaults at the same step; and `ours`,
-what main.ipynb's own cells make and the package does. All train the same adapters on the same tokens. The models have
-the full size and random weights; the text is that of a folder in HH-RLHF's layout, or the demo's. Each measurement is a
-process of its own, in turn, and again. Writes benchmarks/speed.json (machine, versions, raw timings, proofs that the
-work is the same) and speed.md. Until the last round is done, and where the work differs (RuntimeError), what was
-measured lies in speed-unfinished.json.
+what main.ipynb's own cells make and the package does. All train the same adapters on the same tokens: those of some
+passes of a training of 800 pairs, as it makes them, since so few pairs by themselves would hardly be of like length.
+The models have the full size and random weights; the text is that of a folder in HH-RLHF's layout, or the demo's. Each
+measurement is a process of its own, in turn, and again. Writes benchmarks/speed.json (machine, versions, raw timings,
+proofs that the work is the same) and speed.md. Until the last round is done, and where the work differs (RuntimeError),
+what was measured lies in speed-unfinished.json.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import json
 import math
 import os
 import platform
+import random
 import re
 import statistics
 import subprocess
@@ -35,6 +37,7 @@ import transformers
 import trl
 from datasets import Dataset
 from IPython.core.interactiveshell import InteractiveShell
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl.kernels import chunked_logprob
 
 from demo import build
@@ -45,6 +48,7 @@ from posttrain.runs import process_peak
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo" / "hub" / "hh-rlhf"
 PAIRS, STEP = {"SFT": 32, "DPO": 16}, 8  # that are trained on, and in a step of it
+OF = 800  # pairs of the training that they are drawn from, as many as preset small has
 PROMPTS, NEW_TOKENS, ANSWERS = 16, 50, 24
 ROUNDING = {"fp32": 1e-6, "bf16": 3e-4}  # how far a loss and log p may differ: in the same precision, in another
 REWARDS_WITHIN = 1e-4  # how far rewards may differ
@@ -133,13 +137,36 @@ def notebook_trainer(notebook: dict[str, Any], stage: str, folder: Path) -> tran
     return notebook["dpo"](models.load_base(base, s.dropout, notebook["weights"]), notebook["lora"], folder, at_once)
 
 
+def drawn_pairs(lengths: list[int], at_once: int, n: int) -> list[int]:
+    """Return the numbers of `n` pairs: those of passes that are drawn from a training's, as its sampler makes them.
+
+    `lengths`: the tokens of all pairs of the training; `at_once`: pairs in a pass.
+    """
+    order = get_length_grouped_indices(lengths, STEP, generator=torch.Generator().manual_seed(0))
+    passes = [order[i : i + at_once] for i in range(0, len(order), at_once)]
+    return [i for one in random.Random(0).sample(passes, n // at_once) for i in one]
+
+
 def make_trainer(stage: str, way: str, folder: Path, dataset: Path) -> tuple[transformers.Trainer, list[dict]]:
     """Return the trainer of a stage, made one of the three ways, and the pairs that it trains on."""
     settings = {"batch_size": STEP, "validation_pairs": 2, "precision": "fp32" if way == "ours fp32" else "auto"}
-    notebook = of_the_notebook(folder, dataset, settings, MAX_PAIRS=PAIRS[stage] + 2)
-    s, out = notebook["s"], folder / "unfinished"
+    notebook = of_the_notebook(folder, dataset, settings, MAX_PAIRS=OF + 2)
+    s, out, pairs = notebook["s"], folder / "unfinished", notebook["pairs"].train
+    lengths = [len(pair["prompt_ids"]) + len(pair["chosen_ids"]) if stage == "SFT" else pair["length"]
+               for pair in pairs]
+    at_once = training.pairs_at_once(models.load_config(folder / "opt"), s.model_dump() | {"precision": "auto"}, stage)
+    drawn = drawn_pairs(lengths, at_once, PAIRS[stage])
+    trainer = (notebook_trainer(notebook, stage, out) if way.startswith("ours") else
+               baseline(stage, way, notebook, out))
+    trainer.train_dataset = trainer.train_dataset.select(drawn)
     if way.startswith("ours"):
-        return notebook_trainer(notebook, stage, out), notebook["pairs"].train
+        trainer.args.train_sampling_strategy = "sequential"  # they come as they were drawn: in passes of like length
+    return trainer, [pairs[i] for i in drawn]
+
+
+def baseline(stage: str, way: str, notebook: dict[str, Any], out: Path) -> transformers.Trainer:
+    """Return TRL's own trainer of a stage, with the study's batches (`published`) or with its defaults (`TRL`)."""
+    s = notebook["s"]
     trl.trainer.utils._use_triton = chunked_logprob._use_triton  # what the package changes
     options = {"per_device_train_batch_size": STEP, "num_train_epochs": 1, "max_length": s.max_length, "seed": s.seed,
                "use_cpu": not torch.cuda.is_available(), "report_to": "none"}
@@ -150,10 +177,9 @@ def make_trainer(stage: str, way: str, folder: Path, dataset: Path) -> tuple[tra
         "DPO": (trl.DPOTrainer, trl.DPOConfig, {"chosen": "chosen", "rejected": "rejected"})}[stage]
     rows = [{"prompt": pair["prompt"]} | {column: f" {pair[side]}" for column, side in columns.items()}
             for pair in notebook["pairs"].train]
-    trainer = kind(models.load_base(notebook["base"].folder), args=config(out, **options),
-                   train_dataset=Dataset.from_list(rows), processing_class=notebook["tokenizer"],
-                   peft_config=notebook["lora"])
-    return trainer, notebook["pairs"].train
+    return kind(models.load_base(notebook["base"].folder), args=config(out, **options),
+                train_dataset=Dataset.from_list(rows), processing_class=notebook["tokenizer"],
+                peft_config=notebook["lora"])
 
 
 def measure_training(stage: str, way: str, folder: Path, dataset: Path) -> dict[str, Any]:
@@ -166,7 +192,6 @@ def measure_training(stage: str, way: str, folder: Path, dataset: Path) -> dict[
     trainer, pairs = make_trainer(stage, way, folder, dataset)
     timer, labels, collate = StepTimes(), [], trainer.data_collator
     trainer.add_callback(timer)
-    trainer.train_dataset, pairs = trainer.train_dataset.select(range(PAIRS[stage])), pairs[: PAIRS[stage]]
     trainer.args.eval_on_start, trainer.args.logging_steps, trainer.args.learning_rate = False, 1, 0.0
 
     def counting(examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -284,8 +309,10 @@ def in_a_process(benchmark: str, *arguments: str) -> Any:
     return json.loads(re.findall(r"^RESULT (.*)$", done.stdout, re.MULTILINE)[-1])
 
 
-def same_work(runs: dict[str, dict[str, list[dict]]]) -> tuple[dict[str, Any], list[str]]:
+def same_work(runs: dict[str, dict[str, list[dict]]], ours: str = "bf16") -> tuple[dict[str, Any], list[str]]:
     """Return how losses, texts and rewards compare over all ways and rounds, and in what the work is not the same.
+
+    `ours`: what the notebook's way computes in on the device.
 
     Asked for are as many pairs, tokens, tokens with a loss and trained weights; the loss of SFT and log p of both
     replies in DPO within `ROUNDING`, where a rejected reply that sees the chosen one changes log p by some 6e-4; the
@@ -293,13 +320,15 @@ def same_work(runs: dict[str, dict[str, list[dict]]]) -> tuple[dict[str, Any], l
     """
     made = {stage: [one for way in ways.values() for one in way] for stage, ways in runs.items()}
     found, different = {}, []
+    computed = {"published": "fp32", "TRL": "bf16", "ours": ours, "ours fp32": "fp32"}
     for stage in ("SFT", "DPO"):
         for name in ("pairs", "tokens", "tokens with a loss", "trained weights"):
             if len({one[name] for one in made[stage]}) > 1:
                 different.append(f"{stage}, {name}")
         for name, value in runs[stage]["published"][0]["values"].items():
-            for precision, ways in (("fp32", ("published", "ours fp32")), ("bf16", ("TRL", "ours"))):
-                made_so = [one["values"][name] for way in ways for one in runs[stage][way]]
+            for precision in dict.fromkeys(computed[way] for way in runs[stage]):
+                made_so = [one["values"][name] for way, ways in runs[stage].items() if computed[way] == precision
+                           for one in ways]
                 largest = largest_of(abs(other / value - 1) for other in made_so)
                 found[f"{stage}: {name} in {precision}, largest relative difference"] = largest
                 if not largest < ROUNDING[precision]:
@@ -351,6 +380,8 @@ def main() -> None:
     parser.add_argument("--dataset", type=existing_folder, help="real text in HH-RLHF's layout; else the demo's")
     parser.add_argument("--toy", action="store_true", help="tiny models: does it run? name another --out")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--leave-out", nargs="+", default=[], metavar="WAY", choices=("TRL", "ours fp32"),
+                        help="not to be measured: TRL, very slow where bf16 is emulated; ours fp32, where ours is that")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)  # what a process of its own measures
     options = parser.parse_args()
@@ -358,11 +389,12 @@ def main() -> None:
         stage, way, folder, dataset = options.one
         print("\nRESULT " + json.dumps(measure(stage, way, Path(folder), Path(dataset))))
         return
-    runs, peaks, different = {stage: {way: [] for way in ways} for stage, ways in WAYS.items()}, [matmul_peak()], []
+    runs = {stage: {way: [] for way in ways if way not in options.leave_out} for stage, ways in WAYS.items()}
+    peaks, different, ours = [matmul_peak()], [], training.precision("auto")
     record = {"date": datetime.now(UTC).date().isoformat(), "machine": processor(), "cores": os.cpu_count(),
               "toy": options.toy, "text": "real" if options.dataset else "the demo's",
               "versions": {package: version(package) for package in ("torch", "transformers", "trl", "peft")},
-              "pairs in a step": STEP, "matmul GFLOP/s": peaks, "runs": runs}
+              "pairs in a step": STEP, "of pairs": OF, "ours computes in": ours, "matmul GFLOP/s": peaks, "runs": runs}
     unfinished, dataset = options.out / "speed-unfinished.json", options.dataset or DEMO
     with tempfile.TemporaryDirectory() as name:
         build_models(Path(name), dataset, options.toy)
@@ -373,7 +405,7 @@ def main() -> None:
                     print(stage, way, [round(second, 1) for second in made[-1]["seconds"]], flush=True)
                     write(unfinished, record)
             peaks.append(matmul_peak())
-            record["same work"], different = same_work(runs)
+            record["same work"], different = same_work(runs, ours)
             if different:
                 raise RuntimeError(f"The work is not the same: {'; '.join(different)}. What was measured is in "
                                    f"{unfinished}.")
