@@ -184,21 +184,21 @@ def fit_pairs(pairs: list[Pair], tokenizer: Tokenizer, max_length: int, unseen: 
     prompts = encode([pair["prompt"] for pair in pairs], tokenizer, "prompts")
     chosen, rejected = (encode_replies([pair[side] for pair in pairs], PROMPT_END, tokenizer, f"{side} replies")
                         for side in ("chosen", "rejected"))
-    longer = [max(len(ids), len(other)) for ids, other in zip(chosen, rejected)]
-    long = [i for i, ids in enumerate(prompts) if len(ids) + longer[i] > max_length]
-    cut = dict(zip(long, cut_prompts([pairs[i]["prompt"] for i in long], [max_length - longer[i] for i in long],
-                                     tokenizer)))
-    for i, prompt in list(cut.items()):
+    replies = [max(len(ids), len(other)) for ids, other in zip(chosen, rejected)]  # tokens of the longer one
+    long = [i for i, ids in enumerate(prompts) if len(ids) + replies[i] > max_length]
+    rooms = [max_length - replies[i] for i in long]
+    cut = {}
+    for i, prompt in zip(long, cut_prompts([pairs[i]["prompt"] for i in long], rooms, tokenizer)):
         fate = "too long" if prompt is None else "prompt in a test split" if prompt in unseen else "cut"
         report[pairs[i]["subset"]][fate] += 1
-        if fate != "cut":
-            prompts[i] = None
-            del cut[i]
+        if fate == "cut":
+            cut[i] = prompt
     for i, ids in zip(cut, encode(list(cut.values()), tokenizer, "cut prompts")):
         prompts[i] = ids
-    return [pair | {"prompt": cut.get(i, pair["prompt"]), "length": len(prompts[i]) + longer[i]}
+    dropped = set(long) - set(cut)
+    return [pair | {"prompt": cut.get(i, pair["prompt"]), "length": len(prompts[i]) + replies[i]}
             | dict(zip(IDS, (prompts[i], chosen[i], rejected[i])))
-            for i, pair in enumerate(pairs) if prompts[i] is not None]
+            for i, pair in enumerate(pairs) if i not in dropped]
 
 
 def hold_out(pairs: list[Pair], n: int, report: dict[str, Counter]) -> tuple[list[Pair], list[Pair]]:

@@ -74,7 +74,7 @@ def rows_that_fit(config: PreTrainedConfig, max_length: int, all_weights: bool, 
     Weights take 4 bytes a parameter, 16 where all are trained (gradients, two moments). Activations were measured on
     OPT-350M's architecture under autocast: 34 bytes a token, layer and unit of width; 42 leave room for the kernels,
     and fp32 takes twice as much. A tenth and 1 GiB stay free for fragments and for the device itself. On a CPU a pass
-    holds at most 2.5 GiB: of OPT-350M's architecture two texts at a time were twice as fast as eight.
+    holds at most 2.5 GiB: of OPT-350M's architecture four or eight texts at a time were hardly faster than two.
     """
     size = config.num_hidden_layers * config.hidden_size
     parameters = 12 * size * config.hidden_size + config.vocab_size * config.hidden_size

@@ -1,6 +1,7 @@
 """The benchmark of speed at toy size: it runs, and the work is the same whichever way it is done."""
 
 import math
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -90,6 +91,18 @@ def test_wrong_reading_changes_the_values(toys, runs, monkeypatch):
     assert speed.same_work(runs)[1] == ["DPO, log p(rejected) in fp32"]
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+def test_pairs_are_drawn_in_passes_of_like_length(at_once):
+    """So many of those of a training, none twice, with hardly any padding, and of all lengths."""
+    generator = random.Random(1)
+    lengths = [generator.randint(20, 500) for _ in range(800)]
+    drawn = speed.drawn_pairs(lengths, at_once, 32)
+    assert len(set(drawn)) == 32
+    passes = [[lengths[i] for i in drawn[k : k + at_once]] for k in range(0, 32, at_once)]
+    assert sum(map(sum, passes)) > 0.9 * sum(at_once * max(one) for one in passes)
+    assert max(map(max, passes)) > 2 * min(map(min, passes))
+
+
 def test_answers_and_rewards_are_the_same(toys):
     """Many at a time or one: the same texts, and rewards within rounding."""
     texts = [speed.measure_generation(way, *toys)["texts"] for way in ("ours", "published")]
@@ -100,13 +113,15 @@ def test_answers_and_rewards_are_the_same(toys):
     assert rewards[0] == pytest.approx(rewards[1], abs=1e-4)
 
 
-def test_committed_tables_follow_from_the_committed_timings():
+@pytest.mark.parametrize(("folder", "left_out"), [("", ()), ("without_bf16", ("TRL", "ours fp32"))])
+def test_committed_tables_follow_from_the_committed_timings(folder, left_out):
     """And these are of full-size models, each measured again, with the proofs that the work was the same."""
-    record = load(ROOT / "benchmarks" / "speed.json")
+    record = load(ROOT / "benchmarks" / folder / "speed.json")
     assert not record["toy"]
-    assert speed.as_table(record) == (ROOT / "benchmarks" / "speed.md").read_text(encoding="utf-8")
-    assert speed.same_work(record["runs"]) == (record["same work"], [])
-    assert {stage: tuple(ways) for stage, ways in record["runs"].items()} == speed.WAYS
+    assert speed.as_table(record) == (ROOT / "benchmarks" / folder / "speed.md").read_text(encoding="utf-8")
+    assert speed.same_work(record["runs"], record.get("ours computes in", "bf16")) == (record["same work"], [])
+    assert {stage: tuple(ways) for stage, ways in record["runs"].items()} == {
+        stage: tuple(way for way in ways if way not in left_out) for stage, ways in speed.WAYS.items()}
     assert min(len(runs) for ways in record["runs"].values() for runs in ways.values()) > 1
 
 
@@ -157,11 +172,11 @@ def test_a_round_of_other_work_ends_the_benchmark(toys, tmp_path, monkeypatch):
     assert calls == [(stage, way) for stage, ways in speed.WAYS.items() for way in ways] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["speed-unfinished.json"]
     assert load(tmp_path / "speed-unfinished.json")["runs"]["generation"]["published"][1]["texts"] == ["other"]
-    monkeypatch.setattr(sys, "argv", ["speed", "--repeats", "1", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["speed", "--repeats", "1", "--out", str(tmp_path), "--leave-out", "TRL"])
     speed.main()
     assert {path.name for path in tmp_path.iterdir()} == {"speed.json", "speed.md"}
     found = load(tmp_path / "speed.json")
-    assert [len(runs) for ways in found["runs"].values() for runs in ways.values()] == [1] * 12
+    assert [len(runs) for ways in found["runs"].values() for runs in ways.values()] == [1] * 10
     assert len(found["matmul GFLOP/s"]) == 2
 
 
