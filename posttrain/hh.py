@@ -185,17 +185,16 @@ def fit_pairs(pairs: list[Pair], tokenizer: Tokenizer, max_length: int, unseen: 
     chosen, rejected = (encode_replies([pair[side] for pair in pairs], PROMPT_END, tokenizer, f"{side} replies")
                         for side in ("chosen", "rejected"))
     replies = [max(len(ids), len(other)) for ids, other in zip(chosen, rejected)]  # tokens of the longer one
-    long = [i for i, ids in enumerate(prompts) if len(ids) + replies[i] > max_length]
-    rooms = [max_length - replies[i] for i in long]
+    rooms = {i: max_length - replies[i] for i, ids in enumerate(prompts) if len(ids) > max_length - replies[i]}
     cut = {}
-    for i, prompt in zip(long, cut_prompts([pairs[i]["prompt"] for i in long], rooms, tokenizer)):
+    for i, prompt in zip(rooms, cut_prompts([pairs[i]["prompt"] for i in rooms], [*rooms.values()], tokenizer)):
         fate = "too long" if prompt is None else "prompt in a test split" if prompt in unseen else "cut"
         report[pairs[i]["subset"]][fate] += 1
         if fate == "cut":
             cut[i] = prompt
     for i, ids in zip(cut, encode(list(cut.values()), tokenizer, "cut prompts")):
         prompts[i] = ids
-    dropped = set(long) - set(cut)
+    dropped = rooms.keys() - cut.keys()
     return [pair | {"prompt": cut.get(i, pair["prompt"]), "length": len(prompts[i]) + replies[i]}
             | dict(zip(IDS, (prompts[i], chosen[i], rejected[i])))
             for i, pair in enumerate(pairs) if i not in dropped]

@@ -13,7 +13,7 @@ from conftest import ROOT, load
 
 from benchmarks import demo_run, growth, real_model, speed
 from demo import build
-from posttrain import dpo, hh
+from posttrain import dpo, hh, training
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +166,7 @@ def test_a_round_of_other_work_ends_the_benchmark(toys, tmp_path, monkeypatch):
 
     monkeypatch.setattr(speed, "in_a_process", made)
     monkeypatch.setattr(speed, "build_models", lambda *places: None)
+    monkeypatch.setattr(training, "precision", lambda wanted: "bf16")  # as where the record was made
     monkeypatch.setattr(sys, "argv", ["speed", "--repeats", "2", "--out", str(tmp_path)])
     with pytest.raises(RuntimeError, match="generation, texts"):
         speed.main()
