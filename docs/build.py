@@ -383,9 +383,14 @@ many more steps and keep the lower rates, 2e-4 and 5e-5. Six steps cannot say wh
 """
 
 
+def record(name):
+    """Return what a benchmark recorded."""
+    return json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def real_model():
     """Return docs/real-model.md."""
-    found = json.loads((BENCHMARKS / "real_model.json").read_text(encoding="utf-8"))
+    found = record("real_model")
     return REAL_MODEL.lstrip().format(
         pairs=found["pairs"], held_out=found["held out"], machine=found["machine"], cores=found["cores"],
         steps=found["run"]["DPO"]["steps"], tried_held_out=HELD_OUT,
@@ -399,21 +404,20 @@ def middle(runs):
     return statistics.median(run["tokens"] / sum(run["seconds"]) for run in runs)
 
 
-def on(record):
+def on(found):
     """Return what a benchmark was measured on, and when."""
-    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    return f"{record['machine']}, {record['cores']} cores; {versions}; {record['date']}"
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    return f"{found['machine']}, {found['cores']} cores; {versions}; {found['date']}"
 
 
-def peaks(record, kind):
+def peaks(found, kind):
     """Return the GFLOP/s of a large matrix product at the beginning of a benchmark and after each round."""
-    return ", ".join(f"{peak[kind]:.0f}" for peak in record["matmul GFLOP/s"])
+    return ", ".join(f"{peak[kind]:.0f}" for peak in found["matmul GFLOP/s"])
 
 
 def speed():
     """Return docs/speed.md."""
-    found, other, growth, demo, real = (json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
-                                        for name in ("speed", WITHOUT_BF16, "growth", "demo_run", "real_model"))
+    found, other, growth, demo, real = map(record, ("speed", WITHOUT_BF16, "growth", "demo_run", "real_model"))
     tables = {name: (BENCHMARKS / f"{name}.md").read_text(encoding="utf-8")
               for name in ("speed", WITHOUT_BF16, "growth", "demo_run")}
     rates = {stage: middle(ways["ours"]) / middle(ways["ours fp32"]) for stage, ways in found["runs"].items()
@@ -440,8 +444,7 @@ def speed():
 
 def readme_speed():
     """Return README's table of speed: tokens per second, and how many times the study's batches'; and on what."""
-    found, other = (json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
-                    for name in ("speed", WITHOUT_BF16))
+    found, other = map(record, ("speed", WITHOUT_BF16))
     lines = ["| tokens per second | the study's batches | TRL's defaults | here | here, in fp32 |",
              "|---|---|---|---|---|"]
     for stage, ways in found["runs"].items():
