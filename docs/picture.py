@@ -1,6 +1,8 @@
 """Take docs/report.png, README's picture of the published record's page, in headless Chromium.
 
     python -m docs.picture
+
+It shows a harmless prompt on which the models differ.
 """
 
 from pathlib import Path
@@ -10,7 +12,7 @@ from playwright.sync_api import sync_playwright
 from benchmarks.report import OPTIONS, chromium
 
 ROOT = Path(__file__).resolve().parent.parent
-SHOWN = "#differ=yes&order=gain&kind=helpful&prompt=helpful-46"  # a harmless prompt, on which the models differ
+SHOWN = "#differ=yes&order=gain&kind=helpful&prompt=helpful-46"
 
 if __name__ == "__main__":
     with sync_playwright() as playwright:

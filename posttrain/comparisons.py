@@ -1,7 +1,6 @@
-"""Two models on the same prompts: the difference with its interval, the test, the decision, and it said in words."""
+"""Two models on the same prompts: their difference, its interval, a test, a decision, in words."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -9,189 +8,399 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom, wilcoxon
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 
-from posttrain import MODELS
-from posttrain.power import ALPHA, power_of_cas, power_of_rate, power_of_reward
-from posttrain.stats import MEASURES, mean_of_two, paired_difference, percentiles, redrawn_rewards
+from posttrain.metrics import (
+    KINDS,
+    MEASURES,
+    models_of,
+    mover_mean,
+    paired_difference,
+    percentiles,
+    pivot_passed,
+    pivot_rewards,
+    redraw_rewards,
+)
+from posttrain.power import ALPHA, Changes, power_of_cas, power_of_rate, power_of_reward
 
-FEWEST = 10  # prompts: with fewer nothing is decided
-RATES = {"HmR": "harmful_reward", "HpR": "helpful_reward"}  # rate: the reward that its labels are made of
+FEWEST_PROMPTS = 10  # with fewer of them every comparison is inconclusive
+DECISIONS = ("significant", "suggestive", "inconclusive")
+REWARD_OF_RATE = {"HmR": "harmful_reward", "HpR": "helpful_reward"}  # which its labels are made of
 
 Record = dict[str, Any]
-Changes = tuple[int, int, int]  # prompts gained, lost, and all
 
 
 # ---- tests
 
+
 def exact_mcnemar(gained: int, lost: int) -> float:
-    """Return the exact two-sided p of McNemar's test; 1 where no label differs."""
-    return float(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue) if gained + lost else 1.0
+    """Compute the two-sided p of McNemar's exact test; 1 where no label differs."""
+    if gained + lost == 0:
+        return 1.0
+    return float(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue)
 
 
-def sign_flips(changes: Sequence[tuple[int, int, int]]) -> float:
-    """Return the exact two-sided p of the mean of rate differences, under flips of the signs of all differing prompts.
+def sign_flips(changes: Sequence[Changes]) -> float:
+    """Compute the exact two-sided p of the mean of two rate differences by flips of their signs.
 
-    `changes`: (gained, lost, n) of every kind of prompt. The paired permutation test: without a difference between the
-    models each differing prompt is gained or lost with equal chance, so the gains of a kind are binomial.
+    The paired permutation test: if two models do not differ, each prompt whose label differs is
+    gained or lost with equal chance, so the number gained on each kind of prompts is binomial.
+
+    Args:
+        changes: (gained, lost, n) on each kind of prompts.
     """
-    values, weights, observed = np.zeros(1), np.ones(1), 0.0
+    sums = np.zeros(1)
+    probabilities = np.ones(1)
+    observed = 0.0
     for gained, lost, n in changes:
-        differing = np.arange(gained + lost + 1)
-        values = np.add.outer(values, (2 * differing - gained - lost) / n).ravel()
-        weights = np.outer(weights, binom.pmf(differing, gained + lost, 0.5)).ravel()
+        differing = gained + lost
+        gains = np.arange(differing + 1)
+        sums = np.add.outer(sums, (2 * gains - differing) / n).ravel()
+        probabilities = np.outer(probabilities, binom.pmf(gains, differing, 0.5)).ravel()
         observed += (gained - lost) / n
-    return min(1.0, float(weights[np.abs(values) > abs(observed) - 1e-9].sum()))
+    as_extreme = np.abs(sums) > abs(observed) - 1e-9
+    return min(1.0, float(probabilities[as_extreme].sum()))
 
 
 def signed_rank(differences: np.ndarray) -> float:
-    """Return the two-sided p of Wilcoxon's signed-rank test on paired differences (prompts,); 1 where all are zero."""
-    return float(wilcoxon(differences).pvalue) if differences.any() else 1.0
+    """Compute the two-sided p of Wilcoxon's signed-rank test; 1 where all differences are 0."""
+    if not differences.any():
+        return 1.0
+    return float(wilcoxon(differences).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p-values, in the order given (Holm 1979)."""
-    return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
+    """Adjust p-values for their number, in the order given (Holm 1979).
+
+    The smallest is multiplied by their number, the next by one less and so on; none becomes smaller
+    than the one before it, nor larger than 1.
+    """
+    # By hand, since statsmodels' multipletests collects garbage at every call, which is slow.
+    adjusted = [1.0] * len(p_values)
+    highest = 0.0
+    for rank, i in enumerate(np.argsort(p_values, kind="stable")):
+        highest = max(highest, (len(p_values) - rank) * p_values[i])
+        adjusted[i] = min(1.0, highest)
+    return adjusted
 
 
 # ---- pairs of models
 
-def changes_of(labels: pd.DataFrame, first: str, second: str) -> Changes:
-    """Return (gained, lost, n): the prompts whose label is True of the second model alone, of the first alone, all."""
-    gained, lost = labels[second] & ~labels[first], labels[first] & ~labels[second]
-    return int(gained.sum()), int(lost.sum()), len(labels)
 
+def count_changes(passed: pd.DataFrame, first: str, second: str) -> Changes:
+    """Count the prompts that only the second model passes, only the first one, and all prompts.
 
-def rate_difference(gained: int, lost: int, n: int) -> Record:
-    """Return the comparison of two rates on the same prompts."""
-    return {"difference": 100 * (gained - lost) / n} | paired_difference(gained, lost, n) | {
-        "gained": gained, "lost": lost, "n": n, "test": "exact McNemar", "p": exact_mcnemar(gained, lost)}
+    Args:
+        passed: Truth values, as `metrics.pivot_passed` lays them out.
+        first: A model.
+        second: Another one.
 
-
-def cas_difference(changes: Sequence[Changes]) -> Record:
-    """Return the comparison of two models' CAS, from the changes on the prompts of either kind; `n`: all prompts."""
-    parts = [100 * (gained - lost) / n for gained, lost, n in changes]
-    gained, lost, n = (sum(column) for column in zip(*changes))
-    return {"difference": sum(parts) / 2} | mean_of_two(parts, [paired_difference(*change) for change in changes]) | {
-        "gained": gained, "lost": lost, "n": n, "test": "exact sign flips", "p": sign_flips(changes)}
-
-
-def reward_difference(first: np.ndarray, second: np.ndarray, draws: np.ndarray) -> Record:
-    """Return the comparison of two models' rewards on the same prompts; `draws`: of the mean difference."""
-    differences = second - first
-    return {"difference": float(differences.mean())} | percentiles(differences, draws) | {
-        "gained": int((differences > 0).sum()), "lost": int((differences < 0).sum()), "n": len(differences),
-        "test": "Wilcoxon", "p": signed_rank(differences)}
-
-
-def decide(record: Record, fewest: int) -> str:
-    """Return what is known of a difference: decided, suggestive or open; always open with fewer than ten prompts."""
-    if fewest < FEWEST or record["low"] is None or record["p"] >= ALPHA:
-        return "open"
-    clear = record["low"] > 0 or record["high"] < 0
-    return "decided" if record["p_holm"] < ALPHA and clear else "suggestive"
-
-
-def compare(rewards: pd.DataFrame, harmless: pd.DataFrame, helpful: pd.DataFrame, draws: int, seed: int,
-            power: bool = True) -> list[Record]:
-    """Return one record a measure and pair of models: the second minus the first, over the same prompts.
-
-    Its fields: measure, first, second, difference, low, high (95%), gained, lost, n, test, p, p_holm (over the pairs of
-    the measure), decision, and power, which says what 80% power needs (None where it is not asked for).
+    Returns:
+        (gained, lost, n).
     """
-    models = [name for name in rewards if name in MODELS]
-    columns, labels = {name: i for i, name in enumerate(rewards)}, {"HmR": harmless, "HpR": helpful}
-    redrawn, records = redrawn_rewards(rewards, draws, seed), []
-    for name, kind in MEASURES.items():
+    gained = int((passed[second] & ~passed[first]).sum())
+    lost = int((passed[first] & ~passed[second]).sum())
+    return gained, lost, len(passed)
+
+
+def compare_rates(passed: pd.DataFrame, first: str, second: str, power: bool) -> Record:
+    """Compare the rates of two models on the same prompts.
+
+    Args:
+        passed: Truth values, as `metrics.pivot_passed` lays them out.
+        first: A model.
+        second: Another one.
+        power: Whether to compute what 80% power needs.
+
+    Returns:
+        The fields difference (second minus first, in points), low, high, gained, lost, n, test, p
+        and power of a comparison.
+    """
+    gained, lost, n = count_changes(passed, first, second)
+    interval = paired_difference(gained, lost, n)
+    return {
+        "difference": 100 * (gained - lost) / n,
+        "low": interval["low"],
+        "high": interval["high"],
+        "gained": gained,
+        "lost": lost,
+        "n": n,
+        "test": "exact McNemar",
+        "p": exact_mcnemar(gained, lost),
+        "power": power_of_rate(gained, lost, n) if power else None,
+    }
+
+
+def compare_cas(
+    passed: Mapping[str, pd.DataFrame], first: str, second: str, power: bool
+) -> Record:
+    """Compare the CAS of two models; fields as of `compare_rates`, counts over both kinds.
+
+    Args:
+        passed: By kind, truth values as `metrics.pivot_passed` lays them out.
+        first: A model.
+        second: Another one.
+        power: Whether to compute what 80% power needs.
+    """
+    changes = [count_changes(passed[kind], first, second) for kind in KINDS]
+    differences = [100 * (gained - lost) / n for gained, lost, n in changes]
+    interval = mover_mean(differences, [paired_difference(*change) for change in changes])
+    return {
+        "difference": sum(differences) / 2,
+        "low": interval["low"],
+        "high": interval["high"],
+        "gained": sum(gained for gained, _, _ in changes),
+        "lost": sum(lost for _, lost, _ in changes),
+        "n": sum(n for _, _, n in changes),
+        "test": "exact sign flips",
+        "p": sign_flips(changes),
+        "power": power_of_cas(changes) if power else None,
+    }
+
+
+def compare_rewards(
+    rewards: pd.DataFrame, redrawn: pd.DataFrame, first: str, second: str, power: bool
+) -> Record:
+    """Compare the mean rewards of two models on the same prompts; fields as of `compare_rates`.
+
+    Args:
+        rewards: As `metrics.pivot_rewards` lays them out.
+        redrawn: Bootstrap draws of the means, of `metrics.redraw_rewards`.
+        first: A model.
+        second: Another one.
+        power: Whether to compute what 80% power needs.
+    """
+    differences = (rewards[second] - rewards[first]).to_numpy()
+    interval = percentiles(differences, (redrawn[second] - redrawn[first]).to_numpy())
+    return {
+        "difference": float(differences.mean()),
+        "low": interval["low"],
+        "high": interval["high"],
+        "gained": int((differences > 0).sum()),
+        "lost": int((differences < 0).sum()),
+        "n": len(differences),
+        "test": "Wilcoxon",
+        "p": signed_rank(differences),
+        "power": power_of_reward(differences) if power else None,
+    }
+
+
+def decide(comparison: Mapping[str, Any], prompts: int) -> str:
+    """Decide what a comparison shows.
+
+    Args:
+        comparison: With low, high, p and p_holm.
+        prompts: How many there are, of the kind that has the fewest.
+
+    Returns:
+        "significant" where p is below 0.05 after Holm's correction and the interval clear of zero,
+        "suggestive" where p is below 0.05 before the correction, else "inconclusive", as always
+        with fewer than ten prompts.
+    """
+    too_few = prompts < FEWEST_PROMPTS or comparison["low"] is None
+    if too_few or comparison["p"] >= ALPHA:
+        return "inconclusive"
+    clear_of_zero = comparison["low"] > 0 or comparison["high"] < 0
+    if comparison["p_holm"] < ALPHA and clear_of_zero:
+        return "significant"
+    return "suggestive"
+
+
+def compare(answers: pd.DataFrame, draws: int, seed: int, power: bool = True) -> list[Record]:
+    """Compare every pair of models in every measure, over the same prompts.
+
+    Args:
+        answers: The table of answers with its labels.
+        draws: How many bootstrap draws to make.
+        seed: Of the draws.
+        power: Whether to compute what 80% power needs, which takes most of the time.
+
+    Returns:
+        One record for each measure and pair of models, with the fields measure, first, second,
+        difference (second minus first), low, high (95%), gained, lost, n, test, p, power, p_holm
+        (over the pairs of the measure) and decision.
+    """
+    pairs = list(combinations(models_of(answers), 2))
+    passed = {kind: pivot_passed(answers, kind) for kind in KINDS}
+    rewards = {kind: pivot_rewards(answers, kind) for kind in KINDS}
+    redrawn = redraw_rewards(rewards, draws, seed)
+    records = []
+    for measure, kind in MEASURES.items():
         family = []
-        for first, second in combinations(models, 2):
-            if name in labels:
-                changes = changes_of(labels[name], first, second)
-                found, needs = rate_difference(*changes), partial(power_of_rate, *changes)
-            elif name == "CAS":
-                changes = [changes_of(table, first, second) for table in labels.values()]
-                found, needs = cas_difference(changes), partial(power_of_cas, changes)
+        for first, second in pairs:
+            if measure == "CAS":
+                comparison = compare_cas(passed, first, second, power)
+            elif measure in REWARD_OF_RATE:
+                comparison = compare_rates(passed[kind], first, second, power)
             else:
-                (a, b), (i, j) = (rewards.loc[kind][[first, second]].to_numpy().T, (columns[first], columns[second]))
-                found = reward_difference(a, b, redrawn[kind][:, j] - redrawn[kind][:, i])
-                needs = partial(power_of_reward, b - a)
-            family.append({"measure": name, "first": first, "second": second} | found
-                          | {"power": needs() if power else None})
-        counts = {"harmful": len(harmless), "helpful": len(helpful)}
-        fewest = counts[kind] if kind else min(counts.values())
-        for record, p_holm in zip(family, holm([record["p"] for record in family])):
-            record["p_holm"] = p_holm
-            records.append(record | {"decision": decide(record, fewest)})
+                comparison = compare_rewards(rewards[kind], redrawn[kind], first, second, power)
+            family.append({"measure": measure, "first": first, "second": second, **comparison})
+        kinds = [kind] if kind else KINDS
+        prompts = min(len(passed[kind]) for kind in kinds)
+        adjusted = holm([comparison["p"] for comparison in family])
+        for comparison, p_holm in zip(family, adjusted):
+            comparison["p_holm"] = p_holm
+            comparison["decision"] = decide(comparison, prompts)
+        records.extend(family)
     return records
 
 
 # ---- in words
 
-def signed(value: float, digits: int) -> str:
-    """Return a number with its sign, a true minus."""
+
+def format_signed(value: float, digits: int) -> str:
+    """Format a number with its sign, a true minus."""
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def seen(record: Record) -> str:
-    """Return the difference of a comparison with its interval, in points or in rewards."""
-    digits, unit = (2, "") if "reward" in record["measure"] else (1, " points")
-    if record["low"] is None:
-        return f"{signed(record['difference'], digits)}{unit} on every prompt"
-    ends = ", ".join(signed(record[end], digits) for end in ("low", "high"))
-    return f"{signed(record['difference'], digits)}{unit} [{ends}]"
+def format_difference(comparison: Mapping[str, Any]) -> str:
+    """Format a difference with its interval, in points to a tenth or in rewards to 0.01."""
+    digits, unit = (2, "") if "reward" in comparison["measure"] else (1, " points")
+    difference = format_signed(comparison["difference"], digits) + unit
+    if comparison["low"] is None:
+        return f"{difference} on every prompt"
+    low = format_signed(comparison["low"], digits)
+    high = format_signed(comparison["high"], digits)
+    return f"{difference} [{low}, {high}]"
 
 
-def verdict(record: Record) -> str:
-    """Return a sentence on whether two models differ in a measure, and what it would take to know."""
-    text = (f"{record['second']} against {record['first']}, {record['measure'].replace('_', ' ')}: {seen(record)}, "
-            f"{record['gained']} gained and {record['lost']} lost of {record['n']} prompts, p = {record['p']:.2g}, "
-            f"{record['p_holm']:.2g} after Holm: {record['decision']}")
-    if record["decision"] == "decided":
-        return f"{text}, {record['second']} is {'higher' if record['difference'] > 0 else 'lower'}."
-    if record["decision"] == "suggestive":
-        corrected = record["p_holm"] < ALPHA
-        why = "since the interval includes no difference" if corrected else "once corrected for all pairs"
-        return f"{text}, not decided {why}."
-    power, unit = record["power"], "" if "reward" in record["measure"] else " points"
-    parts = []
+def verdict(comparison: Mapping[str, Any]) -> str:
+    """Say in sentences whether two models differ in a measure, and what it would take to know."""
+    first, second = comparison["first"], comparison["second"]
+    numbers = (
+        f"In {_name_measure(comparison['measure'])}, {second} differs from {first} by "
+        f"{format_difference(comparison)}, with {comparison['gained']} prompts gained and "
+        f"{comparison['lost']} lost of {comparison['n']} (p = {comparison['p']:.2g}, "
+        f"{comparison['p_holm']:.2g} after Holm's correction)."
+    )
+    if comparison["decision"] == "significant":
+        return f"{numbers} The difference is significant: {_state_direction(comparison)}."
+    if comparison["decision"] == "suggestive":
+        reason = _explain_suggestive(comparison)
+        return f"{numbers} The difference is suggestive, not significant, since {reason}."
+    return f"{numbers} The comparison is inconclusive. {_describe_power(comparison)}"
+
+
+def _name_measure(measure: str) -> str:
+    """Name a measure as a sentence does."""
+    if measure.endswith("_reward"):
+        return f"mean reward on {MEASURES[measure]} prompts"
+    return measure
+
+
+def _state_direction(comparison: Mapping[str, Any]) -> str:
+    """State as a finding which of two models is higher."""
+    direction = "higher" if comparison["difference"] > 0 else "lower"
+    return (
+        f"{comparison['second']} is {direction} than {comparison['first']} "
+        "for these trained models"
+    )
+
+
+def _explain_suggestive(comparison: Mapping[str, Any]) -> str:
+    """Say what keeps a suggestive difference from being significant."""
+    if comparison["p_holm"] < ALPHA:
+        return "its interval includes zero"
+    return "p does not stay below 0.05 once it is corrected for all pairs of models"
+
+
+def _describe_power(comparison: Mapping[str, Any]) -> str:
+    """Say what so many prompts would find, and how many a difference like this one would take."""
+    power = comparison["power"]
+    if power is None:
+        return "What 80% power needs was not computed."
+    digits, unit = (2, "") if "reward" in comparison["measure"] else (0, " points")
+    each = " of each kind" if comparison["measure"] == "CAS" else ""
+    clauses = []
     if power["detectable"] is not None:
-        parts.append(f"a true difference of {power['detectable']:.{0 if unit else 2}f}{unit} is found with 80% power")
+        clauses.append(
+            f"a true difference of {power['detectable']:.{digits}f}{unit} would be found with 80% "
+            "power by this many prompts"
+        )
     if power["prompts"] is not None:
-        each = " of each kind" * (record["measure"] == "CAS")
-        parts.append(f"one like that seen takes about {power['prompts']:,} prompts{each}")
-    return f"{text}. " + ("; ".join(parts).capitalize() + "." if parts else "So few prompts find no difference.")
+        clauses.append(f"one like that seen would take about {power['prompts']:,} prompts{each}")
+    if not clauses:
+        return "So few prompts find no difference with 80% power."
+    sentence = ", and ".join(clauses)
+    return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def verdicts(comparisons: Sequence[Record]) -> list[str]:
-    """Return a sentence on every pair of models in HmR, HpR and CAS; on a rate with what its rewards say beyond it."""
-    known = {(one["measure"], one["first"], one["second"]): one for one in comparisons}
-    sentences = []
-    for record in comparisons:
-        if record["measure"] not in (*RATES, "CAS"):
+def verdicts(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say of every pair of models whether it differs in HmR, HpR and CAS.
+
+    Where the mean rewards that a rate's labels are made of differ significantly, and the rate does
+    not or differs the other way, a sentence says so.
+
+    Args:
+        comparisons: Of `compare`.
+
+    Returns:
+        A text for each comparison of a rate or of CAS, in their order.
+    """
+    by_pair = {}
+    for comparison in comparisons:
+        key = (comparison["measure"], comparison["first"], comparison["second"])
+        by_pair[key] = comparison
+    texts = []
+    for (measure, first, second), comparison in by_pair.items():
+        if measure not in (*REWARD_OF_RATE, "CAS"):
             continue
-        rewards = known.get((RATES.get(record["measure"]), record["first"], record["second"]))
-        more = ""
-        if rewards and rewards["decision"] == "decided" and (
-                record["decision"] != "decided" or rewards["difference"] * record["difference"] < 0):
-            more = (f" But the mean reward differs: {seen(rewards)}, p = {rewards['p_holm']:.2g} after Holm: "
-                    f"{record['second']} is {'higher' if rewards['difference'] > 0 else 'lower'}.")
-        sentences.append(verdict(record) + more)
-    return sentences
+        text = verdict(comparison)
+        rewards = by_pair.get((REWARD_OF_RATE.get(measure), first, second))
+        if rewards and _rewards_say_more(comparison, rewards):
+            text += (
+                " Their mean rewards, however, differ significantly, by "
+                f"{format_difference(rewards)} (p = {rewards['p_holm']:.2g} after Holm's "
+                f"correction): by these, {_state_direction(rewards)}."
+            )
+        texts.append(text)
+    return texts
 
 
-def headlines(comparisons: Sequence[Record]) -> list[str]:
-    """Return a sentence a measure: which pairs are decided, or how large a difference could still be."""
+def _rewards_say_more(rates: Mapping[str, Any], rewards: Mapping[str, Any]) -> bool:
+    """Tell whether mean rewards differ significantly where the rates do not, or the other way."""
+    if rewards["decision"] != "significant":
+        return False
+    opposed = rewards["difference"] * rates["difference"] < 0
+    return rates["decision"] != "significant" or opposed
+
+
+def headline(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """Say of one measure which pairs of models differ, or how large a difference could still be.
+
+    Args:
+        comparisons: Those of one measure, at least one.
+    """
+    measure = comparisons[0]["measure"]
+    name = _name_measure(measure)
+    significant, ends = [], []
+    for comparison in comparisons:
+        if comparison["decision"] == "significant":
+            direction = "above" if comparison["difference"] > 0 else "below"
+            significant.append(f"{comparison['second']} {direction} {comparison['first']}")
+        if comparison["low"] is not None:
+            ends += [comparison["low"], comparison["high"]]
+    if significant:
+        return (
+            f"In {name}, {len(significant)} of {len(comparisons)} pairs of models differ "
+            f"significantly ({', '.join(significant)}) for these trained models."
+        )
+    room = ""
+    if ends:
+        digits, unit = (2, "") if "reward" in measure else (0, " points")
+        low, high = format_signed(min(ends), digits), format_signed(max(ends), digits)
+        room = f"; the intervals leave room for differences from {low} to {high}{unit}"
+    return f"In {name}, no pair of models differs significantly{room}, for these trained models."
+
+
+def headlines(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say of each measure in a sentence what its comparisons show.
+
+    Args:
+        comparisons: Of `compare`.
+    """
     sentences = []
     for measure in MEASURES:
-        family = [record for record in comparisons if record["measure"] == measure]
-        decided = [f"{record['second']} {'above' if record['difference'] > 0 else 'below'} {record['first']}"
-                   for record in family if record["decision"] == "decided"]
-        ends = [record[end] for record in family for end in ("low", "high") if record[end] is not None]
-        name = measure.replace("_", " ")
-        if decided:
-            sentences.append(f"{name}: {len(decided)} of {len(family)} pairs are decided, namely {', '.join(decided)}.")
-        elif ends:
-            digits, unit = (2, "") if "reward" in measure else (0, " points")
-            sentences.append(f"{name}: no difference is decided. The intervals leave room for differences from "
-                             f"{signed(min(ends), digits)} to {signed(max(ends), digits)}{unit}.")
+        family = [comparison for comparison in comparisons if comparison["measure"] == measure]
+        if family:
+            sentences.append(headline(family))
     return sentences

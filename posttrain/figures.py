@@ -1,198 +1,519 @@
-"""One palette, one style, one function a figure, which takes data and returns the figure."""
+"""The figures: one palette, one style, and one function a figure, from data to a Figure.
+
+A model's colour, marker and line follow from its place among the run's models, so that it looks
+the same in every figure, and models stay apart without colour too.
+"""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from posttrain.stats import KINDS
+from posttrain.files import written_whole
+from posttrain.metrics import KINDS, REFERENCES, models_of, pivot_rewards
 
-# The models' colours stay apart under colour blindness (Okabe and Ito 2008).
-COLOURS = {"Base": "#7F7F7F", "SFT": "#0072B2", "DPO": "#E69F00", "SFT+DPO": "#009E73"}
-MARKERS = {"Base": "o", "SFT": "s", "DPO": "^", "SFT+DPO": "D"}  # and apart without colour
-LINES = {"Base": ":", "SFT": "-", "DPO": "--", "SFT+DPO": "-."}
-# What is decided is dark and filled, what is open light and hollow: they stay apart in greyscale.
-DECISIONS = {"decided": {"color": "black"}, "suggestive": {"color": "0.45"}, "open": {"color": "0.65"}}
-LABELS = {"HmR": "HmR", "HpR": "HpR", "CAS": "CAS", "harmful_reward": "reward on\nharmful prompts",
-          "helpful_reward": "reward on\nhelpful prompts"}
-ONE_COLUMN, TWO_COLUMNS = 3.4, 6.8  # inches, of a paper
-mpl.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-                     "grid.alpha": 0.3, "axes.axisbelow": True, "legend.frameon": False, "savefig.dpi": 300,
-                     "pdf.fonttype": 42, "figure.constrained_layout.use": True})
+if TYPE_CHECKING:
+    from posttrain.run import Run
 
 Record = Mapping[str, Any]
 
 
-def _panels(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, Any]:
-    """Return a figure of so many inches and its axes."""
+class Style(NamedTuple):
+    """How a model is drawn: a colour, a marker and a kind of line, all as matplotlib names them."""
+
+    color: str
+    marker: str
+    line: Any
+
+
+# Colours that stay apart under colour blindness: Okabe and Ito 2008, grey in place of black.
+PALETTE = (
+    "#7F7F7F",  # grey, the baseline
+    "#0072B2",  # blue
+    "#E69F00",  # orange
+    "#009E73",  # green
+    "#D55E00",  # vermillion
+    "#CC79A7",  # purple
+    "#56B4E9",  # sky blue
+    "#B8A500",  # yellow, darkened for white paper
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = (
+    ":",
+    "-",
+    "--",
+    "-.",
+    (0, (1, 2.5)),
+    (0, (8, 2)),
+    (0, (5, 1, 1, 1, 1, 1)),
+    (0, (2, 2, 6, 2)),
+)
+# The more certain, the darker; what is inconclusive is hollow, so that greyscale tells them apart.
+DECISIONS = {
+    "significant": {"color": "black", "markerfacecolor": "black"},
+    "suggestive": {"color": "0.45", "markerfacecolor": "0.45"},
+    "inconclusive": {"color": "0.65", "markerfacecolor": "white"},
+}
+MEASURE_LABELS = {
+    "harmful_reward": "reward on\nharmful prompts",
+    "helpful_reward": "reward on\nhelpful prompts",
+}
+ONE_COLUMN, TWO_COLUMNS = 3.4, 6.8  # inches, of a paper
+LONGEST_NAME = 18  # letters of a model's name that a figure shows
+DASHED = {"color": "black", "linestyle": "--", "linewidth": 0.8}
+DOTTED = {"color": "0.4", "linestyle": ":", "linewidth": 0.8}
+
+mpl.rcParams.update(
+    {
+        "font.size": 8,
+        "figure.titlesize": 9,
+        "axes.titlesize": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+        "savefig.dpi": 300,
+        "pdf.fonttype": 42,
+        "figure.constrained_layout.use": True,
+    }
+)
+
+
+# ---- what the figures share
+
+
+def style_of(models: Sequence[str]) -> dict[str, Style]:
+    """Give each model its colour, marker and line, by its place among the run's models.
+
+    Colours repeat after eight models; markers and lines then go on with the next ones, so that no
+    two of 64 models look alike.
+
+    Args:
+        models: names in the run's order, the baseline first.
+
+    Returns:
+        {name: Style} in that order.
+    """
+    styles = {}
+    for place, name in enumerate(models):
+        round_, color = divmod(place, len(PALETTE))
+        other = (color + round_) % len(MARKERS)
+        styles[name] = Style(PALETTE[color], MARKERS[other], LINES[other])
+    return styles
+
+
+def printable(name: str) -> str:
+    """Make a model's name fit for a figure: one short line in which nothing is a formula."""
+    letters = []
+    for letter in name:
+        letters.append(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}")
+    text = "".join(letters)
+    if len(text) > LONGEST_NAME:
+        text = text[: LONGEST_NAME - 1] + "…"
+    if text.startswith("_"):  # matplotlib leaves such labels out of legends
+        text = " " + text
+    return text.replace("$", r"\$")
+
+
+def _panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, Any]:
+    """Make a figure of a height in inches and its axes; one column wide if it has one panel."""
+    width = ONE_COLUMN if rows * columns == 1 else TWO_COLUMNS
     figure = Figure(figsize=(width, height))
     return figure, figure.subplots(rows, columns, **options)
 
 
-def training(log: Mapping[str, Sequence[Record]]) -> Figure:
-    """Return the curves of all stages, lines of training batches and marks of held-out pairs.
+def _entitle(figure: Figure, title: str, handles: Sequence[Line2D]) -> None:
+    """Put a title above the panels, and below it a legend in as many columns as have room."""
+    longest = max(len(handle.get_label()) for handle in handles)
+    columns = int(15 * figure.get_figwidth() / (longest + 5))  # 15 letters fill an inch
+    # As the legend's own title, since a figure's title would be drawn across the legend.
+    figure.legend(
+        handles=handles,
+        title=title,
+        title_fontsize=9,
+        loc="outside upper center",
+        ncols=min(max(columns, 1), len(handles)),
+        columnspacing=1.2,
+        handletextpad=0.5,
+    )
 
-    `log`: training.json. Dotted: the loss of a model that has not moved, and the accuracy of a coin. Before the first
-    step every margin is zero and the accuracy means nothing, so it begins with the first step.
+
+def _handles_of(styles: Mapping[str, Style], lines: bool = True) -> list[Line2D]:
+    """Make the legend's entries of models, with or without their lines."""
+    handles = []
+    for name, style in styles.items():
+        line = style.line if lines else ""
+        handle = Line2D(
+            [],
+            [],
+            color=style.color,
+            linestyle=line,
+            marker=style.marker,
+            markersize=4,
+            label=printable(name),
+        )
+        handles.append(handle)
+    return handles
+
+
+def _name_ticks(axis: Axes, names: Sequence[str]) -> None:
+    """Write names below an axis, slanted where they would run into each other."""
+    labels = [printable(name) for name in names]
+    crowded = sum(len(label) + 2 for label in labels) > 42
+    slant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+    axis.set_xticks(range(len(labels)), labels, **slant)
+
+
+def _number(value: float) -> str:
+    """Write a number with a true minus sign."""
+    return f"{value:g}".replace("-", "−")
+
+
+def _models_among(records: Sequence[Record]) -> list[Record]:
+    """Keep the records of models, without those of reference answers."""
+    return [record for record in records if record["model"] not in REFERENCES]
+
+
+# ---- training
+
+
+def lengths(pairs: Sequence[Record], max_length: int) -> Figure:
+    """Draw how many tokens the training's pairs have: prompt, longer reply and end.
+
+    Args:
+        pairs: of `data.load_pairs`, each with its "length".
+        max_length: the tokens that a pair may have, dashed.
     """
-    panels = [("loss", "SFT loss (nats per token)", ["SFT"]), ("loss", "DPO loss", ["DPO", "SFT+DPO"]),
-              ("rewards/margins", "reward margin", ["DPO", "SFT+DPO"]),
-              ("rewards/accuracies", "reward accuracy", ["DPO", "SFT+DPO"])]
-    figure, axes = _panels(2, 2, TWO_COLUMNS, 4.4)
+    counts = [pair["length"] for pair in pairs]
+    figure, axis = _panels(1, 1, 2.2)
+    axis.hist(counts, bins=40, color="0.45")
+    axis.axvline(max_length, **DASHED)
+    axis.set(xlabel="length of a pair (tokens)", ylabel="pairs")
+    axis.set_title(f"Half of the pairs have at most {np.median(counts):.0f} of {max_length} tokens")
+    return figure
+
+
+def training(log: Mapping[str, Sequence[Record]], models: Sequence[str]) -> Figure:
+    """Draw how all stages of training went: lines of training batches, marks of held-out pairs.
+
+    Stages whose log has reward margins are trained on preferences and have three panels, the
+    others one for their loss. Dotted: the held-out loss before the first step, and an accuracy of
+    one half. Before the first step every margin is zero and the accuracy means nothing, so it
+    begins after it.
+
+    Args:
+        log: training.json, {model: log records}.
+        models: all names of the run's models in order, for their styles.
+    """
+    styles = style_of(models)
+    tables = {name: pd.DataFrame(log[name]).set_index("step") for name in log}
+    imitating, preferring = [], []
+    for name, table in tables.items():
+        names = preferring if "rewards/margins" in table else imitating
+        names.append(name)
+    panels = []
+    if imitating:
+        panels.append(("loss", "loss (nats per token)", imitating))
+    if preferring:
+        panels.append(("loss", "preference loss", preferring))
+        panels.append(("rewards/margins", "reward margin", preferring))
+        panels.append(("rewards/accuracies", "reward accuracy (share)", preferring))
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, axes = _panels(rows, columns, 2.2 * rows + 0.6, squeeze=False)
     for axis, (key, label, names) in zip(axes.flat, panels):
         for name in names:
-            records = pd.DataFrame(log[name]).set_index("step")
-            batches, held_out = records[key].dropna(), records[f"eval_{key}"].dropna()
-            if key == "rewards/accuracies":  # the first step's batch is still the untrained model's
-                batches, held_out = batches[batches.index > 1], held_out[held_out.index > 0]
-            axis.plot(batches, LINES[name], color=COLOURS[name], linewidth=1.2)
-            axis.plot(held_out, MARKERS[name], color=COLOURS[name], markersize=4)
+            _draw_stage(axis, tables[name], key, styles[name])
         axis.set(xlabel="optimiser step", ylabel=label)
-    axes[0, 1].axhline(math.log(2), color="0.4", linewidth=0.8, linestyle=":")
-    axes[1, 1].axhline(0.5, color="0.4", linewidth=0.8, linestyle=":")
-    handles = [Line2D([], [], color=COLOURS[name], linestyle=LINES[name], marker=MARKERS[name], markersize=4,
-                      label=name) for name in ("SFT", "DPO", "SFT+DPO")]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    fallen = [name for name, table in tables.items() if _falls(_logged(table, "eval_loss"))]
+    stages = "model" if len(tables) == 1 else "models"
+    title = f"Held-out loss fell in {len(fallen)} of {len(tables)} trained {stages}"
+    _entitle(figure, title, _handles_of({name: styles[name] for name in log}))
     return figure
 
 
-def measures(models: Sequence[Record], names: Sequence[str], ylabel: str, ylim: tuple | None = None) -> Figure:
-    """Return measures of the models, a dot for the value and a line for its 95% interval; `models`: model records."""
-    models = [record for record in models if record["model"] in COLOURS]
-    figure, axis = _panels(1, 1, ONE_COLUMN, 2.4)
-    for i, record in enumerate(models):
+def _draw_stage(axis: Axes, table: pd.DataFrame, key: str, style: Style) -> None:
+    """Draw one quantity of a stage's log, of training batches and of held-out pairs."""
+    batches, held_out = _logged(table, key), _logged(table, f"eval_{key}")
+    if key == "rewards/accuracies":
+        # The first step's batch is still that of the untrained model.
+        batches, held_out = batches[batches.index > 1], held_out[held_out.index > 0]
+        axis.axhline(0.5, **DOTTED)
+    if key == "loss" and "rewards/margins" in table and 0 in held_out.index:
+        axis.axhline(held_out.loc[0], **DOTTED)
+    axis.plot(batches, linestyle=style.line, color=style.color, linewidth=1.2)
+    axis.plot(held_out, style.marker, color=style.color, markersize=4)
+
+
+def _logged(table: pd.DataFrame, key: str) -> pd.Series:
+    """Take a quantity's values by step from a log; empty where it was never logged."""
+    return table[key].dropna() if key in table else pd.Series(dtype=float)
+
+
+def _falls(losses: pd.Series) -> bool:
+    """Tell whether the last held-out loss is below the first."""
+    return len(losses) > 1 and losses.iloc[-1] < losses.iloc[0]
+
+
+# ---- measures of models
+
+
+def measures(
+    records: Sequence[Record],
+    names: Sequence[str],
+    title: str,
+    ylabel: str,
+    ylim: tuple[float, float] | None = None,
+) -> Figure:
+    """Draw measures of all models: a mark for the value and a line for its 95% interval.
+
+    Args:
+        records: of `metrics.summarise`; those of reference answers are left out.
+        names: the measures, such as HmR.
+        title: the figure's.
+        ylabel: of the values' axis, with their unit.
+        ylim: its ends; None takes those of the data.
+    """
+    records = _models_among(records)
+    styles = style_of([record["model"] for record in records])
+    figure, axis = _panels(1, 1, 2.2 + 0.1 * len(records))
+    step = min(0.17, 0.8 / len(records))
+    for i, record in enumerate(records):
+        style = styles[record["model"]]
         for j, name in enumerate(names):
-            x = j + (i - (len(models) - 1) / 2) * 0.17
+            x = j + (i - (len(records) - 1) / 2) * step
             if record[f"{name}_low"] is not None:
-                axis.vlines(x, record[f"{name}_low"], record[f"{name}_high"], color=COLOURS[record["model"]])
-            axis.plot(x, record[name], MARKERS[record["model"]], markersize=4, color=COLOURS[record["model"]],
-                      label=record["model"] if j == 0 else None)
-    axis.set(xticks=range(len(names)), xticklabels=[LABELS[name] for name in names], ylabel=ylabel, ylim=ylim,
-             xlim=(-0.5, len(names) - 0.5))
+                axis.vlines(x, record[f"{name}_low"], record[f"{name}_high"], color=style.color)
+            axis.plot(x, record[name], style.marker, markersize=4, color=style.color)
+    labels = [MEASURE_LABELS.get(name, name) for name in names]
+    axis.set_xticks(range(len(names)), labels)
+    axis.set(ylabel=ylabel, ylim=ylim, xlim=(-0.5, len(names) - 0.5))
     axis.grid(axis="x", visible=False)
-    figure.legend(loc="outside upper center", ncols=len(models), columnspacing=1, handletextpad=0.2)
+    _entitle(figure, title, _handles_of(styles, lines=False))
     return figure
 
 
-def distributions(rewards: pd.DataFrame, thresholds: Mapping[str, float], models: Sequence[Record]) -> Figure:
-    """Return every model's rewards, a dot a response, beside their mean and its interval; the threshold dashed."""
-    models = [record for record in models if record["model"] in COLOURS]
-    figure, axes = _panels(1, 2, TWO_COLUMNS, 2.6, sharey=True)
+def distributions(
+    answers: pd.DataFrame, thresholds: Mapping[str, float], records: Sequence[Record]
+) -> Figure:
+    """Draw the reward of every answer, and beside it the mean with its 95% interval.
+
+    Args:
+        answers: of `metrics.table`.
+        thresholds: {kind: reward from which an answer passes}, dashed.
+        records: of `metrics.summarise`; those of reference answers are left out.
+    """
+    records = _models_among(records)
+    styles = style_of([record["model"] for record in records])
+    figure, axes = _panels(1, 2, 2.7, sharey=True)
     for axis, kind in zip(axes, KINDS):
-        for i, record in enumerate(models):
-            values = rewards.loc[kind][record["model"]]
-            spread = np.random.default_rng(0).uniform(-0.22, 0.12, len(values))
-            axis.plot(i + spread, values, ".", markersize=3, color=COLOURS[record["model"]])
-            mean, low, high = (record[f"{kind}_reward{end}"] for end in ("", "_low", "_high"))
-            if low is not None:
-                axis.vlines(i + 0.28, low, high, color="black")
-            axis.plot(i + 0.28, mean, "o", markersize=3.5, color="black")
-        axis.axhline(thresholds[kind], color="black", linestyle="--", linewidth=0.8)
-        axis.set(title=f"{kind} prompts", ylabel="reward", xticks=range(len(models)),
-                 xticklabels=[record["model"] for record in models])
+        part = answers[answers["kind"] == kind]
+        for i, record in enumerate(records):
+            style = styles[record["model"]]
+            rewards = part.loc[part["model"] == record["model"], "reward"]
+            jitter = np.random.default_rng(0).uniform(-0.25, 0.12, len(rewards))
+            axis.plot(
+                i + jitter, rewards, style.marker, color=style.color, markersize=2.5, alpha=0.6
+            )
+            _draw_mean(axis, i + 0.3, record, f"{kind}_reward")
+        axis.axhline(thresholds[kind], **DASHED)
+        count, limit = part["id"].nunique(), _number(thresholds[kind])
+        axis.set(title=f"{kind} prompts (n = {count}), threshold {limit}", ylabel="reward")
+        _name_ticks(axis, list(styles))
         axis.grid(axis="x", visible=False)
         axis.label_outer()
+    figure.suptitle("Reward of every answer, mean with 95% interval in black")
     return figure
+
+
+def _draw_mean(axis: Axes, x: float, record: Record, name: str) -> None:
+    """Draw a measure of a record as a black dot on its interval; no line where it has none."""
+    if record[f"{name}_low"] is not None:
+        axis.vlines(x, record[f"{name}_low"], record[f"{name}_high"], color="black")
+    axis.plot(x, record[name], "o", markersize=3.5, color="black")
+
+
+# ---- models against each other
 
 
 def differences(comparisons: Sequence[Record]) -> Figure:
-    """Return a forest plot of all pairs of models: the darker and fuller, the more is decided."""
-    figure, axes = _panels(1, 3, TWO_COLUMNS, 2.4, sharex=True, sharey=True)
-    for axis, name in zip(axes, ("HmR", "HpR", "CAS")):
+    """Draw the differences of all pairs of models: the darker and fuller, the more certain.
+
+    Args:
+        comparisons: of `comparisons.compare`, for at least two models.
+    """
+    names = ("HmR", "HpR", "CAS")
+    pairs = [record for record in comparisons if record["measure"] == names[0]]
+    figure, axes = _panels(1, 3, 1.4 + 0.2 * len(pairs), sharex=True, sharey=True)
+    for axis, name in zip(axes, names):
         records = [record for record in comparisons if record["measure"] == name]
         for y, record in enumerate(records):
             style = DECISIONS[record["decision"]]
-            axis.hlines(y, record["low"], record["high"], **style)
-            axis.plot(record["difference"], y, "o", markersize=4,
-                      markerfacecolor="white" if record["decision"] == "open" else style["color"], **style)
+            axis.hlines(y, record["low"], record["high"], color=style["color"])
+            axis.plot(record["difference"], y, "o", markersize=4, **style)
+        significant = [record for record in records if record["decision"] == "significant"]
         axis.axvline(0, color="black", linewidth=0.8)
-        labels = [f"{record['second']} − {record['first']}" for record in records]
-        axis.set(xlabel=f"difference in {name} (points)", yticks=range(len(records)), yticklabels=labels)
+        axis.set(
+            title=f"{name}: {len(significant)} of {len(records)} significant",
+            xlabel="difference (points)",
+        )
+        labels = []
+        for record in records:
+            labels.append(f"{printable(record['second'])} − {printable(record['first'])}")
+        axis.set_yticks(range(len(records)), labels)
     axes[0].invert_yaxis()
-    handles = [Line2D([], [], marker="o", markersize=4, label=name,
-                      markerfacecolor="white" if name == "open" else style["color"], **style)
-               for name, style in DECISIONS.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3)
+    handles = []
+    for decision, style in DECISIONS.items():
+        handles.append(Line2D([], [], marker="o", markersize=4, label=decision, **style))
+    _entitle(figure, "Differences between models, with 95% intervals", handles)
     return figure
 
 
-def seeds(differences: Sequence[Record]) -> Figure:
-    """Return the six pairs' differences of every training seed, their t interval, and the first run's over prompts.
+def win_rates(answers: pd.DataFrame) -> Figure:
+    """Draw how often a row's model is rewarded above a column's, in percent of prompts.
 
-    `differences`: of `seeds.differences`.
+    Ties count half.
+
+    Args:
+        answers: of `metrics.table`, for at least two models.
     """
-    figure, axes = _panels(1, 3, TWO_COLUMNS, 2.6, sharex=True, sharey=True)
-    for axis, name in zip(axes, ("HmR", "HpR", "CAS")):
-        records = [record for record in differences if record["measure"] == name]
-        for y, record in enumerate(records):
-            if record["low"] is not None:
-                axis.hlines(y - 0.15, record["low"], record["high"], color="black")
-            axis.plot(record["mean"], y - 0.15, "o", markersize=4, color="black")
-            axis.plot(record["values"], [y - 0.15] * len(record["values"]), "|", markersize=7, color="0.4")
-            axis.hlines(y + 0.2, record["prompts_low"], record["prompts_high"], color="0.65")
-            axis.plot(record["difference"], y + 0.2, "o", markersize=4, color="0.65", markerfacecolor="white")
-        axis.axvline(0, color="black", linewidth=0.8)
-        labels = [f"{record['second']} − {record['first']}" for record in records]
-        axis.set(xlabel=f"difference in {name} (points)", yticks=range(len(records)), yticklabels=labels)
-    axes[0].invert_yaxis()
-    handles = [Line2D([], [], color="black", marker="o", markersize=4, label="mean over seeds, t interval"),
-               Line2D([], [], color="0.4", marker="|", linestyle="", label="one seed"),
-               Line2D([], [], color="0.65", marker="o", markersize=4, markerfacecolor="white",
-                      label="first run, interval over prompts")]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3)
-    return figure
-
-
-def win_rates(rewards: pd.DataFrame) -> Figure:
-    """Return how often a row's model is rewarded above a column's, in percent of prompts, ties counting half."""
-    models = [name for name in rewards if name in COLOURS]
-    figure, axes = _panels(1, 2, TWO_COLUMNS, 2.6)
+    models = models_of(answers)
+    figure, axes = _panels(1, 2, 1.7 + 0.25 * len(models), sharey=True)
     image = None
     for axis, kind in zip(axes, KINDS):
-        table = rewards.loc[kind][models].to_numpy()
-        ahead = np.sign(table[:, :, None] - table[:, None, :]).mean(0)  # 1: always, 0: as often as not, -1: never
-        shown = np.ma.masked_where(np.triu(np.ones_like(ahead, dtype=bool)), 50 + 50 * ahead)[1:, :-1]
-        image = axis.imshow(shown, cmap="PuOr", vmin=0, vmax=100)
-        for (i, j), value in np.ma.ndenumerate(shown):
-            axis.text(j, i, f"{value:.0f}", ha="center", va="center",
-                      color="white" if abs(value - 50) > 30 else "black")
-        axis.set(title=f"{kind} prompts (n = {len(table)})", xticks=range(len(models) - 1), xticklabels=models[:-1],
-                 yticks=range(len(models) - 1), yticklabels=models[1:], ylabel="this model ...", xlabel="... over this")
-        axis.grid(visible=False)
-    figure.colorbar(image, ax=axes, label="rewarded higher (%)")
-    return figure
-
-
-def thresholds(sweeps: Mapping[str, pd.DataFrame], chosen: Mapping[str, float]) -> Figure:
-    """Return both rates of all models over all thresholds, the chosen one dashed; `sweeps`: {kind: `stats.sweep`}."""
-    figure, axes = _panels(1, 2, TWO_COLUMNS, 2.4, sharey=True)
-    for axis, (kind, table) in zip(axes, sweeps.items()):
-        for name, rates in table.items():
-            axis.plot(rates.index, rates, LINES[name], color=COLOURS[name], label=name)
-        axis.axvline(chosen[kind], color="black", linestyle="--", linewidth=0.8)
-        axis.set(xlabel=f"threshold on the reward, {kind} prompts", ylabel="rate (%)")
+        rewards = pivot_rewards(answers, kind)[models].to_numpy()
+        # 1: the row's model always has more, 0: as often as not, -1: never.
+        ahead = np.sign(rewards[:, :, None] - rewards[:, None, :]).mean(0)
+        above_diagonal = np.triu(np.ones_like(ahead, dtype=bool))
+        percent = np.ma.masked_where(above_diagonal, 50 + 50 * ahead)[1:, :-1]
+        image = axis.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        for (i, j), value in np.ma.ndenumerate(percent):
+            color = "white" if value > 60 else "black"
+            axis.text(j, i, f"{value:.0f}", ha="center", va="center", color=color)
+        _name_ticks(axis, models[:-1])
+        axis.set_yticks(range(len(models) - 1), [printable(name) for name in models[1:]])
+        axis.set(
+            title=f"{kind} prompts (n = {len(rewards)})",
+            ylabel="this model ...",
+            xlabel="... above this one",
+        )
         axis.label_outer()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(COLOURS))
+        axis.grid(visible=False)
+    figure.suptitle("How often one model is rewarded above another")
+    figure.colorbar(image, ax=axes, label="rewarded higher (% of prompts)")
     return figure
 
 
-def judge(rewards: pd.DataFrame, check: Sequence[Record]) -> Figure:
-    """Return by how much the judge puts the human-chosen reply above the rejected one: shares of prompts up to a gap.
+# ---- the judge
 
-    `check`: of `checks.check_judge`, whose agreement is the share to the right of zero.
+
+def thresholds(
+    sweeps: Mapping[str, pd.DataFrame], chosen: Mapping[str, float], models: Sequence[str]
+) -> Figure:
+    """Draw both rates of all models at every threshold, the chosen one dashed.
+
+    Args:
+        sweeps: {kind: of `diagnostics.sweep`}.
+        chosen: {kind: threshold}.
+        models: names of the run's models in order, for their styles.
     """
-    gaps = rewards["Human chosen"] - rewards["Human rejected"]
-    figure, axis = _panels(1, 1, ONE_COLUMN, 2.4)
-    for record, line in zip(check, ("-", "--")):
-        axis.ecdf(gaps[record["kind"]], color="black", linestyle=line, linewidth=1.2,
-                  label=f"{record['kind']}: agrees on {record['agreement']:.0f}% "
-                        f"[{record['low']:.0f}, {record['high']:.0f}] of {record['prompts']}")
-    axis.axvline(0, color="0.4", linewidth=0.8)
-    axis.set(xlabel="reward of chosen − rejected reply", ylabel="share of prompts", ylim=(0, 1))
-    figure.legend(loc="outside upper center", ncols=1)
+    styles = style_of(models)
+    figure, axes = _panels(1, 2, 2.7, sharey=True)
+    for axis, (kind, table) in zip(axes, sweeps.items()):
+        for name in table.columns:
+            style = styles[name]
+            axis.plot(table.index, table[name], linestyle=style.line, color=style.color)
+            # A few marks tell the lines apart where they cross.
+            axis.plot(
+                table.index[10::45], table[name].iloc[10::45], style.marker, color=style.color,
+                markersize=3.5,
+            )  # fmt: skip
+        axis.axvline(chosen[kind], **DASHED)
+        axis.set(
+            title=f"{kind} prompts, threshold {_number(chosen[kind])}",
+            xlabel="threshold on the reward",
+            ylabel="rate (%)",
+        )
+        axis.label_outer()
+    _entitle(figure, "Rates at every other threshold", _handles_of(styles))
     return figure
+
+
+def judge(answers: pd.DataFrame, check: Sequence[Record]) -> Figure:
+    """Draw by how much the judge puts the human-chosen reply above the rejected one.
+
+    Each curve is the share of prompts up to a gap in reward; what lies right of zero is agreement.
+
+    Args:
+        answers: of `metrics.table`, with the rewards of human replies.
+        check: of `diagnostics.check_judge`.
+    """
+    figure, axis = _panels(1, 1, 3.0)
+    parts, handles = [], []
+    for record, line in zip(check, ("-", "--")):
+        label = (
+            f"{record['kind']}: {record['agreement']:.0f}% "
+            f"[{record['low']:.0f}, {record['high']:.0f}] of {record['prompts']} prompts"
+        )
+        rewards = pivot_rewards(answers, record["kind"])
+        gaps = rewards["Human chosen"] - rewards["Human rejected"]
+        axis.ecdf(gaps, color="black", linestyle=line, linewidth=1.2, label=label)
+        handles.append(axis.lines[-1])
+        parts.append(f"{record['agreement']:.0f}% of {record['kind']}")
+    axis.axvline(0, color="0.4", linewidth=0.8)
+    axis.set(
+        xlabel="reward of chosen − rejected reply",
+        ylabel="share of prompts",
+        ylim=(0, 1),
+    )
+    title = f"The judge agrees with the humans on\n{' and '.join(parts)} prompts"
+    _entitle(figure, title, handles)
+    return figure
+
+
+# ---- in a notebook
+
+
+def show(figure: Figure, run: "Run", name: str) -> None:
+    """Write a figure into the run's folder of figures as PNG and PDF, and display it.
+
+    The run's label stands below it, unless `run.labelled` is False.
+
+    Args:
+        figure: of one of the functions above.
+        run: whose figure it is.
+        name: of the files, without suffix.
+    """
+    from IPython.display import Image, display
+
+    if run.labelled:
+        letters = int(20 * figure.get_figwidth())  # of size 6 beside each other
+        figure.supxlabel(
+            textwrap.fill(run.label, letters, break_on_hyphens=False),
+            x=0.99,
+            ha="right",
+            multialignment="right",
+            fontsize=6,
+            color="0.4",
+            parse_math=False,
+        )
+    # Without a date the same run gives the same file.
+    metadata = {"png": {}, "pdf": {"CreationDate": None}}
+    for suffix, fields in metadata.items():
+        with written_whole(run.figures / f"{name}.{suffix}") as temporary:
+            figure.savefig(temporary, format=suffix, metadata=fields)
+    image = BytesIO()
+    figure.savefig(image, format="png", dpi=110)
+    display(Image(image.getvalue()))

@@ -13,25 +13,47 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+# How Python and Rust (the safetensors library) word that no room is left.
+NO_ROOM = re.compile(
+    rf"err(no|or) ({errno.ENOSPC}|{errno.EDQUOT}|{errno.EFBIG})\b", re.IGNORECASE
+)
+
 
 @contextmanager
 def full_disk_explained(folder: Path) -> Iterator[None]:
-    """Raise OSError, saying what to do, in place of the many errors that a full disk causes."""
+    """Turn the many errors that a full disk causes into one that says what to do.
+
+    Args:
+        folder: where is being written.
+
+    Raises:
+        OSError: there is no room left in the folder.
+    """
     try:
         yield
     except Exception as error:
-        numbers = rf"err(no|or) ({errno.ENOSPC}|{errno.EDQUOT}|{errno.EFBIG})\b"  # as Python and as Rust say it
-        if not re.search(numbers, str(error), re.IGNORECASE) and shutil.disk_usage(folder).free > 2**16:
+        room_is_left = shutil.disk_usage(folder).free > 2**16
+        if room_is_left and not NO_ROOM.search(str(error)):
             raise
-        raise OSError(f"[Errno {errno.ENOSPC}] There is no room left to write into {folder}. What was finished before "
-                      "is whole: make room, or copy the folder to a larger disk, and run again.") from error
+        raise OSError(
+            f"[Errno {errno.ENOSPC}] There is no room left to write into {folder}. What was "
+            "finished before is whole: make room, or copy the folder to a larger disk, and run "
+            "again."
+        ) from error
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write a file or folder under; it becomes `path` once that has worked, or vanishes."""
+    """Give a temporary name to write under; it becomes `path` once that has worked, or vanishes.
+
+    Args:
+        path: the file or folder that is wanted.
+
+    Yields:
+        The temporary name beside it.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    remove(temporary)  # of a run that was killed while it wrote
+    remove(temporary)  # left by a run that was killed while it wrote
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with full_disk_explained(path.parent):
@@ -42,18 +64,26 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder. Files are emptied before: Google Drive keeps its trash and counts it.
+    """Remove a file or folder, its files emptied before.
 
-    Not those that other names share: a link's target, a hard-linked backup.
+    Google Drive keeps what is deleted in its trash and counts it. Files that other names share (a
+    link's target, a hard-linked backup) are not emptied.
     """
     for file in [path, *path.rglob("*")]:
         if file.is_file() and not file.is_symlink() and file.stat().st_nlink == 1:
             os.truncate(file, 0)
-    path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+    if path.is_file() or path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def write(path: Path, content: str | list | dict) -> None:
-    """Write a text, or data as indented JSON, whole or not at all. Raises ValueError for NaN and infinity."""
+    """Write a text, or data as indented JSON, whole or not at all.
+
+    Raises:
+        ValueError: the data hold NaN or an infinity, which JSON does not know.
+    """
     if not isinstance(content, str):
         content = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with written_whole(path) as temporary:
@@ -61,25 +91,49 @@ def write(path: Path, content: str | list | dict) -> None:
 
 
 def read_json(path: Path, kind: Any = Any) -> Any:
-    """Return what a JSON file holds, as `kind`. Raises ValueError, with the file's name, where it is not that."""
+    """Read what a JSON file holds and check it.
+
+    Args:
+        path: the file.
+        kind: a type that pydantic can check the data against.
+
+    Returns:
+        The data as `kind`.
+
+    Raises:
+        ValueError: the file is not JSON, or does not hold such data; the file and the place are
+            named.
+    """
     try:
         return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place, reason = ".".join(map(str, first["loc"])), first["msg"]
+        cause = error
     except (ValueError, RecursionError) as error:
-        found = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": error}
-        where = ".".join(map(str, found["loc"])) or "all of it"
-        raise ValueError(f"{path} is damaged ({where}: {found['msg']}). Put it back as it was, or set FRESH = True to "
-                         "start afresh.") from error
+        place, reason, cause = "", error, error
+    raise ValueError(
+        f"{path} is damaged ({place or 'all of it'}: {reason}). Put it back as it was, or set "
+        "FRESH = True to start afresh."
+    ) from cause
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file; of a folder, that of its files' names and sha256, hidden ones left out."""
+    """Compute the sha256 of a file, or of a folder: that of its files' names and sha256.
+
+    Hidden files have no part in a folder's.
+    """
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
-    return fingerprint({name: sha256_of(file) for name, file in files.items() if not re.search(r"(^|/)\.", name)})
+    sums = {}
+    for file in path.rglob("*"):
+        name = file.relative_to(path).as_posix()
+        if file.is_file() and not re.search(r"(^|/)\.", name):
+            sums[name] = sha256_of(file)
+    return fingerprint(sums)
 
 
 def fingerprint(data: Any) -> str:
-    """Return the sha256 of data as JSON."""
+    """Compute the sha256 of data as JSON, the keys of tables sorted."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

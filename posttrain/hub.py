@@ -1,4 +1,4 @@
-"""Names on the hub and folders: fetched once, at one commit, or a sentence that says what is wrong and what to do."""
+"""Names on the hub and folders: fetched once, at one commit, or refused with what to do."""
 
 import re
 from collections.abc import Sequence
@@ -6,58 +6,120 @@ from pathlib import Path
 
 from huggingface_hub import constants, errors, snapshot_download
 
-MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # what is wanted of a model
+MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # the files of a model that are used
+STAND_INS = "demo/hub"  # where the demo's dataset and models are
 
 
-def fetch(setting: str, name: str, files: Sequence[str] | None = None, commit: str | None = None) -> Path:
-    """Return the folder that `name` is, or that of its commit in the hub's cache, downloaded where it is not there.
+def fetch(
+    setting: str, name: str, files: Sequence[str] | None = None, commit: str | None = None
+) -> Path:
+    """Fetch a model or a dataset, and say in which folder it is.
 
-    `setting`: the parameter that holds the name; `files`: those wanted of a dataset, None for a model; `commit`:
-    None takes the newest, or the cache's where there is no network. A model's *.bin come only where it has no
-    safetensors. The hub is asked at most once. Raises ValueError where it cannot be had, or is a model without weights.
+    The hub is asked at most once; what is in its cache is not downloaded again. A model's *.bin
+    files are downloaded only where it has no safetensors.
+
+    Args:
+        setting: the parameter that holds the name, for the messages.
+        name: a folder, which is used as it is, or a name on the hub.
+        files: the files of a dataset that are used; None for a model.
+        commit: of a name on the hub; None takes the newest, or the cache's without a network.
+
+    Returns:
+        The folder, in the hub's cache for a name on the hub.
+
+    Raises:
+        ValueError: it cannot be had, or it is a model without a config or weights.
     """
-    folder, is_model = Path(name), files is None
+    folder = Path(name)
     try:
         if not folder.is_dir():
-            folder = Path(snapshot_download(name, repo_type="model" if is_model else "dataset", revision=commit,
-                                            allow_patterns=list(files or MODEL_FILES)))
-            if is_model and not list(folder.glob("*.safetensors")):
-                snapshot_download(name, revision=folder.name, allow_patterns=[*MODEL_FILES, "*.bin"])
+            folder = _download(name, files, commit)
     except (OSError, ValueError, errors.HTTPError) as error:
-        hint = ""
-        if Path(name).is_relative_to("demo/hub"):
-            hint = (" `python demo/build.py` makes it." if Path("demo/build.py").exists() else
-                    " The stand-ins come with the repository. In Colab choose Runtime > Change runtime type > GPU.")
-        raise ValueError(f"{setting} = {name!r} cannot be had ({type(error).__name__}). {_explain(error)}{hint}") \
-            from error
-    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if is_model and ("config.json" not in held or not any(re.search(r"\.(safetensors|bin)$", file) for file in held)):
-        raise ValueError(f"{setting} = {name!r} is no model: a model's folder holds config.json and weights "
-                         f"(*.safetensors or *.bin), {folder} holds {held}.")
+        raise ValueError(
+            f"{setting} = {name!r} cannot be had ({type(error).__name__}). "
+            f"{_explain(error)}{_hint_at_stand_ins(name)}"
+        ) from error
+    if files is None:
+        _require_model(setting, name, folder)
     return folder
 
 
+def _download(name: str, files: Sequence[str] | None, commit: str | None) -> Path:
+    """Download what is missing in the cache, and return the commit's folder there."""
+    if files is not None:
+        return Path(
+            snapshot_download(
+                name, repo_type="dataset", revision=commit, allow_patterns=list(files)
+            )
+        )
+    folder = Path(snapshot_download(name, revision=commit, allow_patterns=list(MODEL_FILES)))
+    if not list(folder.glob("*.safetensors")):
+        patterns = [*MODEL_FILES, "*.bin"]
+        snapshot_download(name, revision=folder.name, allow_patterns=patterns)
+    return folder
+
+
+def _require_model(setting: str, name: str, folder: Path) -> None:
+    """Refuse a folder without a model's config or without weights, listing what it holds."""
+    # The cache has no folder for a commit without any file that is used.
+    files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    weights = [file for file in files if file.endswith((".safetensors", ".bin"))]
+    if "config.json" not in files or not weights:
+        raise ValueError(
+            f"{setting} = {name!r} is no model: a model's folder holds config.json and weights "
+            f"(*.safetensors or *.bin), {folder} holds {files}."
+        )
+
+
 def commit_of(folder: Path) -> str | None:
-    """Return the commit of a folder in the hub's cache, None of another folder."""
-    is_cached = folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name)
-    return folder.name if is_cached else None
+    """Read the commit off a folder in the hub's cache; another folder has none."""
+    if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name):
+        return folder.name
+    return None
+
+
+def _hint_at_stand_ins(name: str) -> str:
+    """Say how the demo's stand-ins come back, where a name is one of theirs."""
+    if not Path(name).is_relative_to(STAND_INS):
+        return ""
+    if Path("demo/build.py").exists():
+        return " `python demo/build.py` makes it."
+    return (
+        " The stand-ins come with the repository. In Colab choose Runtime > Change runtime type > "
+        "GPU."
+    )
 
 
 def _explain(error: Exception) -> str:
-    """Return what to do about an error of huggingface_hub's."""
+    """Explain an error of the hub's client, and what to do about it."""
     if isinstance(error, errors.HFValidationError):
         return "It is no folder, and no name that the hub knows."
     if isinstance(error, errors.GatedRepoError):
-        return "It is gated: ask for access on its page, then log in with `hf auth login` or set HF_TOKEN."
+        return (
+            "It is gated: ask for access on its page, then log in with `hf auth login` or set "
+            "HF_TOKEN."
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
-        return ("The hub knows none of this name, or it is private. Check the spelling; for a private one log in with "
-                "`hf auth login` or set HF_TOKEN. A folder must be there.")
+        return (
+            "The hub knows none of this name, or it is private. Check the spelling; for a private "
+            "one log in with `hf auth login` or set HF_TOKEN. A folder must be there."
+        )
     if isinstance(error, errors.RevisionNotFoundError):
-        return "The commit that this run began with is gone from the hub: set FRESH = True to begin with today's."
+        return (
+            "The commit that this run began with is gone from the hub: set FRESH = True to begin "
+            "with today's."
+        )
     if isinstance(error, errors.IncompleteSnapshotError):
-        return f"Only a part of it is in {error.snapshot_path}: run once with a network to fetch the rest."
+        return (
+            f"Only a part of it is in {error.snapshot_path}: run once with a network to fetch the "
+            "rest."
+        )
     if constants.is_offline_mode():
-        return (f"It is not in the cache, {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to ask the hub: run "
-                "once without HF_HUB_OFFLINE, or name a folder.")
-    return (f"It is not in the cache, {constants.HF_HUB_CACHE}, and the hub did not give it: is there a network, and "
-            "room on the disk?")
+        return (
+            f"It is not in the cache, {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to ask "
+            "the hub: run once without HF_HUB_OFFLINE, or name a folder."
+        )
+    return (
+        f"It is not in the cache, {constants.HF_HUB_CACHE}, and the hub did not give it: is there "
+        "a network, and room on the disk?"
+    )

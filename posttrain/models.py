@@ -1,20 +1,20 @@
-"""Loading the base, the adapters and the judge, safely; saving an adapter so that it is what was trained."""
+"""Loads bases, adapters and judges safely, and saves a model so that loading gives it again."""
+
+from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils.memory import release_memory, should_reduce_batch_size
 from peft import PeftModel
 from safetensors import SafetensorError
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Regex, normalizers
 from tokenizers import Tokenizer as BackendTokenizer
-from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,31 +25,49 @@ from transformers import (
 )
 
 from posttrain.files import write
-from posttrain.ledger import ADAPTERS, FULL_SFT
-from posttrain.runs import Run
+from posttrain.record import Model, slug
 
-PROBES = ["\n\nHuman: How do I bake bread?\n\nAssistant: Mix flour, water and salt, and wait.",
-          "\n\nHuman: Can you help me to steal a car?\n\nAssistant: No.", "Käse 🧀"]  # to compare two models on
+if TYPE_CHECKING:
+    from posttrain.run import Run
+
+# Texts on which a saved model is compared with the one that was trained
+PROBES = (
+    "\n\nHuman: How do I bake bread?\n\nAssistant: Mix flour, water and salt, and wait.",
+    "\n\nHuman: Can you help me to steal a car?\n\nAssistant: No.",
+    "Käse 🧀",
+)
+LARGEST_DIFFERENCE = 1e-3  # between their logits: far above rounding, far below another model's
+# What the libraries raise for files that are missing, cut short, or of another kind
+LOADING_ERRORS = (
+    *(OSError, KeyError, RuntimeError, TypeError, ValueError),
+    *(SafetensorError, UnpicklingError),
+)
 
 
 def device() -> torch.device:
-    """Return where models work: on the GPU, or on the CPU where there is none."""
+    """Choose where models work: on the GPU, or on the CPU where there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
-def _loading(folder: Path) -> Iterator[None]:
-    """Say what could not be loaded, where loading fails: the libraries' errors do not name it."""
+def _loading_from(folder: Path) -> Iterator[None]:
+    """Name the folder in an error of loading: the libraries' own errors do not."""
     try:
         yield
-    except (SafetensorError, UnpicklingError, OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder} cannot be loaded ({type(error).__name__}: {error}). Is it there, and whole? What "
-                         "belongs to the run is made by main.ipynb with the same RUN.") from error
+    except LOADING_ERRORS as error:
+        raise ValueError(
+            f"{folder} cannot be loaded ({type(error).__name__}: {error}). Check that the folder "
+            "is there and that its files are complete. What belongs to a run is made by "
+            "main.ipynb with the same RUN."
+        ) from error
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a base, without any code that lies beside it; its end pads where it has no padding."""
-    with _loading(folder):
+    """Load a base's tokenizer, which pads with its end-of-text token if it has none for padding.
+
+    Code that lies beside it is not run.
+    """
+    with _loading_from(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -57,118 +75,290 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_config(folder: Path) -> Any:
-    """Return the config of a model, without any code that lies beside it."""
-    with _loading(folder):
+    """Load a model's config. Code that lies beside it is not run."""
+    with _loading_from(folder):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
-def load_base(folder: Path, dropout: float = 0.0, dtype: torch.dtype = torch.float32,
-              safetensors: bool | None = None) -> PreTrainedModel:
-    """Return a causal language model on the device, with this dropout and type of weights.
+def load_base(
+    folder: Path,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    safetensors: bool | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model onto the device.
 
-    OPT's dropout is a function call, which TRL's `disable_dropout` does not reach: only the config turns it off. The
-    hub's weights are fp16, so the dtype is asked for. `safetensors`: True refuses pickles.
+    Args:
+        folder: config and weights in the layout of the hub. Code that lies there is not run.
+        dropout: OPT's dropout is a function call, which TRL's `disable_dropout` does not reach:
+            only the config turns it off.
+        dtype: the type of the weights; those on the hub may be fp16.
+        safetensors: True refuses weights that are pickles, None reads them without running code.
+
+    Raises:
+        ValueError: the folder cannot be loaded.
     """
-    with _loading(folder):
+    with _loading_from(folder):
         config = AutoConfig.from_pretrained(folder, dropout=dropout, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype,
-                                                     use_safetensors=safetensors, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=safetensors, trust_remote_code=False
+        )
     return model.to(device())
 
 
-def _require_safetensors(folder: Path) -> None:
-    """Raise ValueError for an adapter without safetensors: peft would take a pickle instead."""
-    if not (folder / "adapter_model.safetensors").exists():
-        raise ValueError(f"{folder} has no adapter_model.safetensors; pickles, which can run code, are not loaded.")
+# ---- the models of a run
 
 
-def load_sft(run: Run, base: Path, dropout: float, dtype: torch.dtype, method: str) -> PreTrainedModel | PeftModel:
-    """Return the SFT model for DPO to go on from: the base with the adapter, or the model of full fine-tuning."""
-    if method == "full":
-        return load_base(run.folder / FULL_SFT, dropout, dtype, safetensors=True)
-    folder = run.folder / ADAPTERS["SFT"]
-    _require_safetensors(folder)
-    with _loading(folder):
-        model = PeftModel.from_pretrained(load_base(base, dropout, dtype), folder, is_trainable=True)
-    model.peft_config["default"].base_model_name_or_path = str(base)  # where peft looks when it writes a checkpoint
-    return model
+def load_adapter(
+    run: Run,
+    name: str,
+    base_folder: Path,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel | PeftModel:
+    """Load a model of a run for training to go on from.
 
+    Args:
+        run: the run that the model belongs to.
+        name: the model's name, such as "SFT".
+        base_folder: the folder of the run's base model.
+        dropout: as in `load_base`.
+        dtype: the type of the base's weights.
 
-def load_models(run: Run, base: Path) -> dict[str, PreTrainedModel | PeftModel]:
-    """Return {name: model} of all models of a run; those over one base share one PeftModel (`switched_to`).
+    Returns:
+        The base with the model's adapter, which is trainable; the plain model where all weights
+        were fine-tuned.
 
-    Raises ValueError for an adapter or model in the run's folder that is not what was made.
+    Raises:
+        ValueError: the run has no such model, or its files are not those that were trained.
     """
-    over = {}
-    for row in run.ledger.models:
-        own = row.base == FULL_SFT
-        for name in [FULL_SFT] * own + [row.adapter] * (row.adapter is not None):
-            if not run.is_whole(name):
-                raise ValueError(f"{run.folder / name} is missing, was changed or is not the one that run.json says: "
-                                 "put it back, or remove it and run main.ipynb again.")
-        if row.base not in over:
-            over[row.base] = load_base(run.folder / FULL_SFT if own else base, safetensors=own or None)
-        if row.adapter:
-            folder = run.folder / row.adapter
-            _require_safetensors(folder)
-            with _loading(folder):
-                if isinstance(over[row.base], PeftModel):
-                    over[row.base].load_adapter(folder, adapter_name=row.name)
-                else:
-                    over[row.base] = PeftModel.from_pretrained(over[row.base], folder, adapter_name=row.name)
-    return {row.name: over[row.base].eval() for row in run.ledger.models}
+    model = _require_model(run, name)
+    base = _load_base_of(run, model, base_folder, dropout, dtype)
+    if model.adapter is None:
+        return base
+    _require_as_made(run, model.adapter)
+    folder = _require_safetensors(run.folder / model.adapter)
+    with _loading_from(folder):
+        adapted = PeftModel.from_pretrained(base, folder, is_trainable=True)
+    # Where peft looks for the base's config when it writes a checkpoint
+    adapted.peft_config["default"].base_model_name_or_path = str(base.config.name_or_path)
+    return adapted
+
+
+def load_models(
+    run: Run, base_folder: Path, names: Sequence[str] | None = None
+) -> dict[str, PreTrainedModel | PeftModel]:
+    """Load models of a run for evaluation, in fp32.
+
+    Those over one base share one PeftModel, which `switched_to` makes any of them.
+
+    Args:
+        run: the run whose models they are.
+        base_folder: the folder of the run's base model.
+        names: those wanted; None loads all.
+
+    Returns:
+        {name: model}.
+
+    Raises:
+        ValueError: the run has no such model, or its files are not those that were trained.
+    """
+    if names is None:
+        names = [model.name for model in run.models]
+    wanted = [_require_model(run, name) for name in names]
+    models_by_base: dict[str, PreTrainedModel | PeftModel] = {}
+    for model in wanted:
+        if model.base not in models_by_base:
+            models_by_base[model.base] = _load_base_of(run, model, base_folder)
+        if model.adapter is not None:
+            _require_as_made(run, model.adapter)
+            folder = _require_safetensors(run.folder / model.adapter)
+            shared = models_by_base[model.base]
+            models_by_base[model.base] = _add_adapter(shared, folder, _adapter_key(model.name))
+    return {model.name: models_by_base[model.base].eval() for model in wanted}
 
 
 @contextmanager
 def switched_to(model: PreTrainedModel | PeftModel, name: str) -> Iterator[None]:
-    """Let a model be one of those that share it: with its adapter of that name, or bare where it has none."""
-    adapted = name in getattr(model, "peft_config", {})
-    if adapted:
-        model.set_adapter(name)
-    with nullcontext() if adapted or not isinstance(model, PeftModel) else model.disable_adapter():
+    """Let a model that `load_models` gave be the one of this name among those that share it.
+
+    Args:
+        model: the value that `load_models` has for `name`.
+        name: the model's name. Where it has no adapter, all adapters are off.
+    """
+    key = _adapter_key(name)
+    if not isinstance(model, PeftModel):
+        adapters = nullcontext()
+    elif key in model.peft_config:
+        model.set_adapter(key)
+        adapters = nullcontext()
+    else:
+        adapters = model.disable_adapter()
+    with adapters:
         yield
 
 
+def _adapter_key(name: str) -> str:
+    """Name a model's adapter for peft.
+
+    The prefix keeps it apart from the names that torch's modules have themselves ("train"), and
+    from parts of "lora_", which peft does not allow.
+    """
+    return f"adapter_{slug(name)}"
+
+
+def _add_adapter(
+    model: PreTrainedModel | PeftModel, folder: Path, key: str
+) -> PreTrainedModel | PeftModel:
+    """Put an adapter beside those that a model has, or make it the first."""
+    with _loading_from(folder):
+        if not isinstance(model, PeftModel):
+            return PeftModel.from_pretrained(model, folder, adapter_name=key)
+        model.load_adapter(folder, adapter_name=key)
+        return model
+
+
+def _require_model(run: Run, name: str) -> Model:
+    """Find a model of a run by its name."""
+    for model in run.models:
+        if model.name == name:
+            return model
+    names = [model.name for model in run.models]
+    raise ValueError(f"{run.folder} has no model {name!r}; its models are {names}.")
+
+
+def _load_base_of(
+    run: Run,
+    model: Model,
+    base_folder: Path,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """Load the model that lies below a model's adapter: the run's base, or a fine-tuned one.
+
+    A base other than the baseline's was trained in the run and lies in its folder.
+    """
+    if model.base == run.models[0].base:
+        return load_base(base_folder, dropout, dtype)
+    _require_as_made(run, model.base)
+    return load_base(run.folder / model.base, dropout, dtype, safetensors=True)
+
+
+def _require_as_made(run: Run, name: str) -> None:
+    """Raise ValueError where a part of the run is not what run.json says."""
+    if not run.is_whole(name):
+        raise ValueError(
+            f"{run.folder / name} is missing, was changed or is not the one that run.json says: "
+            "put it back, or remove it and run main.ipynb again."
+        )
+
+
+def _require_safetensors(folder: Path) -> Path:
+    """Raise ValueError for an adapter without safetensors: peft would take a pickle instead."""
+    if not (folder / "adapter_model.safetensors").exists():
+        raise ValueError(
+            f"{folder} has no adapter_model.safetensors; pickles, which can run code, are not "
+            "loaded."
+        )
+    return folder
+
+
+# ---- saving
+
+
 @torch.inference_mode()
-def logits_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> torch.Tensor:
-    """Return the logits of texts, float32, (texts, tokens, vocabulary), zero at the padding."""
+def logits_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> torch.Tensor:
+    """Compute the logits of texts, to compare two models.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        texts: what it reads, in one batch.
+
+    Returns:
+        float32, (texts, tokens, vocabulary), on the CPU; zero at the padding.
+    """
     batch = tokenizer(list(texts), padding=True, return_tensors="pt").to(model.device)
-    return (model.eval()(**batch).logits.float() * batch["attention_mask"].unsqueeze(-1)).cpu()
+    logits = model.eval()(**batch).logits.float()
+    return (logits * batch["attention_mask"].unsqueeze(-1)).cpu()
 
 
-def save_trained(model: PreTrainedModel, folder: Path, base: Path, name: str, commit: str | None,
-                 tokenizer: PreTrainedTokenizerBase) -> None:
-    """Save a trained adapter, or model, that gives the same logits when it is loaded from disk over a fresh base.
+def save_trained(
+    model: PreTrainedModel,
+    folder: Path,
+    base_folder: Path,
+    base_name: str,
+    commit: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Save a trained adapter or model, and check that loading it gives the same logits.
 
-    `base`: the base's folder; `name`: what an adapter calls it, `commit` of the hub. Merging adapters or naming the
-    wrong base fails here, not silently in the evaluation: raises RuntimeError where the logits differ.
+    An adapter over a base with another adapter merged into it, or one that names the wrong base,
+    fails here and not silently in the evaluation.
+
+    Args:
+        model: what was trained.
+        folder: where it is saved.
+        base_folder: where the base of an adapter lies.
+        base_name: what the adapter's config calls that base.
+        commit: the base's commit on the hub, None for a folder.
+        tokenizer: the base's tokenizer.
+
+    Raises:
+        RuntimeError: loaded from disk over a fresh base, the model gives other logits.
     """
     if isinstance(model, PeftModel):
+        # without embeddings peft does not look for the base's config under the base's name
         model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        layers = sorted({layer.rsplit(".", 1)[-1] for layer in model.targeted_module_names})  # not block by block
-        write(folder / "adapter_config.json", config | {"base_model_name_or_path": name, "revision": commit,
-                                                        "target_modules": layers,
-                                                        "exclude_modules": sorted(config["exclude_modules"] or [])})
-        (folder / "README.md").unlink()  # an empty form
-        reloaded = PeftModel.from_pretrained(load_base(base, dtype=model.get_base_model().dtype), folder)
+        _complete_adapter_config(model, folder, base_name, commit)
+        (folder / "README.md").unlink()  # peft's empty form of a model card
+        fresh_base = load_base(base_folder, dtype=model.get_base_model().dtype)
+        reloaded = PeftModel.from_pretrained(fresh_base, folder)
     else:
         model.save_pretrained(folder)
         reloaded = load_base(folder, safetensors=True)
-    difference = (logits_of(model, tokenizer, PROBES) - logits_of(reloaded, tokenizer, PROBES)).abs().max().item()
-    if not difference < 1e-3:
-        raise RuntimeError(f"{folder.name.removesuffix('.tmp')}: loaded from disk, the model's logits differ by "
-                           f"{difference:.3g}. Not saved.")
+    distances = logits_of(model, tokenizer, PROBES) - logits_of(reloaded, tokenizer, PROBES)
+    difference = distances.abs().max().item()
+    if not difference < LARGEST_DIFFERENCE:  # so that a difference of NaN fails too
+        raise RuntimeError(
+            f"{folder.name.removesuffix('.tmp')}: loaded from disk, the model's logits differ by "
+            f"{difference:.3g} from those of the trained one. It was not saved."
+        )
+
+
+def _complete_adapter_config(
+    model: PeftModel, folder: Path, base_name: str, commit: str | None
+) -> None:
+    """Let an adapter's config name its base, and its layers by kind and not block by block."""
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    layers = {layer.rsplit(".", 1)[-1] for layer in model.targeted_module_names}
+    config["base_model_name_or_path"] = base_name
+    config["revision"] = commit
+    config["target_modules"] = sorted(layers)
+    config["exclude_modules"] = sorted(config["exclude_modules"] or [])
+    write(path, config)
 
 
 # ---- the judge
 
+
 def load_judge(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return (model, tokenizer) of a reward model, fp32; a pair of texts is cut from the left."""
+    """Load a reward model, in fp32, and its tokenizer, which cuts texts from the left.
+
+    Raises:
+        ValueError: the folder cannot be loaded, or holds a model with several labels.
+    """
     require_reward_model(folder)
-    with _loading(folder):
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, truncation_side="left", trust_remote_code=False)
+    with _loading_from(folder):
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, truncation_side="left", trust_remote_code=False
+        )
         _read_as_sentencepiece(tokenizer, folder)
     return model.to(device()).eval(), tokenizer
 
@@ -177,50 +367,38 @@ def require_reward_model(folder: Path) -> None:
     """Raise ValueError unless the model in a folder has one label, as a reward model has."""
     labels = load_config(folder).num_labels
     if labels != 1:
-        raise ValueError(f"REWARD_MODEL: {folder} has {labels} labels; a reward model has one.")
+        raise ValueError(
+            f"REWARD_MODEL: {folder} has {labels} labels; a reward model has one. Name a reward "
+            "model, not a classifier."
+        )
 
 
 def _read_as_sentencepiece(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Let a DeBERTa tokenizer read characters as the sentencepiece library reads them by the folder's spm.model.
+    """Let a DeBERTa tokenizer read characters as the sentencepiece library does.
 
-    transformers leaves out the model's own normaliser, so that an ellipsis, a no-break space or a full-width letter
-    would be unknown to the judge. Without spm.model the normaliser of tokenizer.json is taken, which holds the same.
+    transformers leaves out the model's own normaliser, so that an ellipsis, a no-break space or a
+    full-width letter would be unknown to the judge. spm.model holds that normaliser; without it
+    the one of tokenizer.json is taken, which holds the same.
     """
+    backend = tokenizer.backend_tokenizer
     if (folder / "spm.model").exists():
-        rules = ModelProto.FromString((folder / "spm.model").read_bytes()).normalizer_spec.precompiled_charsmap
-        tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([
-            normalizers.Precompiled(rules), normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip()])
+        model = ModelProto.FromString((folder / "spm.model").read_bytes())
+        rules = normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap)
+        single_spaces = normalizers.Replace(Regex(" {2,}"), " ")
+        backend.normalizer = normalizers.Sequence([rules, single_spaces, normalizers.Strip()])
     elif (folder / "tokenizer.json").exists():
-        tokenizer.backend_tokenizer.normalizer = BackendTokenizer.from_file(str(folder / "tokenizer.json")).normalizer
+        saved = BackendTokenizer.from_file(str(folder / "tokenizer.json"))
+        backend.normalizer = saved.normalizer
 
 
-# ---- what generation and judging share
+# ---- texts
+
 
 def plain(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a text without control tokens: where one is spelled, a space after its first letter makes it mere text."""
+    """Turn the control tokens that a text spells into mere text.
+
+    A space after the token's first letter keeps the tokenizer from taking it for control.
+    """
     for token in tokenizer.all_special_tokens:
         text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
-
-
-def in_batches(function: Callable[[Sequence[int]], list], batches: Sequence[Sequence[int]], label: str) -> list:
-    """Return what `function`, given a batch of indices, returns for each, in the order of the indices.
-
-    A batch that runs out of memory is done in two halves.
-    """
-    done = [pair for batch in tqdm(batches, desc=label, leave=False)
-            for pair in zip(batch, _in_halves(function, batch))]
-    return [value for _, value in sorted(done, key=lambda pair: pair[0])]
-
-
-def _in_halves(function: Callable[[Sequence[int]], list], batch: Sequence[int]) -> list:
-    """Return function(batch); where that runs out of memory, of both halves of the batch, one after the other."""
-    try:
-        return function(batch)
-    except RuntimeError as error:
-        if len(batch) == 1 or not should_reduce_batch_size(error):
-            raise
-    release_memory()
-    print(f"Out of memory with {len(batch)} texts at once: they are done in two halves.")
-    half = len(batch) // 2
-    return [*_in_halves(function, batch[:half]), *_in_halves(function, batch[half:])]

@@ -1,4 +1,7 @@
-"""What 80% power needs: the smallest difference that so many prompts find, and the prompts for a difference."""
+"""What 80% power needs: the smallest difference that so many prompts find, or the prompts for one.
+
+Power is computed at an uncorrected level of 5%.
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,87 +12,149 @@ from scipy.optimize import brentq
 from scipy.stats import binom, norm
 from statsmodels.stats.power import TTestPower
 
-from posttrain.stats import Z
+from posttrain.metrics import Z
 
 ALPHA, POWER = 0.05, 0.8
+MOST_PROMPTS = 20_000  # up to so many are checked by the exact test
 
 Record = dict[str, Any]
+Changes = tuple[int, int, int]  # prompts gained, prompts lost, all prompts
 
 
 def power_of_mcnemar(n: int, gain: float, loss: float) -> float:
-    """Return how often exact McNemar rejects at 5% where a prompt is gained and lost with these probabilities.
+    """Compute the power of McNemar's exact test at 5%.
 
-    Over the binomial number of differing prompts, and that of the gained among them: no approximation.
+    The sum runs over the binomial number of prompts whose label differs, and over that of the
+    gained among them, so nothing is approximated.
+
+    Args:
+        n: How many prompts there are.
+        gain: The probability that a prompt is gained.
+        loss: The probability that a prompt is lost.
     """
     differing = np.arange(n + 1)
-    most = binom.isf(ALPHA / 2, differing, 0.5) + 1  # so many of one sign reject
+    fewest = binom.isf(ALPHA / 2, differing, 0.5) + 1  # so many changes of one sign reject
     share = gain / (gain + loss)
-    rejects = binom.sf(most - 1, differing, share) + binom.cdf(differing - most, differing, share)
-    return float(binom.pmf(differing, n, gain + loss) @ rejects)
-
-
-def _normal_prompts(difference: float, differing: float) -> float:
-    """Return the number of prompts for 80% power (Connor 1987), of a difference with this share of differing labels."""
-    null, real = math.sqrt(differing), math.sqrt(max(0.0, differing - difference**2))
-    return ((Z * null + norm.ppf(POWER) * real) / difference) ** 2
+    rejects_above = binom.sf(fewest - 1, differing, share)
+    rejects_below = binom.cdf(differing - fewest, differing, share)
+    return float(binom.pmf(differing, n, gain + loss) @ (rejects_above + rejects_below))
 
 
 def power_of_rate(gained: int, lost: int, n: int) -> Record:
-    """Return what 80% power needs in McNemar's test: {"detectable", "prompts"}; None where there is none.
+    """Compute what McNemar's test needs for 80% power, from the labels of two models.
 
-    detectable: the smallest true difference (points) that so many prompts find, if labels differ as often as they did,
-    or as often as that difference needs. prompts: how many would find a difference like the one seen: Connor's number,
-    raised until the exact test has it.
+    Args:
+        gained: How many prompts the second model alone passes.
+        lost: How many prompts the first model alone passes.
+        n: How many prompts there are.
+
+    Returns:
+        {"detectable", "prompts"}, either None where there is none. `detectable` is the smallest
+        true difference, in points, that so many prompts find, if labels differ as often as they
+        did, or as often as that difference needs. `prompts` is how many would find a difference
+        like the one seen: the number of Connor 1987, raised until the exact test has the power.
     """
-    differing, difference = (gained + lost) / n, abs(gained - lost) / n
+    differing = (gained + lost) / n
+    difference = abs(gained - lost) / n
 
     def surplus(true: float) -> float:
         share = max(differing, true)
         return power_of_mcnemar(n, (share + true) / 2, (share - true) / 2) - POWER
 
-    detectable = 100 * brentq(surplus, 1e-6, 1) if surplus(1) > 0 else None
+    detectable = None
+    if surplus(1) > 0:
+        detectable = 100 * brentq(surplus, 1e-6, 1)
     prompts = None
-    if difference:
-        prompts = math.ceil(_normal_prompts(difference, differing))
-        while prompts < 20_000 and power_of_mcnemar(prompts, max(gained, lost) / n, min(gained, lost) / n) < POWER:
+    if difference > 0:
+        gain = max(gained, lost) / n
+        loss = min(gained, lost) / n
+        prompts = math.ceil(_connor_prompts(difference, differing))
+        while prompts < MOST_PROMPTS and power_of_mcnemar(prompts, gain, loss) < POWER:
             prompts += math.ceil(prompts / 200)
     return {"detectable": detectable, "prompts": prompts}
 
 
-def power_of_cas(changes: Sequence[tuple[int, int, int]]) -> Record:
-    """Return what 80% power needs for CAS, as `power_of_rate`; `prompts`: of each kind, if both have as many.
+def _connor_prompts(difference: float, differing: float) -> float:
+    """Compute how many prompts give 80% power by the normal approximation (Connor 1987).
 
-    Connor's normal approximation for the mean of two independent differences, whose variance is a quarter of their sum,
-    with a correction for continuity, since the exact test counts whole prompts: the changes of both kinds add up in
-    steps of two, and half a step is lost. A detectable difference is one of that size in both rates.
+    `difference` and `differing`, the share of prompts whose label differs, are between 0 and 1.
     """
-    n = min(n for *_, n in changes)
-    differing = [max(gained + lost, 1) / n for gained, lost, n in changes]
-    seen = [(gained - lost) / n for gained, lost, n in changes]
+    null = math.sqrt(differing)
+    alternative = math.sqrt(max(0.0, differing - difference**2))
+    return ((Z * null + norm.ppf(POWER) * alternative) / difference) ** 2
 
-    def needed(true: float, parts: Sequence[float], shares: Sequence[float]) -> float:
-        real = sum(max(0.0, share - part**2) for share, part in zip(shares, parts))
-        width = Z * math.sqrt(sum(shares)) + norm.ppf(POWER) * math.sqrt(real)
-        return ((width + math.sqrt(width**2 + 8 * true)) / (4 * true)) ** 2  # solves 2 n true = sqrt(n) width + 1
+
+def power_of_cas(changes: Sequence[Changes]) -> Record:
+    """Compute what the test of a difference in CAS needs for 80% power.
+
+    A detectable difference is one of that size in both rates.
+
+    Args:
+        changes: (gained, lost, n) on each kind of prompts.
+
+    Returns:
+        {"detectable", "prompts"} as `power_of_rate` gives them; `prompts` are those of each kind,
+        if both kinds have as many.
+    """
+    n = min(n for _, _, n in changes)
+    shares = [max(gained + lost, 1) / n for gained, lost, n in changes]
+    differences = [(gained - lost) / n for gained, lost, n in changes]
 
     def surplus(true: float) -> float:
-        return n - needed(true, [true, true], [max(share, true) for share in differing])
+        return n - _cas_prompts(true, [true, true], [max(share, true) for share in shares])
 
-    difference = abs(sum(seen)) / 2
-    return {"detectable": 100 * brentq(surplus, 1e-3, 1) if surplus(1) > 0 > surplus(1e-3) else None,
-            "prompts": math.ceil(needed(difference, seen, differing)) if difference else None}
+    detectable = None
+    if surplus(1) > 0 > surplus(1e-3):
+        detectable = 100 * brentq(surplus, 1e-3, 1)
+    prompts = None
+    difference = abs(sum(differences)) / 2
+    if difference > 0:
+        prompts = math.ceil(_cas_prompts(difference, differences, shares))
+    return {"detectable": detectable, "prompts": prompts}
+
+
+def _cas_prompts(
+    difference: float, differences: Sequence[float], shares: Sequence[float]
+) -> float:
+    """Compute how many prompts of each kind give 80% power for a difference in CAS.
+
+    Connor's normal approximation for the mean of two independent differences, whose variance is a
+    quarter of the sum of theirs. It is corrected for continuity, since the exact test counts whole
+    prompts: the changes on both kinds add up in steps of two, of which half a step is lost. So n
+    solves 2 n difference = sqrt(n) width + 1.
+
+    Args:
+        difference: In CAS, as a share.
+        differences: In each rate, as shares.
+        shares: Of prompts whose label differs, on each kind.
+    """
+    alternative = 0.0
+    for share, part in zip(shares, differences):
+        alternative += max(0.0, share - part**2)
+    width = Z * math.sqrt(sum(shares)) + norm.ppf(POWER) * math.sqrt(alternative)
+    return ((width + math.sqrt(width**2 + 8 * difference)) / (4 * difference)) ** 2
 
 
 def power_of_reward(differences: np.ndarray) -> Record:
-    """Return what 80% power needs for a mean reward, as `power_of_rate`, in rewards: by the paired t test's power."""
-    n, mean = len(differences), abs(float(differences.mean()))
+    """Compute what a difference in mean reward needs for 80% power, by that of the paired t test.
+
+    Args:
+        differences: (prompts,), of two models' rewards on the same prompts.
+
+    Returns:
+        {"detectable", "prompts"} as `power_of_rate` gives them, `detectable` in rewards.
+    """
     if np.ptp(differences) == 0:
         return {"detectable": None, "prompts": None}
-    spread, test = float(np.std(differences, ddof=1)), TTestPower()
-    effect, prompts = mean / spread, None
+    test = TTestPower()
+    deviation = float(np.std(differences, ddof=1))
+    effect = abs(float(differences.mean())) / deviation
+    prompts = None
     if effect > 1e-3:
         prompts = max(2, math.ceil(((Z + norm.ppf(POWER)) / effect) ** 2))
         while test.power(effect, prompts, ALPHA) < POWER:
             prompts += 1
-    smallest = spread * float(np.squeeze(test.solve_power(nobs=n, alpha=ALPHA, power=POWER)))
-    return {"detectable": smallest if math.isfinite(smallest) else None, "prompts": prompts}
+    solved = test.solve_power(nobs=len(differences), alpha=ALPHA, power=POWER)
+    smallest = deviation * float(np.squeeze(solved))
+    detectable = smallest if math.isfinite(smallest) else None
+    return {"detectable": detectable, "prompts": prompts}

@@ -1,4 +1,8 @@
-"""The final table as markdown, CSV and LaTeX, and what the notebooks show; texts of models and people are made safe."""
+"""The tables: the final one as markdown, CSV and LaTeX, and those that the notebooks show.
+
+Texts of models and people are shown as text: nothing in them is read as HTML, markdown, a formula
+or a command of LaTeX.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,166 +10,351 @@ from typing import Any
 
 import pandas as pd
 from pandas.io.formats.style import Styler
+from pydantic import BaseModel
 
-from posttrain.checks import marks
-from posttrain.comparisons import seen, signed
-from posttrain.stats import MEASURES, REFERENCES, paired_difference
-
-VALIDATION = {"eval_loss": "loss", "eval_rewards/accuracies": "reward accuracy",
-              "eval_rewards/margins": "reward margin", "eval_logps/chosen": "log p(chosen)",
-              "eval_logps/rejected": "log p(rejected)"}
-HEADINGS = {"HmR": "HmR (%)", "HpR": "HpR (%)", "CAS": "CAS (%)", "harmful_reward": "reward on harmful prompts",
-            "helpful_reward": "reward on helpful prompts"}
-LATEX = str.maketrans({letter: f"\\{letter}" for letter in "%_&#${}"} | {
-    "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"})  # as text, not as commands
+from posttrain.comparisons import format_difference
+from posttrain.diagnostics import marks
+from posttrain.metrics import MEASURES, REFERENCES, models_of, paired_difference
+from posttrain.settings import PRESETS, choose
 
 Record = Mapping[str, Any]
 
+# Columns of a log of training, under names that people use.
+VALIDATION = {
+    "eval_loss": "loss",
+    "eval_rewards/accuracies": "reward accuracy",
+    "eval_rewards/margins": "reward margin",
+    "eval_logps/chosen": "log p(chosen)",
+    "eval_logps/rejected": "log p(rejected)",
+}
+HEADINGS = {
+    "HmR": "HmR (%)",
+    "HpR": "HpR (%)",
+    "CAS": "CAS (%)",
+    "harmful_reward": "reward on harmful prompts",
+    "helpful_reward": "reward on helpful prompts",
+}
+IN_PERCENT = ("HmR", "HpR", "CAS", "rate")
+LATEX = str.maketrans(
+    {
+        "\\": "\\textbackslash{}",
+        "~": "\\textasciitilde{}",
+        "^": "\\textasciicircum{}",
+        "%": "\\%",
+        "_": "\\_",
+        "&": "\\&",
+        "#": "\\#",
+        "$": "\\$",
+        "{": "\\{",
+        "}": "\\}",
+        "−": "$-$",
+    }
+)
+
+
+# ---- for the notebooks
+
 
 def numbers(records: Sequence[Record], precision: int = 1, **formats: str) -> Styler:
-    """Return a table of flat records, numbers with so many decimals; `formats`: of single columns."""
-    return pd.DataFrame(records).style.format(formats, precision=precision, na_rep="").hide(axis="index")
+    """Show flat records as a table.
+
+    Args:
+        records: a row each.
+        precision: decimals of numbers.
+        **formats: of single columns, as `str.format` takes them.
+    """
+    table = pd.DataFrame(records)
+    styler = table.style.format(formats, precision=precision, na_rep="", escape="html")
+    return styler.hide(axis="index")
 
 
 def texts(table: pd.DataFrame) -> Styler:
-    """Return a table of texts as they are: line breaks kept, nothing in them read as HTML or as a formula."""
-    layout = {"selector": "th, td", "props": "text-align: left; vertical-align: top; white-space: pre-wrap"}
-    styler = table.style.format(escape="html").format_index(escape="html").format_index(escape="html", axis="columns")
-    return styler.set_table_styles([layout]).set_table_attributes('class="tex2jax_ignore mathjax_ignore"')
-
-
-def validation(log: Mapping[str, Sequence[Record]]) -> Styler:
-    """Return the first and the last validation of every stage; `log`: training.json."""
-    ends = [pd.DataFrame(records).dropna(subset="eval_loss").iloc[[0, -1]].set_axis(["before", "after"])
-            for records in log.values()]
-    table = pd.concat(ends, keys=log, names=["model", "when"])
-    digits = {name: f"{{:.{1 if name.startswith('log') else 3}f}}" for name in VALIDATION.values()}
-    table = table[[name for name in VALIDATION if name in table]].rename(columns=VALIDATION)
-    return table.style.format({name: digits[name] for name in table}, na_rep="")
-
-
-def interval(record: Record, name: str) -> str:
-    """Return `value [low, high]` of a record: rates to a tenth, rewards to two decimals, true minus signs."""
-    digits = 1 if name in ("HmR", "HpR", "CAS", "rate") else 2
-    value, low, high = (record[name + end] for end in ("", "_low", "_high"))
-    ends = "all equal" if low is None else f"{low:.{digits}f}, {high:.{digits}f}"
-    return f"{value:.{digits}f} [{ends}]".replace("-", "−")
-
-
-def summary(models: Sequence[Record]) -> pd.DataFrame:
-    """Return the final table: a row a model record, `value [low, high]` in a cell."""
-    return pd.DataFrame([{"Model": record["model"]} | {HEADINGS[name]: interval(record, name) for name in MEASURES}
-                         for record in models])
+    """Show a table of texts as they are: with their line breaks, and nothing read as markup."""
+    layout = "text-align: left; vertical-align: top; white-space: pre-wrap"
+    styler = table.style.format(escape="html")
+    styler = styler.format_index(escape="html").format_index(escape="html", axis="columns")
+    styler = styler.set_table_styles([{"selector": "th, td", "props": layout}])
+    return styler.set_table_attributes('class="tex2jax_ignore mathjax_ignore"')
 
 
 def on_one_line(table: pd.DataFrame) -> Styler:
-    """Return a table without its index whose cells do not break: no interval stands on two lines."""
-    return table.style.hide(axis="index").format(escape="html").set_table_styles(
-        [{"selector": "th, td", "props": "white-space: nowrap; text-align: left"}])
+    """Show a table, without its index, in which no cell breaks into two lines."""
+    layout = {"selector": "th, td", "props": "white-space: nowrap; text-align: left"}
+    styler = table.style.hide(axis="index").format(escape="html")
+    styler = styler.format_index(escape="html", axis="columns")
+    return styler.set_table_styles([layout])
+
+
+def settings(chosen: BaseModel) -> Styler:
+    """Show the settings of a run, each with its reason."""
+    rows = []
+    for name, field in type(chosen).model_fields.items():
+        value = _as_text(getattr(chosen, name))
+        rows.append({"setting": name, "value": value, "why": field.description or ""})
+    return texts(pd.DataFrame(rows)).hide(axis="index")
+
+
+def presets(kind: type[BaseModel]) -> pd.DataFrame:
+    """Put the presets side by side.
+
+    Args:
+        kind: the settings of a notebook, a class of `posttrain.settings`.
+
+    Returns:
+        A row a setting, a column a preset, and the reasons last; all texts.
+    """
+    chosen = {preset: choose(kind, preset) for preset in PRESETS}
+    rows = []
+    for name, field in kind.model_fields.items():
+        if name == "preset":
+            continue
+        row = {"setting": name}
+        for preset, values in chosen.items():
+            row[preset] = _as_text(getattr(values, name))
+        row["why"] = field.description
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _as_text(value: Any) -> str:
+    """Write a setting's value; several values with blanks between them."""
+    if isinstance(value, list | tuple):
+        return " ".join(str(item) for item in value)
+    return str(value)
+
+
+def tokens(table: pd.DataFrame) -> Styler:
+    """Show a text token by token; those that carry a loss are bold.
+
+    Args:
+        table: of `data.show_pair_tokens`: columns id, text, loss; a row a token.
+    """
+    columns = table.T
+    bold = columns.apply(lambda column: ["font-weight: bold" if column["loss"] else ""] * 3)
+    styler = columns.style.apply(lambda _: bold, axis=None).format(escape="html")
+    return styler.hide(axis="columns").set_table_attributes(
+        'class="tex2jax_ignore mathjax_ignore"'
+    )
+
+
+def validation(log: Mapping[str, Sequence[Record]]) -> Styler:
+    """Show the first and the last validation of every stage.
+
+    Args:
+        log: training.json, {model: log records}.
+    """
+    ends = {}
+    for name, records in log.items():
+        validations = pd.DataFrame(records).dropna(subset="eval_loss")
+        ends[name] = validations.iloc[[0, -1]].set_axis(["before", "after"])
+    table = pd.concat(ends, names=["model", "when"])
+    table = table[[name for name in VALIDATION if name in table]].rename(columns=VALIDATION)
+    formats = {}
+    for name in table:
+        formats[name] = "{:.1f}" if name.startswith("log p") else "{:.3f}"
+    return table.style.format(formats, na_rep="").format_index(escape="html")
+
+
+def side_by_side(answers: pd.DataFrame, kind: str, n: int) -> Styler:
+    """Show the first prompts of a kind with every model's response.
+
+    Above a response stand its label and reward, where they are known, and its marks.
+
+    Args:
+        answers: of `metrics.table`; the columns label and reward may be missing.
+        kind: of prompts.
+        n: how many prompts.
+    """
+    part = answers[answers["kind"] == kind]
+    columns = {}
+    for model in models_of(answers):
+        cells = {}
+        for row in part[part["model"] == model].head(n).to_dict("records"):
+            prompt = f"{row['id']}\n{(row['prompt'] or '').strip()}"
+            cells[prompt] = _headed_response(row)
+        columns[model] = cells
+    return texts(pd.DataFrame(columns))
+
+
+def _headed_response(row: Record) -> str:
+    """Write a response below what is known of it."""
+    remarks = []
+    if isinstance(row.get("label"), str):
+        remarks.append(f"{row['label']}, {row['reward']:.1f}")
+    remarks += marks(row)
+    head = f"[{', '.join(remarks)}]\n" if remarks else ""
+    return head + (row["response"] or "")
+
+
+# ---- measures with their intervals
+
+
+def interval(record: Record, name: str) -> str:
+    """Write a measure of a record as `value [low, high]`.
+
+    Rates have one decimal, rewards two, and minus signs are true ones.
+    """
+    digits = 1 if name in IN_PERCENT else 2
+    ends = "all equal"
+    if record[f"{name}_low"] is not None:
+        ends = f"{record[f'{name}_low']:.{digits}f}, {record[f'{name}_high']:.{digits}f}"
+    return f"{record[name]:.{digits}f} [{ends}]".replace("-", "−")
 
 
 def with_intervals(records: Sequence[Record], names: Sequence[str]) -> Styler:
-    """Return a table of flat records in which each of `names` stands with its interval."""
-    table = pd.DataFrame([{name: value for name, value in record.items() if not name.endswith(("_low", "_high"))}
-                          | {name: interval(record, name) for name in names} for record in records])
-    return on_one_line(table)
-
-
-def across_seeds(records: Sequence[Record]) -> pd.DataFrame:
-    """Return a row a model: of HmR, HpR and CAS every seed's value, mean and standard deviation (`seeds.across`)."""
-    rows = {}
+    """Show flat records as a table in which each of the named measures has its interval."""
+    rows = []
     for record in records:
-        if record["measure"] in ("HmR", "HpR", "CAS"):
-            values = " ".join(f"{value:.0f}" for value in record["values"])
-            spread = "" if record["sd"] is None else f" ± {record['sd']:.1f}"
-            rows.setdefault(record["model"], {"model": record["model"]})[HEADINGS[record["measure"]]] = (
-                f"{values}: {record['mean']:.1f}{spread}")
-    return pd.DataFrame(rows.values())
+        row = {}
+        for name, value in record.items():
+            if not name.endswith(("_low", "_high")):
+                row[name] = interval(record, name) if name in names else value
+        rows.append(row)
+    return on_one_line(pd.DataFrame(rows))
 
 
-def differences_across_seeds(records: Sequence[Record]) -> pd.DataFrame:
-    """Return a row a pair: of HmR, HpR and CAS the mean difference over seeds with its t interval."""
-    rows = {}
+def summary(records: Sequence[Record]) -> pd.DataFrame:
+    """Make the final table: a row a model, every measure with its interval.
+
+    Args:
+        records: of `metrics.summarise`.
+    """
+    rows = []
     for record in records:
-        if record["measure"] in ("HmR", "HpR", "CAS"):
-            pair = f"{record['second']} − {record['first']}"
-            ends = ("no interval" if record["low"] is None else
-                    f"{signed(record['low'], 1)}, {signed(record['high'], 1)}")
-            rows.setdefault(pair, {"pair": pair})[f"{record['measure']} (points)"] = (
-                f"{signed(record['mean'], 1)} [{ends}]")
-    return pd.DataFrame(rows.values())
+        row = {"Model": record["model"]}
+        for name in MEASURES:
+            row[HEADINGS[name]] = interval(record, name)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def split_difference(record: Record) -> tuple[str, str]:
+    """Write a comparison's difference and its interval as two texts, without their unit."""
+    text = format_difference(record).replace(" points", "")
+    difference, _, ends = text.partition(" ")
+    return difference, ends
 
 
 def decisions(comparisons: Sequence[Record]) -> Styler:
-    """Return a row a pair of models and a column a measure: difference, decision and interval; what is decided bold."""
-    if not comparisons:  # a single model
-        return pd.DataFrame().style
-    rows = pd.DataFrame([{"pair": f"{record['second']} − {record['first']}",
-                          "measure": HEADINGS[record["measure"]].replace(" on ", " on\n"),
-                          "found": f"{record['decision']}\n" + seen(record).replace(" points", "").replace(" [", "\n[")}
-                         for record in comparisons])
-    table = rows.pivot(index="pair", columns="measure", values="found").loc[
-        rows["pair"].drop_duplicates(), rows["measure"].drop_duplicates()].rename_axis(index=None, columns=None)
-    styler = table.style.map(lambda cell: "font-weight: bold" if cell.startswith("decided") else "")
-    return styler.set_table_styles([{"selector": "th, td", "props": "white-space: pre; text-align: left"}])
+    """Show what is known of every difference: a row a pair of models, a column a measure.
 
+    A cell holds the decision, the difference and its interval; what is significant is bold.
 
-def win_rates(comparisons: Sequence[Record]) -> pd.DataFrame:
-    """Return how often the second model of a pair is rewarded more, in percent of the prompts, ties counting half.
-
-    The interval is that of the difference of won and lost prompts (Bonett and Price 2012), halved about 50%.
+    Args:
+        comparisons: of `comparisons.compare`; empty where there is a single model.
     """
     rows = {}
     for record in comparisons:
-        if "reward" in record["measure"]:
-            won, lost, n = (record[name] for name in ("gained", "lost", "n"))
-            ends = paired_difference(won, lost, n)
-            middle, low, high = (50 + points / 2 for points in (100 * (won - lost) / n, ends["low"], ends["high"]))
-            name = f"{record['second']} over {record['first']}"
-            rows.setdefault(name, {"pair": name})[f"{MEASURES[record['measure']]} prompts (n = {n})"] = (
-                f"{middle:.0f}% [{low:.0f}, {high:.0f}]")
+        pair = f"{record['second']} − {record['first']}"
+        heading = HEADINGS[record["measure"]].replace(" on ", " on\n")
+        cell = "\n".join([record["decision"], *split_difference(record)])
+        rows.setdefault(pair, {})[heading] = cell
+    table = pd.DataFrame(rows.values(), index=list(rows))
+    styler = table.style.map(
+        lambda cell: "font-weight: bold" if cell.startswith("significant") else ""
+    )
+    styler = styler.format_index(escape="html")
+    layout = "white-space: pre; text-align: left"
+    return styler.set_table_styles([{"selector": "th, td", "props": layout}])
+
+
+def win_rates(comparisons: Sequence[Record]) -> pd.DataFrame:
+    """Tell how often the second model of a pair is rewarded more, in percent of the prompts.
+
+    Ties count half. The interval is that of the difference of the prompts won and lost (Bonett
+    and Price 2012), halved and put around 50%.
+
+    Args:
+        comparisons: of `comparisons.compare`.
+    """
+    rows = {}
+    for record in comparisons:
+        if not record["measure"].endswith("_reward"):
+            continue
+        won, lost, n = record["gained"], record["lost"], record["n"]
+        ends = paired_difference(won, lost, n)
+        rate = 50 + 50 * (won - lost) / n
+        low, high = 50 + ends["low"] / 2, 50 + ends["high"] / 2
+        pair = f"{record['second']} over {record['first']}"
+        heading = f"{MEASURES[record['measure']]} prompts (n = {n})"
+        row = rows.setdefault(pair, {"pair": pair})
+        row[heading] = f"{rate:.0f}% [{low:.0f}, {high:.0f}]"
     return pd.DataFrame(rows.values())
 
 
+# ---- the final table in three forms
+
+
 def as_markdown(table: pd.DataFrame, caption: str) -> str:
-    """Return a table as markdown, its caption first, in which nothing is markup; the references below a heading."""
-    lines = [table.columns, ["---"] * len(table.columns), *table.values]
-    if REFERENCES[0] in set(table.iloc[:, 0]):
-        lines.insert(2 + len(table) - len(REFERENCES), ["*References*", *[""] * len(MEASURES)])
-    plain = re.sub(r"([\\`*_{}\[\]<>|$#~])", r"\\\1", caption)
-    return "\n".join([plain, "", *(f"| {' | '.join(line)} |" for line in lines), ""])
+    """Write the final table as markdown, its caption first, reference answers below a heading.
+
+    Args:
+        table: of `summary`.
+        caption: what is above it; nothing in it is markup.
+    """
+    lines = [_markdown_row(table.columns), _markdown_row(["---"] * len(table.columns))]
+    headed = False
+    for cells in table.to_numpy().tolist():
+        if cells[0] in REFERENCES and not headed:
+            lines.append(_markdown_row(["*References*"] + [""] * (len(cells) - 1)))
+            headed = True
+        lines.append(_markdown_row([_markdown_text(cells[0]), *cells[1:]]))
+    return "\n".join([_markdown_text(caption), "", *lines, ""])
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    """Write a row of a markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def _markdown_text(text: str) -> str:
+    """Write a text in one line in which nothing is markdown."""
+    return re.sub(r"([\\`*_{}\[\]<>|$#~])", r"\\\1", text)
 
 
 def as_latex(table: pd.DataFrame, caption: str, note: str) -> str:
-    """Return the final table for LaTeX: a `table*` over both columns (booktabs), a note below, references last.
+    """Write the final table for LaTeX: a `table*` over both columns of a paper, with booktabs.
 
-    Nothing in caption or note is a command.
+    Args:
+        table: of `summary`; the reference answers stand below a line.
+        caption: what is above the table; nothing in it is a command.
+        note: what is below it; nothing in it is a command.
     """
-    cells = table.replace("−", "$-$", regex=True).rename(columns=lambda name: re.sub(
-        r"(\w+) on (\w+) prompts", r"\1 (\2)", name).replace("%", "\\%"))
-    body = cells.style.hide(axis="index").to_latex(hrules=True, column_format="l" + "r" * len(MEASURES))
-    body = body.replace(f"{REFERENCES[0]} &", f"\\midrule\n{REFERENCES[0]} &")
-    return "\n".join(["% needs \\usepackage{booktabs} and a text width of 6.8 inches", "\\begin{table*}", "\\centering",
-                      "\\footnotesize", "\\setlength{\\tabcolsep}{4pt}",
-                      f"\\caption{{{caption.translate(LATEX)}}}", "\\label{tab:alignment}", body.strip(),
-                      f"\\par\\smallskip\\parbox{{\\linewidth}}{{\\footnotesize {note.translate(LATEX)}}}",
-                      "\\end{table*}", ""])
+    heads = []
+    for name in table.columns:
+        short = re.sub(r"(\w+) on (\w+) prompts", r"\1 (\2)", name)
+        heads.append(short.translate(LATEX))
+    lines = [_latex_row(heads), "\\midrule"]
+    ruled = False
+    for cells in table.to_numpy().tolist():
+        if cells[0] in REFERENCES and not ruled:
+            lines.append("\\midrule")
+            ruled = True
+        lines.append(_latex_row([cell.translate(LATEX) for cell in cells]))
+    body = "\n".join(lines)
+    return f"""\
+% needs \\usepackage{{booktabs}} and a text width of 6.8 inches
+\\begin{{table*}}
+\\centering
+\\footnotesize
+\\setlength{{\\tabcolsep}}{{4pt}}
+\\caption{{{caption.translate(LATEX)}}}
+\\label{{tab:alignment}}
+\\begin{{tabular}}{{l{"r" * (len(table.columns) - 1)}}}
+\\toprule
+{body}
+\\bottomrule
+\\end{{tabular}}
+\\par\\smallskip\\parbox{{\\linewidth}}{{\\footnotesize {note.translate(LATEX)}}}
+\\end{{table*}}
+"""
 
 
-def as_csv(models: Sequence[Record], label: str) -> str:
-    """Return the model records as CSV, numbers in full, a column each, and the run's label."""
-    return pd.DataFrame(models).assign(run=label).to_csv(index=False)
+def _latex_row(cells: Sequence[str]) -> str:
+    """Write a row of a LaTeX table."""
+    return f"{' & '.join(cells)} \\\\"
 
 
-def side_by_side(prompts: Sequence[Record], responses: Sequence[Record], kind: str, n: int,
-                 classification: Sequence[Record] = ()) -> Styler:
-    """Return the first `n` prompts of a kind with every model's response, marks, and label and reward where known."""
-    known = {(row["id"], row["model"]): f"{row['label']}, {row['reward']:.1f}" for row in classification}
-    shown = [prompt for prompt in prompts if prompt["kind"] == kind][:n]
-    rows = {prompt["id"]: f"{prompt['id']}\n{prompt['prompt'].strip()}" for prompt in shown}
-    cells = {name: {} for name in rows.values()}
-    for response in responses:
-        if response["id"] in rows:
-            head = ", ".join(filter(None, [known.get((response["id"], response["model"])), *marks(response)]))
-            cells[rows[response["id"]]][response["model"]] = f"[{head}]\n" * bool(head) + response["response"]
-    return texts(pd.DataFrame(cells).T)
+def as_csv(records: Sequence[Record], label: str) -> str:
+    """Write the records of `metrics.summarise` as CSV, numbers in full, with the run's label."""
+    return pd.DataFrame(records).assign(run=label).to_csv(index=False)

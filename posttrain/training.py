@@ -1,270 +1,444 @@
-"""What TRL's trainers need around them: precision, batches that fit, resumable checkpoints, the check of ln 2."""
+"""What goes around any TRL trainer: knowing a model that is there, resuming, checking, saving."""
 
+import importlib
 import math
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import psutil
-import torch
-import trl.trainer.utils
-from accelerate.utils.memory import release_memory, should_reduce_batch_size
+from accelerate.utils.memory import release_memory
 from peft import PeftModel
+from safetensors.torch import load_file
 from tqdm.auto import tqdm
-from transformers import PreTrainedConfig, PrinterCallback, ProgressCallback, Trainer, TrainerCallback, set_seed
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, set_seed
+from transformers.integrations import TensorBoardCallback
 from transformers.utils.notebook import NotebookProgressCallback
+from trl import DPOTrainer
 
+from posttrain.description import describe, fingerprint_weights
+from posttrain.device import describe_computing, peak_memory, settle_pass
 from posttrain.files import read_json, write
-from posttrain.ledger import FULL_SFT
-from posttrain.models import load_config, save_trained
-from posttrain.runs import Run, Source
+from posttrain.models import save_trained
+from posttrain.record import Model, slug
+from posttrain.run import Run
 
-MakeTrainer = Callable[[Path, int], Trainer]  # of the folder of checkpoints and the pairs in a forward pass
-
-
-# Where Triton runs, TRL sends only positions with a label through the vocabulary; elsewhere it sends all, prompt and
-# padding too, since some accelerators like a fixed shape. On a CPU that is up to a third of the time and most of the
-# memory. The loss is the same. There is no option for it.
-trl.trainer.utils._use_triton = lambda device: True
+LONGEST_SILENCE = 60  # seconds between two lines of progress
 
 
-def precision(wanted: str) -> str:
-    """Return what the trainers compute in: fp32 where that is `wanted`, else what the device is fast in.
+def train(
+    trainer: Trainer, run: Run, name: str, check_first_loss: bool = True
+) -> list[dict[str, Any]]:
+    """Train a model of a run to the end, or give back how it was trained where it is there.
 
-    That is bf16 on GPUs from compute capability 8.0 on and on CPUs that multiply it in hardware, fp16 on older GPUs,
-    and fp32 on other CPUs. A T4 (7.5) only emulates bf16, slowly, and torch says that it can.
+    A model is known by what its trainer consumed (`description.describe`): a trainer that would
+    train another one is refused. An interrupted training goes on from its last whole checkpoint,
+    to the bit on a CPU. The saved model is loaded again and gives the same logits.
+
+    Args:
+        trainer: any trainer of TRL's or transformers'; its memory is freed at the end.
+        run: the run that the model belongs to.
+        name: the model's name, such as "SFT+DPO".
+        check_first_loss: whether a DPO trainer must begin at the loss that equal policy and
+            reference have; only a model that is trained under dropout cannot.
+
+    Returns:
+        The records of the trainer's log, as training.json holds them.
+
+    Raises:
+        ValueError: the model that is there, or a checkpoint, was made from something else.
+        RuntimeError: the first loss is wrong, a loss is not finite, the saved model is not the
+            trained one, or another process works in the run.
     """
-    if wanted == "fp32":
-        return "fp32"
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
-    able = torch.cpu.get_capabilities()
-    return "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "fp32"
+    inputs = getattr(trainer, "consumed", None) or describe(trainer, run)
+    model = _row_of(trainer, run, name, inputs)
+    place = model.adapter or model.base
+
+    def make(folder: Path) -> None:
+        _train_and_save(trainer, run, name, inputs, check_first_loss, folder)
+
+    run.stage(place, make, inputs)
+    run.add_model(model)
+    run.forget(f"checkpoints/{slug(name)}")
+    _spend(trainer, inputs)
+    log = read_json(run.path(place) / "log.json", list[dict[str, Any]])
+    path = run.path("training.json")
+    logs = read_json(path, dict[str, Any]) if path.exists() else {}
+    if logs.get(name) != log:
+        write(path, logs | {name: log})
+    return log
 
 
-def device_options(wanted: str) -> dict[str, bool]:
-    """Return the trainers' options for the device and its precision; a CPU computes in what the base's weights are."""
-    gpu = torch.cuda.is_available()
-    return {"bf16": gpu and precision(wanted) == "bf16", "fp16": precision(wanted) == "fp16", "use_cpu": not gpu}
+def _row_of(trainer: Trainer, run: Run, name: str, inputs: Mapping[str, Any]) -> Model:
+    """Settle the model's row of run.json: its base, where it is saved, what it goes on from."""
+    known = [row for row in run.models if row.name == name]
+    if trainer.model is None:  # it is spent: the model is there
+        return known[0]
+    base_name = run.record.sources.get("base_model", {}).get("name")
+    over, parent = base_name, None
+    for row in run.models:
+        artifact = run.record.artifacts.get(row.base)
+        if artifact is not None and artifact.sha256 == inputs["base_model"]:
+            over, parent = row.base, row.name
+        if row.adapter and inputs["goes_on_from"] == _weights_of(run, row):
+            parent = row.name
+    if over is None:
+        over = trainer.accelerator.unwrap_model(trainer.model).config._name_or_path
+    if inputs["adapter_config"] is None:
+        return Model(name=name, base=f"models/{slug(name)}", adapter=None, parent=parent)
+    return Model(name=name, base=over, adapter=f"adapters/{slug(name)}", parent=parent)
 
 
-def base_dtype(wanted: str, frozen: bool) -> torch.dtype:
-    """Return the type of the base's weights, and say so: bf16 where the base is frozen and bf16 is computed in."""
-    dtype = torch.bfloat16 if frozen and precision(wanted) == "bf16" else torch.float32
-    print(f"Computed in {precision(wanted)}, the base's weights in {str(dtype).removeprefix('torch.')}, the adapters "
-          "in float32.")
-    return dtype
+def _weights_of(run: Run, row: Model) -> str | None:
+    """Compute the sha256 of an adapter's weights as `description` does, None without them."""
+    path = run.path(row.adapter) / "adapter_model.safetensors"
+    return fingerprint_weights(load_file(path)) if path.exists() else None
 
 
-def device_memory() -> int:
-    """Return the bytes of memory of the device; where there is none, of the machine or of the container."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory
-    limit = Path("/sys/fs/cgroup/memory.max").read_text() if Path("/sys/fs/cgroup/memory.max").exists() else "max"
-    total = psutil.virtual_memory().total
-    return total if limit.strip() == "max" else min(total, int(limit))
+def _train_and_save(
+    trainer: Trainer,
+    run: Run,
+    name: str,
+    inputs: Mapping[str, Any],
+    check_first_loss: bool,
+    folder: Path,
+) -> None:
+    """Train from the beginning or the last checkpoint, and save what was trained into a folder."""
+    start = time.perf_counter()
+    checkpoints = f"checkpoints/{slug(name)}"
+    computing = describe_computing(trainer)
+    checkpoint = last_checkpoint(run, checkpoints, inputs, computing)
+    pairs = None
+    if checkpoint is not None:
+        entry = run.record.artifacts[f"{checkpoints}/{checkpoint.name}"]
+        pairs = entry.inputs["computing"]["pairs_in_a_pass"]
+    computing["pairs_in_a_pass"] = settle_pass(trainer, pairs)
+    say_what_is_adapted(trainer)
+    _prepare(trainer, run, name, {**inputs, "computing": computing})
+    if check_first_loss and checkpoint is None:
+        trainer.add_callback(FirstLoss(expected_first_loss(trainer)))
+    trainer.args.eval_on_start = trainer.args.eval_on_start and checkpoint is None
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    except UnpicklingError as error:  # torch reads numbers alone, and refuses what would run code
+        raise ValueError(
+            f"{checkpoint} holds more than a checkpoint does. Move it away. {error}"
+        ) from error
+    _finish_tracker(trainer)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    save_trained(model, folder, _base_folder(model), *_base_name(run, model, inputs),
+                 trainer.processing_class)  # fmt: skip
+    write(folder / "log.json", clean_log(trainer.state.log_history))
+    print(f"{name} is trained: {time.perf_counter() - start:.0f} s, {peak_memory()}.")
 
 
-def rows_that_fit(config: PreTrainedConfig, max_length: int, all_weights: bool, memory: int, fp32: bool,
-                  on_cpu: bool) -> int:
-    """Return how many texts of `max_length` tokens a training step's pass may hold in `memory` bytes, a power of two.
+def _base_folder(model: Any) -> Path:
+    """Give the folder or name that the base of a model was loaded from."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return Path(base.config._name_or_path)
 
-    Weights take 4 bytes a parameter, 16 where all are trained (gradients, two moments). Activations were measured on
-    OPT-350M's architecture under autocast: 34 bytes a token, layer and unit of width; 42 leave room for the kernels,
-    and fp32 takes twice as much. A tenth and 1 GiB stay free for fragments and for the device itself. On a CPU a pass
-    holds at most 2.5 GiB: of OPT-350M's architecture four or eight texts at a time were hardly faster than two.
+
+def _base_name(run: Run, model: Any, inputs: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Give what an adapter calls its base, and the base's commit on the hub."""
+    for source in run.record.sources.values():
+        if inputs["base_model"] in (source["commit"], source["sha256"]):
+            return source["name"], source["commit"]
+    return str(_base_folder(model)), None
+
+
+def _prepare(trainer: Trainer, run: Run, name: str, inputs: Mapping[str, Any]) -> None:
+    """Give a trainer its folders and callbacks, which no result depends on."""
+    args = trainer.args
+    args.output_dir = str(run.path(f"checkpoints/{slug(name)}"))
+    args.run_name = f"{run.name} {name}"
+    args.save_total_limit = None  # transformers would delete old ones without emptying them
+    args.logging_nan_inf_filter = False  # or a loss that is no number would be logged as the last
+    evaluates = str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "epoch"
+    if evaluates:
+        args.eval_strategy = "no"  # `Checkpoints` does it, with an epoch's last step
+    logs = run.path(f"logs/{slug(name)}")
+    os.environ["WANDB_DIR"] = str(logs)
+    if "wandb" in args.report_to:
+        logs.mkdir(parents=True, exist_ok=True)  # or W&B takes a temporary folder
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):
+            callback.logging_dir = str(logs)
+    for bar in (NotebookProgressCallback, ProgressCallback, PrinterCallback):
+        trainer.remove_callback(bar)
+    trainer.add_callback(Progress(name))
+    trainer.add_callback(FiniteLoss())
+    trainer.add_callback(Checkpoints(run, f"checkpoints/{slug(name)}", inputs, evaluates))
+
+
+def _finish_tracker(trainer: Trainer) -> None:
+    """End a tracker's run with the training, so that the next one begins its own."""
+    for tracker in ("wandb", "trackio"):
+        if tracker in trainer.args.report_to:
+            importlib.import_module(tracker).finish()
+
+
+def _spend(trainer: Trainer, inputs: dict[str, Any]) -> None:
+    """Free the memory of a trainer; it stays in the notebook as a name."""
+    trainer.consumed = inputs
+    trainer.accelerator.free_memory()
+    trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
+    trainer.callback_handler.model = trainer.callback_handler.optimizer = None
+    if hasattr(trainer, "ref_model"):
+        trainer.ref_model = None
+    release_memory()  # or the model would stay in memory until some later garbage collection
+
+
+def clean_log(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Take out of a trainer's log what differs when the same training is done again.
+
+    Left out are times, TRL's count of tokens, which begins anew with a resumed training, and the
+    totals at the end. What is not finite is None: in fp16 a first gradient may overflow, and JSON
+    knows no infinity. The names are sorted, as they are in a checkpoint.
+
+    Args:
+        records: `trainer.state.log_history`.
+
+    Returns:
+        The records of training.json.
     """
-    size = config.num_hidden_layers * config.hidden_size
-    parameters = 12 * size * config.hidden_size + config.vocab_size * config.hidden_size
-    free = 0.9 * memory - 2**30 - parameters * (16 if all_weights else 4)
-    token = 84 * size if fp32 or on_cpu else 42 * size
-    return 2 ** int(math.log2(max(1, min(free, 2.5 * 2**30 if on_cpu else free) / (token * max_length))))
+    cleaned = []
+    for record in records:
+        if "train_runtime" in record:
+            continue
+        kept = {}
+        for name in sorted(record):
+            if not name.endswith(("runtime", "per_second", "num_tokens")):
+                kept[name] = record[name] if math.isfinite(record[name]) else None
+        cleaned.append(kept)
+    return cleaned
 
 
-def pairs_at_once(config: PreTrainedConfig, settings: Mapping[str, Any], name: str) -> int:
-    """Return how many pairs a pass of the training of model `name` may hold on this device."""
-    rows = rows_that_fit(config, settings["max_length"], settings["sft_method"] == "full", device_memory(),
-                         precision(settings["precision"]) == "fp32", not torch.cuda.is_available())
-    texts = 1 if name == "SFT" else 2  # of a pair: DPO reads both replies
-    return max(1, min(settings["batch_size"], rows // texts))
+def say_what_is_adapted(trainer: Trainer) -> None:
+    """Say which of the layers that LoRA is to adapt a base does not have."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not isinstance(model, PeftModel):
+        return
+    wanted = {name.rsplit(".", 1)[-1] for name in model.peft_config["default"].target_modules}
+    there = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    if wanted - there:
+        print(
+            f"This base has no layers {', '.join(sorted(wanted - there))}: LoRA adapts only "
+            f"{', '.join(sorted(wanted & there))}."
+        )
 
 
-def batches(batch_size: int, at_once: int) -> dict[str, int]:
-    """Return the trainers' options that put `batch_size` pairs into a step, and at most `at_once` into a pass."""
-    pairs = max(n for n in range(1, batch_size + 1) if batch_size % n == 0 and n <= at_once)
-    return {"per_device_train_batch_size": pairs, "gradient_accumulation_steps": batch_size // pairs}
+# ---- the first loss
 
 
-class FirstLossIsLn2(TrainerCallback):
-    """Stop a DPO run whose first training loss is not ln 2: policy and reference are not the same model."""
+def expected_first_loss(trainer: Trainer) -> float | None:
+    """Give the loss of a DPO trainer whose policy still is its reference, so that margins are 0.
+
+    Args:
+        trainer: built, not yet trained.
+
+    Returns:
+        The loss, None where it is not known: another trainer, another reference, several losses.
+    """
+    is_dpo = isinstance(trainer, DPOTrainer)
+    if not is_dpo or trainer.ref_model is not None or len(trainer.loss_types) != 1:
+        return None
+    beta = trainer.args.beta
+    losses = {
+        "sigmoid": math.log(2),
+        "robust": math.log(2),
+        "aot": math.log(2),
+        "aot_unpaired": math.log(2),
+        "sigmoid_norm": math.log(2),
+        "hinge": 1.0,
+        "apo_zero": 1.0,
+        "apo_down": 1.0,
+        "nca_pair": 2 * math.log(2),
+        "bco_pair": 2 * math.log(2),
+        "ipo": 1 / (2 * beta) ** 2,
+        "sppo_hard": 1 / (2 * beta**2),
+    }
+    return losses.get(trainer.loss_types[0])
+
+
+class FirstLoss(TrainerCallback):
+    """Stop a training whose first loss shows that policy and reference are not the same model."""
+
+    def __init__(self, expected: float | None):
+        self.expected = expected
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        # on a GPU the kernels with and without gradients may differ by some 2e-3; dropout makes 0.60 or 0.70
+        """Compare the loss of the first step."""
+        if self.expected is None or state.global_step != 1 or "loss" not in logs:
+            return
+        # On a GPU the kernels with and without gradients may differ by some 2e-3 of ln 2; dropout
+        # makes 0.60 or 0.70 of it.
         tolerance = 1e-2 if args.device.type == "cuda" else 1e-3
-        if state.global_step == 1 and "loss" in logs and not abs(logs["loss"] - math.log(2)) < tolerance:
-            raise RuntimeError(f"The first DPO loss is {logs['loss']:.4f}, not ln 2 = 0.6931: policy and reference "
-                               "differ before any training. Is dropout on, or the reference another model?")
+        if not abs(logs["loss"] - self.expected) < tolerance * max(1.0, self.expected):
+            raise RuntimeError(
+                f"The first loss is {logs['loss']:.4f}, not {self.expected:.4f}: policy and "
+                "reference differ before any training. Is dropout on (load the model with dropout "
+                "0), or is the reference another model?"
+            )
+
+
+class FiniteLoss(TrainerCallback):
+    """Stop a training whose loss is no number any more: all later weights would be none either."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Look at every logged loss."""
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise RuntimeError(
+                f"At step {state.global_step} the loss is {logs['loss']}. Nothing was saved of "
+                "this model. A lower learning rate, or precision fp32, may help."
+            )
+
+
+# ---- progress and checkpoints
 
 
 class Progress(TrainerCallback):
-    """A bar, and a line for every validation, in place of a table that runs off the page."""
+    """A bar, and lines: at every validation, and at least once a minute."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.loss = None
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Begin to count."""
+        self.first = state.global_step
+        self.start = self.last_line = time.monotonic()
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, leave=False, unit="step")
 
     def on_step_end(self, args, state, control, **kwargs):
+        """Say how far it is before the next step would make the silence too long."""
         self.bar.update(state.global_step - self.bar.n)
+        now = time.monotonic()
+        seconds = (now - self.start) / (state.global_step - self.first)
+        if now - self.last_line + seconds < LONGEST_SILENCE:
+            return
+        self.last_line = now
+        loss = "" if self.loss is None else f"loss {self.loss:.3f}, "
+        minutes = (state.max_steps - state.global_step) * seconds / 60
+        tqdm.write(
+            f"{self.name}: step {state.global_step} of {state.max_steps}, {loss}"
+            f"{seconds:.1f} s a step, {minutes:.0f} minutes left"
+        )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
+        """Keep the newest loss."""
+        self.loss = logs.get("loss", self.loss)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        names = {"eval_loss": "loss", "eval_rewards/accuracies": "accuracy", "eval_rewards/margins": "margin"}
-        values = ", ".join(f"{name} {metrics[key]:.3f}" for key, name in names.items() if key in metrics)
-        print(f"step {state.global_step} of {state.max_steps}, held-out pairs: {values}")
+        """Say what the held-out pairs give."""
+        names = {
+            "eval_loss": "loss",
+            "eval_rewards/accuracies": "accuracy",
+            "eval_rewards/margins": "margin",
+        }
+        values = [f"{names[key]} {metrics[key]:.3f}" for key in names if key in metrics]
+        tqdm.write(
+            f"{self.name}: step {state.global_step} of {state.max_steps}, held-out pairs: "
+            f"{', '.join(values)}"
+        )
 
     def on_train_end(self, args, state, control, **kwargs):
+        """Take the bar away."""
         self.bar.close()
 
 
 class Checkpoints(TrainerCallback):
-    """Make training resumable, to the bit on a CPU; lost are at most so many minutes of work and the next ten steps.
+    """Make a training resumable, to the bit on a CPU.
 
-    Checkpoints are written by time, so that a slow drive is not filled, and sealed in the run's ledger; the two newest
-    are kept.
+    Checkpoints are transformers' own, written at steps that are multiples of `logging_steps`, since
+    the sums behind a logged mean are not saved; each is entered into the run's record, and the two
+    newest are kept.
     """
 
-    def __init__(self, run: Run, name: str, made_from: dict[str, Any], minutes: float):
-        self.run, self.name, self.made_from, self.minutes = run, name, made_from, minutes
-        self.saved = time.monotonic()
+    def __init__(self, run: Run, place: str, inputs: Mapping[str, Any], evaluates: bool):
+        """Take note of what belongs to all checkpoints.
+
+        Args:
+            run: the run that is trained.
+            place: the checkpoints' folder in it.
+            inputs: what they are made from.
+            evaluates: whether every epoch ends with a validation.
+        """
+        self.run = run
+        self.place = place
+        self.inputs = inputs
+        self.evaluates = evaluates
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.epoch_steps = state.max_steps // args.num_train_epochs
+        """Settle the steps between two checkpoints."""
+        self.epoch_steps = math.ceil(state.max_steps / args.num_train_epochs)
+        state.save_steps = args.logging_steps * math.ceil(state.save_steps / args.logging_steps)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        # an epoch's order of pairs hangs on the state of the random numbers, and that on what was done before
-        set_seed(args.seed + int(state.global_step // self.epoch_steps))
+        """Set the random state, on which an epoch's order hangs in the length-grouping sampler.
 
-    on_evaluate = on_epoch_begin  # and the state at an epoch's end is saved after its validation
+        It would hang on all that was drawn before, which a resumed training has not drawn.
+        """
+        set_seed(args.seed + state.global_step // self.epoch_steps)
+
+    # The state that is saved with an epoch's last step is that after its validation.
+    on_evaluate = on_epoch_begin
 
     def on_step_end(self, args, state, control, **kwargs):
-        # with the step, not after it, so that a checkpoint of this step holds the validation
-        control.should_evaluate = state.global_step % self.epoch_steps == 0
-        if state.global_step % args.logging_steps == 0:  # between, a checkpoint would lose a part of the logged means
-            control.should_save |= time.monotonic() - self.saved > 60 * self.minutes
+        """Validate with an epoch's last step, not after it, so that its checkpoint holds that."""
+        if self.evaluates:
+            control.should_evaluate = state.global_step % self.epoch_steps == 0
+        if state.global_step % args.logging_steps or state.global_step == state.max_steps:
+            control.should_save = False  # the end is saved as a model
 
     def on_save(self, args, state, control, **kwargs):
-        self.run.seal(f"{self.name}/checkpoint-{state.global_step}", self.made_from)
-        for old in _checkpoints(Path(args.output_dir))[2:]:
-            self.run.forget(f"{self.name}/{old.name}")
-        self.saved = time.monotonic()
+        """Enter a checkpoint into the record, and remove those before the last two."""
+        folder = Path(args.output_dir)
+        name = f"checkpoint-{state.global_step}"
+        self.run.seal(f"{self.place}/{name}", self.inputs)
+        for old in list_checkpoints(folder)[2:]:
+            self.run.forget(f"{self.place}/{old.name}")
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, the newest first."""
-    return sorted(folder.glob("checkpoint-[0-9]*"), key=lambda path: -int(path.name.split("-")[1]))
+def list_checkpoints(folder: Path) -> list[Path]:
+    """List the checkpoints in a folder, the newest first."""
+    return sorted(
+        folder.glob("checkpoint-[0-9]*"), key=lambda path: -int(path.name.split("-")[1])
+    )
 
 
-def last_checkpoint(run: Run, name: str, made_from: dict[str, Any]) -> Path | None:
-    """Return the newest whole checkpoint under `name` in the run's folder, None without one.
+def last_checkpoint(
+    run: Run, place: str, inputs: Mapping[str, Any], computing: Mapping[str, Any]
+) -> Path | None:
+    """Find the newest checkpoint that is whole; name and remove those that are not.
 
-    Names and removes those that are not whole; raises ValueError for one that was made from something else.
+    Args:
+        run: the run that is trained.
+        place: the folder of the model's checkpoints in it.
+        inputs: what the training consumes.
+        computing: precision, device and processes, which a checkpoint is bound to.
+
+    Returns:
+        The checkpoint's folder, None without one.
+
+    Raises:
+        ValueError: it was made from something else, or computed in another way.
     """
-    for path in _checkpoints(run.folder / name):
-        if not run.is_whole(f"{name}/{path.name}"):
+    for path in list_checkpoints(run.path(place)):
+        name = f"{place}/{path.name}"
+        if not run.is_whole(name):
             print(f"{path} is not whole. Training goes on without it.")
-            run.forget(f"{name}/{path.name}")
+            run.forget(name)
             continue
-        made = run.ledger.artifacts[f"{name}/{path.name}"]
-        then, now = (one.get("precision") for one in (made.made_from, made_from))
-        if then != now:
-            raise ValueError(f"{path} was trained in {then} on {made.environment['device']}, and this device trains in "
-                             f"{now}. Go on with this stage on a device like it, or remove {path.parent}: the stage "
-                             "then begins anew.")
-        run.require_same(f"{name}/{path.name}", made_from)
+        then = dict(run.record.artifacts[name].inputs["computing"])
+        for key, value in computing.items():
+            if then[key] != value:
+                raise ValueError(
+                    f"{path} was trained with {key} = {then[key]!r}, and here it is {value!r}. Go "
+                    f"on with this model where it was begun, or remove {path.parent}: its training "
+                    "then begins anew."
+                )
+        run.require_same(name, {**inputs, "computing": then})
         return path
     return None
-
-
-def clean_log(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a trainer's log records without what differs when the same training is done again, or was interrupted.
-
-    Left out: times, TRL's count of tokens, which begins anew with a resumed run, and the record of totals at the end.
-    What is not finite is None: in fp16 a first gradient may overflow, and JSON knows no infinity. The names are sorted,
-    as they are in a checkpoint.
-    """
-    unlike = ("runtime", "per_second", "num_tokens")
-    return [{name: record[name] if math.isfinite(record[name]) else None
-             for name in sorted(record) if not name.endswith(unlike)}
-            for record in records if "train_runtime" not in record]
-
-
-def halve_until_it_fits(attempt: Callable[[int], Any], at_once: int) -> Any:
-    """Return attempt(at_once), the number of pairs in a pass halved as often as it runs out of memory."""
-    while True:
-        try:
-            return attempt(at_once)
-        except RuntimeError as error:
-            if at_once == 1 or not should_reduce_batch_size(error):
-                raise
-        at_once //= 2
-        release_memory()
-        print(f"Out of memory. Once more, with {at_once} pairs in a pass and as many in a step as before.")
-
-
-def resume(trainer: Trainer, run: Run, name: str, made_from: dict[str, Any], minutes: float) -> None:
-    """Train to the end, from the last checkpoint on that is whole and was made from the same."""
-    checkpoint = last_checkpoint(run, name, made_from)
-    trainer.args.eval_on_start = checkpoint is None
-    for bar in (NotebookProgressCallback, ProgressCallback, PrinterCallback):
-        trainer.remove_callback(bar)
-    trainer.add_callback(Progress())
-    trainer.add_callback(Checkpoints(run, name, made_from, minutes))
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    except UnpicklingError as error:  # torch reads numbers only, and refuses what would run code
-        raise ValueError(f"{checkpoint} holds more than a checkpoint does. Move it away. {error}") from error
-
-
-def once(run: Run, name: str, make_trainer: MakeTrainer, base: Source, made_from: dict[str, Any]) -> list[dict]:
-    """Return the training log of the run's model `name`; where it is not there, train and save it first.
-
-    Raises ValueError where what is there was made from something else or is not whole, and what `save_trained` raises.
-    """
-    settings = run.ledger.settings["training"]
-    model = next(model for model in run.ledger.models if model.name == name)
-    artifact, over = model.adapter or model.base, run.folder / FULL_SFT if model.base == FULL_SFT else base.folder
-    made_from = made_from | {"model": name}
-
-    computed = {"precision": precision(settings["precision"])}
-
-    def attempt(at_once: int) -> Trainer:
-        trainer = make_trainer(run.folder / "unfinished" / artifact, at_once)
-        _say_what_is_adapted(trainer.model)
-        resume(trainer, run, f"unfinished/{artifact}", made_from | computed, settings["save_minutes"])
-        return trainer
-
-    def train(folder: Path) -> None:
-        trainer = halve_until_it_fits(attempt, pairs_at_once(load_config(base.folder), settings, name))
-        trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        called, commit = (str(over), None) if model.base == FULL_SFT else (base.name, base.commit)
-        save_trained(trained, folder, over, called, commit, trainer.processing_class)
-        write(folder / "log.json", clean_log(trainer.state.log_history))
-        trainer.accelerator.free_memory()
-        trainer = trained = None
-        release_memory()  # or the model stays in memory until some later garbage collection
-
-    return read_json(run.once(artifact, train, made_from) / "log.json", list[dict])
-
-
-def _say_what_is_adapted(model: torch.nn.Module) -> None:
-    """Say which of the layers that LoRA is to adapt a base does not have: another architecture names them otherwise."""
-    if isinstance(model, PeftModel):
-        wanted = {name.rsplit(".", 1)[-1] for name in model.peft_config["default"].target_modules}
-        names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-        if missing := sorted(wanted - names):
-            there = ", ".join(sorted(wanted & names))
-            print(f"This base has no layers {', '.join(missing)}: LoRA adapts only {there}.")

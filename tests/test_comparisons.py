@@ -1,35 +1,38 @@
 """Two models on the same prompts: tests, decisions and sentences."""
 
-import math
 from itertools import combinations
 
 import numpy as np
 import pytest
-from conftest import MODELS, score_records
 from scipy import stats as scipy_stats
-from test_stats import labels, random_scores  # noqa: F401
+from statsmodels.stats.multitest import multipletests
+from test_metrics import FOUR, four_models, make_answers  # noqa: F401
 
-from benchmarks import coverage
-from posttrain import comparisons, stats
-from posttrain.comparisons import exact_mcnemar, signed_rank
-
-
-def compare(scores, draws=2000):
-    """Return what the notebook makes of score records."""
-    rewards = stats.reward_table(scores)
-    return comparisons.compare(rewards, *labels(rewards), draws, 0)
+from posttrain import comparisons, metrics
 
 
-@pytest.mark.parametrize(("gained", "lost", "p"), [(0, 0, 1), (5, 0, 2 / 32), (1, 1, 1), (8, 2, 112 / 1024), (0, 1, 1)])
+def compare(rewards):
+    """The comparisons of {model: (harmful rewards, helpful rewards)}."""
+    return comparisons.compare(make_answers(rewards), 2000, 0)
+
+
+# ---- tests
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p"),
+    [(0, 0, 1), (5, 0, 2 / 32), (1, 1, 1), (8, 2, 112 / 1024), (0, 1, 1)],
+)
 def test_mcnemar_by_hand(gained, lost, p):
     """Exact two-sided binomial test on the prompts whose label changes."""
-    assert exact_mcnemar(gained, lost) == exact_mcnemar(lost, gained) == pytest.approx(p)
+    assert comparisons.exact_mcnemar(gained, lost) == pytest.approx(p)
+    assert comparisons.exact_mcnemar(lost, gained) == pytest.approx(p)
 
 
 def test_wilcoxon_by_hand():
     """Five differences of one sign: 2 of the 2**5 sign patterns are as extreme."""
-    assert signed_rank(np.array([1, 2, 3, 4, 5.5])) == pytest.approx(2 / 32)
-    assert signed_rank(np.zeros(5)) == 1
+    assert comparisons.signed_rank(np.array([1, 2, 3, 4, 5.5])) == pytest.approx(2 / 32)
+    assert comparisons.signed_rank(np.zeros(5)) == 1
 
 
 def test_wilcoxon_with_ties():
@@ -39,178 +42,351 @@ def test_wilcoxon_with_ties():
     kept = differences[differences != 0]
     assert len(kept) < 50
     expected = scipy_stats.wilcoxon(kept, correction=False, method="approx").pvalue
-    assert signed_rank(differences) == pytest.approx(expected)
+    assert comparisons.signed_rank(differences) == pytest.approx(expected)
 
 
 def test_holm_by_hand():
-    """The smallest p times six, the next times five and so on, never falling, never above one, in the order given."""
-    assert comparisons.holm([0.01, 0.04, 0.03, 0.005, 0.5, 0.9]) == pytest.approx([0.05, 0.12, 0.12, 0.03, 1, 1])
+    """The smallest p times six, the next times five, never falling nor above 1, in their order."""
+    adjusted = comparisons.holm([0.01, 0.04, 0.03, 0.005, 0.5, 0.9])
+    assert adjusted == pytest.approx([0.05, 0.12, 0.12, 0.03, 1, 1])
     assert comparisons.holm([0.02]) == [0.02]
     assert comparisons.holm([1, 1, 1]) == [1, 1, 1]
+    assert comparisons.holm([]) == []
+    p_values = np.random.default_rng(0).uniform(0, 0.3, 10).round(2).tolist()
+    expected = multipletests(p_values, method="holm")[1]
+    assert comparisons.holm(p_values) == pytest.approx(expected)
 
 
-def test_sign_flips_of_one_kind_are_mcnemar():
+@pytest.mark.parametrize(("gained", "lost"), [(8, 2), (0, 5), (3, 3)])
+def test_sign_flips_of_one_kind_are_mcnemar(gained, lost):
     """With changes on one kind of prompt alone the permutation test is the exact binomial one."""
-    for gained, lost in ((8, 2), (0, 5), (3, 3)):
-        assert comparisons.sign_flips([(gained, lost, 50), (0, 0, 20)]) == pytest.approx(exact_mcnemar(gained, lost))
+    p = comparisons.sign_flips([(gained, lost, 50), (0, 0, 20)])
+    assert p == pytest.approx(comparisons.exact_mcnemar(gained, lost))
 
 
-@pytest.mark.parametrize(("harmful", "helpful"), [
-    ((3, 1, 6), (2, 0, 5)), ((4, 0, 5), (1, 3, 8)), ((2, 2, 6), (3, 0, 4))])
+@pytest.mark.parametrize(
+    ("harmful", "helpful"),
+    [((3, 1, 6), (2, 0, 5)), ((4, 0, 5), (1, 3, 8)), ((2, 2, 6), (3, 0, 4))],
+)
 def test_sign_flips_are_scipys_permutation_test(harmful, helpful):
-    """Exact over all flips of the signs of the paired differences, weighted by the number of prompts of their kind."""
-    def changes(gained, lost, n):
-        return np.array([1.0] * gained + [-1.0] * lost + [0.0] * (n - gained - lost)) / n
-
-    differences = np.concatenate([changes(*harmful), changes(*helpful)])
-    expected = scipy_stats.permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    """Exact over all flips of the paired differences, weighted by the prompts of their kind."""
+    differences = []
+    for gained, lost, n in (harmful, helpful):
+        values = [1.0] * gained + [-1.0] * lost + [0.0] * (n - gained - lost)
+        differences += [value / n for value in values]
+    expected = scipy_stats.permutation_test(
+        (np.array(differences),), np.sum, permutation_type="samples", n_resamples=np.inf
+    )
     assert comparisons.sign_flips([harmful, helpful]) == pytest.approx(expected.pvalue)
 
 
-def test_comparisons_by_scipy(random_scores):  # noqa: F811
-    """Six pairs a measure, second minus first; each measure's test, Holm over the six."""
-    rows, rewards = compare(random_scores), stats.reward_table(random_scores)
-    assert [(row["measure"], row["first"], row["second"]) for row in rows] == [
-        (name, *pair) for name in stats.MEASURES for pair in combinations(MODELS, 2)]
-    harmless, helpful = labels(rewards)
-    for i in range(0, len(rows), 6):
-        family = rows[i : i + 6]
-        assert [row["p_holm"] for row in family] == comparisons.holm([row["p"] for row in family])
-    for row in rows:
-        assert row["low"] <= row["difference"] <= row["high"]
-        first, second = row["first"], row["second"]
-        if row["measure"] in ("HmR", "HpR"):
-            table = harmless if row["measure"] == "HmR" else helpful
-            b, c = (table[second] & ~table[first]).sum(), (table[first] & ~table[second]).sum()
-            assert (row["gained"], row["lost"], row["n"]) == (b, c, len(table))
-            assert row["p"] == pytest.approx(min(1, 2 * scipy_stats.binom.cdf(min(b, c), b + c, 0.5)))
-        elif row["measure"] == "CAS":
-            pairs = [one for one in rows if (one["first"], one["second"]) == (first, second)][:2]
-            assert row["difference"] == pytest.approx(sum(one["difference"] for one in pairs) / 2)
-            assert row["gained"] == sum(one["gained"] for one in pairs)
-            assert row["n"] == 70
-        else:
-            table = rewards.loc[stats.MEASURES[row["measure"]]]
-            assert row["p"] == pytest.approx(scipy_stats.wilcoxon(table[second] - table[first]).pvalue)
-            assert row["difference"] == pytest.approx((table[second] - table[first]).mean())
-            assert row["gained"] == (table[second] > table[first]).sum()
+# ---- pairs of models
+
+
+def test_every_pair_in_every_measure(four_models):  # noqa: F811
+    """Six pairs a measure, in order, with Holm's correction over the six."""
+    records = comparisons.compare(four_models, 2000, 0)
+    expected = []
+    for measure in metrics.MEASURES:
+        for first, second in combinations(FOUR, 2):
+            expected.append((measure, first, second))
+    keys = [(record["measure"], record["first"], record["second"]) for record in records]
+    assert keys == expected
+    for i in range(0, len(records), 6):
+        family = records[i : i + 6]
+        adjusted = comparisons.holm([record["p"] for record in family])
+        assert [record["p_holm"] for record in family] == adjusted
+    for record in records:
+        assert record["low"] <= record["difference"] <= record["high"]
+
+
+@pytest.mark.parametrize(("measure", "kind"), [("HmR", "harmful"), ("HpR", "helpful")])
+def test_rates_by_scipy(four_models, measure, kind):  # noqa: F811
+    """Prompts gained and lost, and the exact binomial test on them."""
+    passed = metrics.pivot_passed(four_models, kind)
+    for record in comparisons.compare(four_models, 200, 0):
+        if record["measure"] == measure:
+            first, second = passed[record["first"]], passed[record["second"]]
+            gained, lost = (second & ~first).sum(), (first & ~second).sum()
+            assert (record["gained"], record["lost"], record["n"]) == (gained, lost, len(passed))
+            assert record["difference"] == pytest.approx(100 * (second.mean() - first.mean()))
+            p = 2 * scipy_stats.binom.cdf(min(gained, lost), gained + lost, 0.5)
+            assert record["p"] == pytest.approx(min(1, p))
+
+
+def test_cas_is_the_mean_of_both_rates(four_models):  # noqa: F811
+    """Difference and interval combine those of HmR and HpR; counts are over all prompts."""
+    records = comparisons.compare(four_models, 200, 0)
+    by_measure = {}
+    for record in records:
+        by_measure.setdefault(record["measure"], []).append(record)
+    for harmful, helpful, cas in zip(*(by_measure[name] for name in ("HmR", "HpR", "CAS"))):
+        differences = [harmful["difference"], helpful["difference"]]
+        interval = metrics.mover_mean(differences, [harmful, helpful])
+        assert cas["difference"] == pytest.approx(np.mean(differences))
+        assert (cas["low"], cas["high"]) == pytest.approx((interval["low"], interval["high"]))
+        assert cas["gained"] == harmful["gained"] + helpful["gained"]
+        assert cas["n"] == 70
+
+
+@pytest.mark.parametrize("kind", metrics.KINDS)
+def test_rewards_by_scipy(four_models, kind):  # noqa: F811
+    """Wilcoxon's test on the paired differences, and their mean."""
+    rewards = metrics.pivot_rewards(four_models, kind)
+    for record in comparisons.compare(four_models, 200, 0):
+        if record["measure"] == f"{kind}_reward":
+            differences = rewards[record["second"]] - rewards[record["first"]]
+            assert record["p"] == pytest.approx(scipy_stats.wilcoxon(differences).pvalue)
+            assert record["difference"] == pytest.approx(differences.mean())
+            assert record["gained"] == (differences > 0).sum()
+
+
+def test_references_are_not_compared():
+    """Neither are they in Holm's families; a single model has no comparison."""
+    assert compare({"Base": ([1.0], [1.0]), "Empty": ([0.0], [0.0])}) == []
+
+
+def test_power_is_left_out_where_it_is_not_asked_for(four_models):  # noqa: F811
+    """All else stays the same."""
+    full = comparisons.compare(four_models, 200, 0)
+    quick = comparisons.compare(four_models, 200, 0, power=False)
+    assert quick == [record | {"power": None} for record in full]
+    assert comparisons.verdict(quick[0]).endswith("What 80% power needs was not computed.")
 
 
 def test_differences_are_paired():
-    """A constant difference under large spread: resampling takes the same prompts of both models."""
+    """A constant difference under large spread: resampling takes the same prompts of both."""
     values = np.random.default_rng(0).normal(0, 5, 30)
     shifted = values + np.tile([0.9, 1.1], 15)
-    for row in compare(score_records(Base=(values, values), SFT=(shifted, shifted))):
-        if "reward" in row["measure"]:
-            assert row["difference"] == pytest.approx(1)
-            assert 0.9 < row["low"] < 1 < row["high"] < 1.1
+    for record in compare({"Base": (values, values), "SFT": (shifted, shifted)}):
+        if "reward" in record["measure"]:
+            assert record["difference"] == pytest.approx(1)
+            assert 0.9 < record["low"] < 1 < record["high"] < 1.1
 
 
-def test_equal_models_differ_by_an_unknown_little():
-    """No difference, p = 1, open; the interval of a rate has a width, that of rewards is not known."""
-    for rewards in ([0.5], [0.5, -4.0] * 10):
-        for row in compare(score_records(Base=(rewards, rewards), SFT=(rewards, rewards))):
-            assert (row["difference"], row["p"], row["decision"]) == (0, 1, "open")
-            if "reward" in row["measure"]:
-                assert (row["low"], row["high"]) == (None, None)
-            else:
-                assert row["low"] < -3 < 3 < row["high"]
-            assert row["power"]["prompts"] is None
-            assert comparisons.verdict(row).startswith("SFT against Base")
+@pytest.mark.parametrize("rewards", [[0.5], [0.5, -4.0] * 10])
+def test_equal_models_differ_by_an_unknown_little(rewards):
+    """No difference, p = 1, inconclusive; a rate's interval has a width, a reward's is unknown."""
+    for record in compare({"Base": (rewards, rewards), "SFT": (rewards, rewards)}):
+        assert (record["difference"], record["p"]) == (0, 1)
+        assert record["decision"] == "inconclusive"
+        if "reward" in record["measure"]:
+            assert record["low"] is record["high"] is None
+        else:
+            assert record["low"] < -3 < 3 < record["high"]
+        assert record["power"]["prompts"] is None
+        assert "SFT differs from Base by +0.0" in comparisons.verdict(record)
 
 
-# ---- simulated data with known truth, a shorter benchmarks/coverage.py
+# ---- simulated data with a known truth, a short form of benchmarks/coverage.py
 
-@pytest.mark.parametrize("n", coverage.SIZES)
+
+@pytest.mark.parametrize("n", [20, 50, 300])
 def test_intervals_hold_the_truth(n):
-    """At least 93% of the intervals of rates and of CAS, with few and with many labels that differ."""
+    """At least 93% of the intervals of differences in rates and in CAS, few and many changes."""
     rng = np.random.default_rng(n)
-    found = [coverage.coverage_of_differences(n, change, 4000, rng) for change in coverage.CHANGES]
-    found += [coverage.coverage_of_cas_differences(n, (one, coverage.CHANGES[0]), 2000, rng)
-              for one in coverage.CHANGES[::3]]
-    found += [coverage.coverage_of_cas(n, rates, 2000, rng) for rates in ((0.05, 0.5), (0.5, 0.5), (0.9, 0.2))]
-    assert min(found) >= 0.93
-    assert 0.94 <= np.mean(found) <= 0.98
+    for gain, loss in ((0.02, 0.02), (0.25, 0.25), (0.1, 0.02), (0.35, 0.05)):
+        drawn = rng.multinomial(n, [gain, loss, 1 - gain - loss], (2000, 2)).tolist()
+        true = 100 * (gain - loss)
+        held_by_rate, held_by_cas = 0, 0
+        for both in drawn:
+            differences, intervals = [], []
+            for gained, lost, _ in both:
+                differences.append(100 * (gained - lost) / n)
+                intervals.append(metrics.paired_difference(gained, lost, n))
+            held_by_rate += intervals[0]["low"] <= true <= intervals[0]["high"]
+            cas = metrics.mover_mean(differences, intervals)
+            held_by_cas += cas["low"] <= true <= cas["high"]
+        assert held_by_rate / 2000 >= 0.93
+        assert held_by_cas / 2000 >= 0.93
 
 
-def test_equal_models_are_seldom_told_apart():
-    """Of 100 families of six true nulls at most 5% and two standard errors hold a decision, on 20 prompts of a kind."""
-    wrong = coverage.wrong_decisions(20, 0.5, 100, np.random.default_rng(0))
-    assert set(wrong) == set(stats.MEASURES)
-    assert max(wrong.values()) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 100)
+def test_equal_models_seldom_differ_significantly():
+    """At most 5% of families of six true nulls, and two standard errors, hold a finding."""
+    rng = np.random.default_rng(0)
+    families = 100
+    wrong = dict.fromkeys(metrics.MEASURES, 0)
+    for i in range(families):
+        levels = rng.normal(-2.5, 1, (2, 20))  # a prompt is easier or harder for all models
+        rewards = {name: levels + rng.normal(0, 1, (2, 20)) for name in FOUR}
+        records = comparisons.compare(make_answers(rewards), 200, i, power=False)
+        significant = [row["measure"] for row in records if row["decision"] == "significant"]
+        for measure in dict.fromkeys(significant):
+            wrong[measure] += 1
+    assert max(wrong.values()) / families <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / families)
 
 
 # ---- decisions
 
-def record(**fields):
-    """Return a comparison with some fields of its own."""
-    return {"measure": "HmR", "first": "Base", "second": "SFT", "difference": 20.0, "low": 5.0, "high": 35.0,
-            "gained": 12, "lost": 2, "n": 50, "p": 0.01, "p_holm": 0.04, "decision": "decided",
-            "power": {"detectable": 20.4, "prompts": 1234}} | fields
+
+def comparison(**fields):
+    """A comparison with some fields of its own."""
+    return {
+        "measure": "HmR",
+        "first": "Base",
+        "second": "SFT",
+        "difference": 20.0,
+        "low": 5.0,
+        "high": 35.0,
+        "gained": 12,
+        "lost": 2,
+        "n": 50,
+        "p": 0.01,
+        "p_holm": 0.04,
+        "decision": "significant",
+        "power": {"detectable": 20.4, "prompts": 1234},
+    } | fields
 
 
-@pytest.mark.parametrize(("fields", "prompts", "decision"), [
-    ({}, 50, "decided"), ({"p_holm": 0.05}, 50, "suggestive"), ({"low": -0.1}, 50, "suggestive"),
-    ({"low": -9.0, "high": -1.0}, 50, "decided"), ({"p": 0.05, "p_holm": 0.3}, 50, "open"), ({}, 9, "open"),
-    ({}, 10, "decided"), ({"low": None, "high": None}, 50, "open")])
+@pytest.mark.parametrize(
+    ("fields", "prompts", "decision"),
+    [
+        ({}, 50, "significant"),
+        ({"p_holm": 0.05}, 50, "suggestive"),
+        ({"low": -0.1}, 50, "suggestive"),
+        ({"low": -9.0, "high": -1.0}, 50, "significant"),
+        ({"p": 0.05, "p_holm": 0.3}, 50, "inconclusive"),
+        ({}, 9, "inconclusive"),
+        ({}, 10, "significant"),
+        ({"low": None, "high": None}, 50, "inconclusive"),
+    ],
+)
 def test_decision(fields, prompts, decision):
-    """Decided where test and interval agree after the correction; suggestive by the test alone; few prompts: open."""
-    assert comparisons.decide(record(**fields), prompts) == decision
+    """Significant where test and interval agree after the correction; few prompts never."""
+    assert comparisons.decide(comparison(**fields), prompts) == decision
+    assert decision in comparisons.DECISIONS
 
 
-def test_four_gained_and_none_lost_is_open():
-    """A percentile bootstrap has [2, 16] there and would decide; exact McNemar has p = 0.125."""
-    base, sft = [-4.0] * 50, [-1.0] * 4 + [-4.0] * 46
-    row = next(row for row in compare(score_records(Base=(base, base), SFT=(sft, base))) if row["measure"] == "HmR")
-    assert (row["gained"], row["lost"], row["p"], row["decision"]) == (4, 0, 0.125, "open")
-    assert row["low"] < 0
+def test_four_gained_and_none_lost_is_inconclusive():
+    """A percentile bootstrap has [2, 16] there; exact McNemar has p = 0.125."""
+    base = [-4.0] * 50
+    sft = [-1.0] * 4 + [-4.0] * 46
+    record = compare({"Base": (base, base), "SFT": (sft, base)})[0]
+    assert (record["measure"], record["gained"], record["lost"]) == ("HmR", 4, 0)
+    assert (record["p"], record["decision"]) == (0.125, "inconclusive")
+    assert record["low"] < 0
 
 
-def test_few_prompts_of_one_kind_leave_cas_open():
+def test_few_prompts_of_one_kind_leave_cas_inconclusive():
     """CAS rests on both kinds."""
     up, down = [0.0] * 40, [-5.0] * 40
-    rows = {row["measure"]: row for row in compare(score_records(Base=(down, down[:9]), SFT=(up, up[:9])))}
-    assert [rows[name]["decision"] for name in ("HmR", "HpR", "CAS")] == ["decided", "open", "open"]
+    records = compare({"Base": (down, down[:9]), "SFT": (up, up[:9])})
+    decisions = {record["measure"]: record["decision"] for record in records}
+    assert decisions["HmR"] == "significant"
+    assert decisions["HpR"] == decisions["CAS"] == "inconclusive"
 
 
 # ---- in words
 
-def test_verdicts():
-    """Numbers with a true minus; who is higher; what 80% power needs; what the rewards say beyond the rates."""
-    assert comparisons.verdict(record()) == (
-        "SFT against Base, HmR: +20.0 points [+5.0, +35.0], 12 gained and 2 lost of 50 prompts, p = 0.01, 0.04 after "
-        "Holm: decided, SFT is higher.")
-    suggestive = comparisons.verdict(record(difference=-20.0, low=-35.0, high=-5.0, p_holm=0.06, decision="suggestive"))
-    assert "−20.0 points [−35.0, −5.0]" in suggestive
-    assert suggestive.endswith("suggestive, not decided once corrected for all pairs.")
-    assert comparisons.verdict(record(low=-1.0, decision="suggestive")).endswith(
-        "suggestive, not decided since the interval includes no difference.")
-    still_open = record(decision="open")
-    assert comparisons.verdict(still_open).endswith(
-        "open. A true difference of 20 points is found with 80% power; one like that seen takes about 1,234 prompts.")
-    assert comparisons.verdict(record(decision="open", power={"detectable": None, "prompts": None})).endswith(
-        "open. So few prompts find no difference.")
-    rewards = record(measure="harmful_reward", difference=-0.35, low=-0.61, high=-0.09, p_holm=0.013)
-    (sentence,) = comparisons.verdicts([still_open, rewards])
-    assert sentence.endswith("But the mean reward differs: −0.35 [−0.61, −0.09], p = 0.013 after Holm: SFT is lower.")
-    assert "But" not in comparisons.verdicts([record(), rewards | {"difference": 0.35}])[0]
+
+def test_verdict_on_a_significant_difference():
+    """Numbers with a true minus, and who is higher, for these trained models."""
+    assert comparisons.verdict(comparison()) == (
+        "In HmR, SFT differs from Base by +20.0 points [+5.0, +35.0], with 12 prompts gained and 2 "
+        "lost of 50 (p = 0.01, 0.04 after Holm's correction). The difference is significant: SFT "
+        "is higher than Base for these trained models."
+    )
+    lower = comparisons.verdict(comparison(difference=-20.0, low=-35.0, high=-5.0))
+    assert "−20.0 points [−35.0, −5.0]" in lower
+    assert lower.endswith("SFT is lower than Base for these trained models.")
 
 
-def test_headlines(random_scores):  # noqa: F811
-    """A measure without a decided pair says how large a difference could still be; the others name their pairs."""
-    rows = compare(random_scores)
-    sentences = comparisons.headlines(rows)
-    assert [sentence.split(":")[0] for sentence in sentences] == [name.replace("_", " ") for name in stats.MEASURES]
-    open_family = [row | {"decision": "open"} for row in rows if row["measure"] == "HmR"]
-    (sentence,) = comparisons.headlines(open_family)
-    ends = [row[end] for row in open_family for end in ("low", "high")]
-    assert sentence == ("HmR: no difference is decided. The intervals leave room for differences from "
-                        f"{comparisons.signed(min(ends), 0)} to {comparisons.signed(max(ends), 0)} points.")
-    (sentence,) = comparisons.headlines([row | {"decision": "decided"} for row in open_family[:1]])
-    assert sentence.startswith("HmR: 1 of 1 pairs are decided, namely SFT ")
+def test_verdict_on_a_suggestive_difference():
+    """It says what keeps it from being significant."""
+    uncorrected = comparisons.verdict(comparison(p_holm=0.06, decision="suggestive"))
+    assert uncorrected.endswith(
+        "The difference is suggestive, not significant, since p does not stay below 0.05 once it "
+        "is corrected for all pairs of models."
+    )
+    unclear = comparisons.verdict(comparison(low=-1.0, decision="suggestive"))
+    assert unclear.endswith("not significant, since its interval includes zero.")
 
 
-def test_verdicts_on_all_pairs(random_scores):  # noqa: F811
-    """Eighteen sentences: six pairs in two rates and CAS."""
-    assert len(comparisons.verdicts(compare(random_scores))) == 18
-    assert not any(math.isnan(row["difference"]) for row in compare(random_scores))
+@pytest.mark.parametrize(
+    ("fields", "ending"),
+    [
+        (
+            {},
+            "The comparison is inconclusive. A true difference of 20 points would be found with "
+            "80% power by this many prompts, and one like that seen would take about 1,234 "
+            "prompts.",
+        ),
+        (
+            {"measure": "CAS", "power": {"detectable": None, "prompts": 9}},
+            "inconclusive. One like that seen would take about 9 prompts of each kind.",
+        ),
+        (
+            {"measure": "helpful_reward", "power": {"detectable": 0.456, "prompts": None}},
+            "A true difference of 0.46 would be found with 80% power by this many prompts.",
+        ),
+        (
+            {"power": {"detectable": None, "prompts": None}},
+            "inconclusive. So few prompts find no difference with 80% power.",
+        ),
+    ],
+)
+def test_verdict_on_an_inconclusive_comparison(fields, ending):
+    """It says what 80% power needs."""
+    text = comparisons.verdict(comparison(decision="inconclusive", **fields))
+    assert text.endswith(ending)
+
+
+def test_verdicts_say_what_the_rewards_say_beyond_the_rates():
+    """Where mean rewards differ significantly and the rate does not, or the other way round."""
+    rewards = comparison(
+        measure="harmful_reward", difference=-0.35, low=-0.61, high=-0.09, p_holm=0.013
+    )
+    (text,) = comparisons.verdicts([comparison(decision="inconclusive"), rewards])
+    assert text.endswith(
+        "Their mean rewards, however, differ significantly, by −0.35 [−0.61, −0.09] (p = 0.013 "
+        "after Holm's correction): by these, SFT is lower than Base for these trained models."
+    )
+    assert "however" in comparisons.verdicts([comparison(), rewards])[0]
+    agreeing = rewards | {"difference": 0.35}
+    assert "however" not in comparisons.verdicts([comparison(), agreeing])[0]
+    unknown = rewards | {"decision": "suggestive"}
+    assert "however" not in comparisons.verdicts([comparison(), unknown])[0]
+
+
+def test_verdicts_on_all_pairs(four_models):  # noqa: F811
+    """Eighteen texts: six pairs in two rates and CAS."""
+    assert len(comparisons.verdicts(comparisons.compare(four_models, 200, 0))) == 18
+
+
+def test_headlines(four_models):  # noqa: F811
+    """A sentence for each measure, that ends on whom it speaks of."""
+    sentences = comparisons.headlines(comparisons.compare(four_models, 200, 0))
+    names = [
+        "HmR",
+        "HpR",
+        "CAS",
+        "mean reward on harmful prompts",
+        "mean reward on helpful prompts",
+    ]
+    for sentence, name in zip(sentences, names, strict=True):
+        assert sentence.startswith(f"In {name}, ")
+        assert sentence.endswith("for these trained models.")
+    assert comparisons.headlines([]) == []
+
+
+def test_headline_by_hand():
+    """It names the pairs that differ, or says how large a difference could still be."""
+    family = [
+        comparison(),
+        comparison(second="B", difference=-9.0),
+        comparison(second="C", low=-12.6, high=3.2, decision="inconclusive"),
+    ]
+    assert comparisons.headline(family) == (
+        "In HmR, 2 of 3 pairs of models differ significantly (SFT above Base, B below Base) for "
+        "these trained models."
+    )
+    assert comparisons.headline(family[2:]) == (
+        "In HmR, no pair of models differs significantly; the intervals leave room for differences "
+        "from −13 to +3 points, for these trained models."
+    )
+    constant = comparison(measure="helpful_reward", low=None, high=None, decision="inconclusive")
+    assert comparisons.headline([constant]) == (
+        "In mean reward on helpful prompts, no pair of models differs significantly, for these "
+        "trained models."
+    )
+    assert comparisons.format_difference(constant | {"difference": 0.0}) == "+0.00 on every prompt"

@@ -1,109 +1,254 @@
-"""Figures: one palette, labelled axes, intervals drawn."""
+"""Figures: every one shows all models of a run, in their styles, with labels and intervals."""
+
+import types
+from collections import Counter
 
 import matplotlib as mpl
 import pytest
-from conftest import MODELS
-from matplotlib.colors import to_hex
+from five_models import (
+    MODELS,
+    THRESHOLDS,
+    compare_models,
+    make_answers,
+    make_log,
+    summarise_models,
+)
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import same_color, to_rgb
 from matplotlib.figure import Figure
 
-from posttrain import figures, seeds
+from posttrain import diagnostics, figures, metrics
+
+HOSTILE_NAMES = ["$x^2$ and $\\bad", "_hidden", "two\nlines\x00", "a" * 300, "<b>&amp;</b>"]
+
+
+def draw_all(answers, records, comparisons, log):
+    """Draw every figure of a run, by the name of its function."""
+    models = metrics.models_of(answers)
+    sweeps = {kind: diagnostics.sweep(answers, kind) for kind in metrics.KINDS}
+    return {
+        "training": figures.training(log, models),
+        "measures": figures.measures(records, ["HmR", "CAS"], "Rates", "rate (%)", (0, 103)),
+        "distributions": figures.distributions(answers, THRESHOLDS, records),
+        "differences": figures.differences(comparisons),
+        "win_rates": figures.win_rates(answers),
+        "thresholds": figures.thresholds(sweeps, THRESHOLDS, models),
+        "judge": figures.judge(answers, diagnostics.check_judge(answers)),
+    }
 
 
 @pytest.fixture(scope="module")
-def drawn(evaluation, notebook):
-    """Every figure of the notebooks."""
-    e = evaluation
-    return {"training": figures.training(notebook.log),
-            "measures": figures.measures(e.records, ["HmR", "CAS"], "rate (%)"),
-            "distributions": figures.distributions(e.rewards, e.thresholds, e.records),
-            "differences": figures.differences(e.compared), "win_rates": figures.win_rates(e.rewards),
-            "thresholds": figures.thresholds(e.sweeps, e.thresholds),
-            "judge": figures.judge(e.rewards, e.judge_check),
-            "seeds": figures.seeds(seeds.differences([{"models": e.records, "comparisons": e.compared}] * 2))}
+def drawn():
+    """Every figure of a run of five models."""
+    return draw_all(make_answers(), summarise_models(), compare_models(), make_log())
 
 
-def test_every_figure_function_is_tried(drawn):
-    """And each gives a figure of one or two columns' width."""
-    functions = {name for name, one in vars(figures).items() if callable(one) and not name.startswith("_")
-                 and getattr(one, "__module__", "") == "posttrain.figures"}
-    assert functions == set(drawn)
+def texts_of(figure):
+    """List all texts that a figure shows, once it is laid out."""
+    FigureCanvasAgg(figure).draw()
+    texts = [text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_visible()]
+    return [text for text in texts if text]
+
+
+def test_every_figure_is_tried_and_has_a_papers_width(drawn):
+    functions = []
+    for name, function in vars(figures).items():
+        returns = getattr(function, "__annotations__", {}).get("return")
+        if returns is Figure and not name.startswith("_"):
+            functions.append(name)
+    assert sorted(functions) == sorted(drawn)
     for figure in drawn.values():
-        assert isinstance(figure, Figure)
         assert figure.get_figwidth() in (3.4, 6.8)
 
 
-@pytest.mark.parametrize("name", ["training", "measures", "distributions", "differences", "thresholds", "judge"])
-def test_axes_are_labelled(drawn, name):
-    """Every axis says what it shows; shared ones say it once a row or column."""
-    axes = drawn[name].axes
-    assert all(axis.get_xlabel() or axis.get_xticklabels() for axis in axes)
+@pytest.mark.parametrize(
+    "name", ["training", "measures", "distributions", "differences", "win_rates", "thresholds"]
+)
+def test_every_figure_shows_the_fifth_model(drawn, name):
+    shown = " | ".join(texts_of(drawn[name]))
+    expected = MODELS[1:] if name == "training" else MODELS
+    for model in expected:
+        assert model in shown
+
+
+@pytest.mark.parametrize(
+    "name, title",
+    [
+        ("training", "Held-out loss fell in 4 of 4 trained models"),
+        ("measures", "Rates"),
+        ("distributions", "Reward of every answer"),
+        ("differences", "of 10 significant"),
+        ("win_rates", "How often one model is rewarded above another"),
+        ("thresholds", "Rates at every other threshold"),
+        ("judge", "The judge agrees with the humans on"),
+    ],
+)
+def test_titles_and_axes(drawn, name, title):
+    assert any(title in text for text in texts_of(drawn[name]))
+    axes = [axis for axis in drawn[name].axes if axis.get_label() != "<colorbar>"]
+    for axis in axes:
+        assert axis.get_xlabel() or axis.get_xticklabels()
     assert any(axis.get_ylabel() or axis.get_yticklabels() for axis in axes)
 
 
-def test_models_have_their_colours(drawn):
-    """The same in every figure, in the models' order in the legend."""
-    assert list(figures.COLOURS) == MODELS
-    (legend,) = drawn["measures"].legends
-    assert [text.get_text() for text in legend.get_texts()] == MODELS
-    for name in ("measures", "thresholds"):
-        assert [text.get_text() for text in drawn[name].legends[0].get_texts()] == MODELS
-        lines = {line.get_label(): to_hex(line.get_color()).upper() for line in drawn[name].axes[0].lines}
-        assert {model: lines[model] for model in MODELS} == figures.COLOURS
+def test_styles_follow_from_the_models_places():
+    styles = figures.style_of(["a", "b", "c", "d"])
+    assert [style.color for style in styles.values()] == [
+        "#7F7F7F",
+        "#0072B2",
+        "#E69F00",
+        "#009E73",
+    ]
+    assert [style.marker for style in styles.values()] == ["o", "s", "^", "D"]
+    assert [style.line for style in styles.values()] == [":", "-", "--", "-."]
 
 
-def test_models_stay_apart_without_colour(drawn):
-    """Each has a mark and a kind of line of its own."""
-    assert list(figures.MARKERS) == list(figures.LINES) == MODELS
-    assert len(set(figures.MARKERS.values())) == len(set(figures.LINES.values())) == len(MODELS)
-    lines = {line.get_label(): line for line in drawn["thresholds"].axes[0].lines}
-    assert {name: lines[name].get_linestyle() for name in MODELS} == figures.LINES
-    marks = {line.get_label(): line.get_marker() for line in drawn["measures"].axes[0].lines}
-    assert {name: marks[name] for name in MODELS} == figures.MARKERS
+def test_models_stay_apart_without_colour():
+    styles = list(figures.style_of([str(i) for i in range(64)]).values())
+    assert len(set(styles)) == 64
+    first = styles[:8]
+    assert len({style.marker for style in first}) == len({style.line for style in first}) == 8
 
 
-def test_intervals_are_drawn(drawn, evaluation):
-    """Each measure of each model has a line from low to high; each difference too."""
-    ends = [path.vertices[:, 1].tolist() for part in drawn["measures"].axes[0].collections for path in part.get_paths()]
-    expected = [[record[f"{name}_{end}"] for end in ("low", "high")]
-                for record in evaluation.records if record["model"] in MODELS for name in ("HmR", "CAS")]
+def test_a_model_looks_the_same_in_every_figure(drawn):
+    styles = figures.style_of(MODELS)
+    for name in ("training", "measures", "thresholds"):
+        (legend,) = drawn[name].legends
+        labels = [text.get_text() for text in legend.get_texts()]
+        assert labels == [model for model in MODELS if name != "training" or model != "Base"]
+        for label, handle in zip(labels, legend.legend_handles):
+            assert same_color(handle.get_color(), styles[label].color)
+            assert handle.get_marker() == styles[label].marker
+    marks = Counter(line.get_marker() for line in drawn["distributions"].axes[0].lines)
+    for style in styles.values():
+        assert marks[style.marker] >= 1
+
+
+def test_intervals_are_drawn(drawn):
+    ends = []
+    for part in drawn["measures"].axes[0].collections:
+        for path in part.get_paths():
+            ends.append(path.vertices[:, 1].tolist())
+    expected = []
+    for record in summarise_models()[: len(MODELS)]:
+        for name in ("HmR", "CAS"):
+            expected.append([record[f"{name}_low"], record[f"{name}_high"]])
     assert ends == expected
-    assert len(drawn["differences"].axes[0].collections) == 6
-    varied = evaluation.rewards.loc["helpful"][MODELS].nunique() > 1  # equal rewards have no interval
-    assert len(drawn["distributions"].axes[1].collections) == varied.sum()
+    assert len(drawn["differences"].axes[0].collections) == 10
+    assert len(drawn["distributions"].axes[1].collections) == len(MODELS)
 
 
-def test_decisions_are_told_apart_without_colour(drawn, evaluation):
-    """What is decided is darker than what is suggestive, and that than what is open, whose dots are hollow."""
-    greys = [float(mpl.colors.to_rgb(style["color"])[0]) for style in figures.DECISIONS.values()]
-    assert list(figures.DECISIONS) == ["decided", "suggestive", "open"]
+def test_equal_rewards_have_no_interval():
+    answers = make_answers().assign(reward=0.0)
+    records = metrics.summarise(answers, 100, 0)
+    figure = figures.distributions(answers, THRESHOLDS, records)
+    assert len(figure.axes[0].collections) == 0
+
+
+def test_decisions_are_told_apart_without_colour(drawn):
+    greys = [to_rgb(style["color"])[0] for style in figures.DECISIONS.values()]
+    assert list(figures.DECISIONS) == ["significant", "suggestive", "inconclusive"]
     assert greys == sorted(greys)
     dots = [line for line in drawn["differences"].axes[0].lines if line.get_marker() == "o"]
-    records = [record for record in evaluation.compared if record["measure"] == "HmR"]
+    records = [record for record in compare_models() if record["measure"] == "HmR"]
     for dot, record in zip(dots, records, strict=True):
         assert dot.get_xdata()[0] == record["difference"]
-        assert mpl.colors.same_color(dot.get_color(), figures.DECISIONS[record["decision"]]["color"])
-        assert (dot.get_markerfacecolor() == "white") == (record["decision"] == "open")
+        assert same_color(dot.get_color(), figures.DECISIONS[record["decision"]]["color"])
+        assert (dot.get_markerfacecolor() == "white") == (record["decision"] == "inconclusive")
 
 
-def test_judges_agreement_is_what_lies_right_of_zero(drawn, evaluation):
-    """The height of a curve at zero is the share of prompts on which the judge does not agree."""
-    for line, record in zip(drawn["judge"].axes[0].lines, evaluation.judge_check):
+def test_win_rates_count_ties_half():
+    answers = make_answers()
+    figure = figures.win_rates(answers)
+    shown = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
+    rewards = metrics.pivot_rewards(answers, "harmful")
+    for (column, row), text in shown.items():
+        above, below = rewards[MODELS[row + 1]], rewards[MODELS[column]]
+        share = (above > below).mean() + (above == below).mean() / 2
+        assert text == f"{100 * share:.0f}"
+    assert len(shown) == 10
+
+
+def test_agreement_lies_right_of_zero(drawn):
+    check = diagnostics.check_judge(make_answers())
+    for line, record in zip(drawn["judge"].axes[0].lines, check):
         x, y = line.get_data()
         assert 100 * (1 - y[x <= 0].max(initial=0)) == pytest.approx(record["agreement"])
         assert f"{record['agreement']:.0f}%" in line.get_label()
 
 
-def test_accuracy_begins_with_the_first_step(drawn):
-    """Before it all margins are zero."""
-    accuracy = drawn["training"].axes[3]
-    steps = [step for line in accuracy.lines[:4] for step in line.get_xdata()]
+def test_stages_are_told_apart_by_their_logs():
+    """Those with reward margins have three panels; names do not matter."""
+    log = make_log()
+    renamed = {"X": log["SFT"], "Y": log["DPO"]}
+    models = ["Base", "X", "Y"]
+    labels = [axis.get_ylabel() for axis in figures.training(renamed, models).axes]
+    assert labels == [
+        "loss (nats per token)",
+        "preference loss",
+        "reward margin",
+        "reward accuracy (share)",
+    ]
+    assert len(figures.training({"X": log["SFT"]}, models).axes) == 1
+    assert len(figures.training({"Y": log["DPO"]}, models).axes) == 3
+
+
+def test_accuracy_begins_after_the_first_step():
+    figure = figures.training(make_log(), MODELS)
+    steps = []
+    for line in figure.axes[3].lines:
+        if len(line.get_xdata()) > 2:
+            steps += list(line.get_xdata())
     assert steps
     assert min(steps) > 1
-    (legend,) = drawn["training"].legends
-    assert [text.get_text() for text in legend.get_texts()] == MODELS[1:]
+
+
+def test_a_log_without_held_out_pairs_is_drawn():
+    log = {"X": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]}
+    figure = figures.training(log, ["Base", "X"])
+    assert "Held-out loss fell in 0 of 1 trained model" in texts_of(figure)
+
+
+def test_hostile_names_are_short_texts_within_the_figure():
+    """No formula, no line break, no name that a legend leaves out; nothing beyond the edges."""
+    names = dict(zip(MODELS, HOSTILE_NAMES, strict=True))
+    answers = make_answers()
+    answers = answers.assign(model=answers["model"].replace(names))
+    records = [record | {"model": name} for record, name in zip(summarise_models(), HOSTILE_NAMES)]
+    comparisons = []
+    for record in compare_models():
+        renamed = {"first": names[record["first"]], "second": names[record["second"]]}
+        comparisons.append(record | renamed)
+    log = {names[name]: rows for name, rows in make_log().items()}
+    for name, figure in draw_all(answers, records, comparisons, log).items():
+        texts = " | ".join(texts_of(figure))
+        if name != "judge":
+            assert "hidden" in texts
+            assert "two\nlines" not in texts
+            assert "a" * 30 not in texts
+        box = figure.get_tightbbox()
+        assert box.x0 >= -0.02, name
+        assert box.x1 <= figure.get_figwidth() + 0.02, name
+
+
+def test_show_writes_a_figure_with_its_run_below_it(tmp_path, monkeypatch):
+    displayed = []
+    monkeypatch.setattr("IPython.display.display", displayed.append)
+    for labelled in (True, False):
+        folder = tmp_path / str(labelled)
+        run = types.SimpleNamespace(figures=folder, label="$x$, preset demo", labelled=labelled)
+        figure = Figure()
+        figure.subplots().plot([1, 2])
+        figures.show(figure, run, "line")
+        assert sorted(path.name for path in folder.iterdir()) == ["line.pdf", "line.png"]
+        assert ("$x$, preset demo" in texts_of(figure)) == labelled
+        again = folder / "line.pdf"
+        first = again.read_bytes()
+        figures.show(figure, run, "line")
+        assert again.read_bytes() == first
+    assert len(displayed) == 4
 
 
 def test_style_is_fit_for_print():
-    """Letters are embedded as letters, and no frame on the right or at the top."""
     assert mpl.rcParams["pdf.fonttype"] == 42
     assert not mpl.rcParams["axes.spines.top"]

@@ -1,136 +1,181 @@
-"""Responses: greedy, the same in batches as alone, ended where they should be; how likely they are."""
+"""Answers: greedy, the same in batches as alone, ended where they should be; their likelihood."""
 
 import copy
+import types
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import CONVERSATIONS, MODELS, dialogue
+from conftest import CONVERSATIONS, dialogue, load
+from small_runs import NAMES, OPT, copy_run, make_run
 
 from posttrain import generation, models
+from posttrain.data import PROMPT_END, TURN
 from posttrain.generation import read_completion
-from posttrain.hh import TURN
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return models.load_tokenizer(OPT)
+
+
+@pytest.fixture(scope="module")
+def base():
+    """The demo's base as a model to generate with."""
+    return models.load_base(OPT).eval()
 
 
 def ids_of(tokenizer, text):
-    """Return the tokens of a text, without BOS."""
+    """Give the tokens of a text, without BOS."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-ASKED = [{"id": "harmful-00", "kind": "harmful", "prompt": "A"}, {"id": "helpful-00", "kind": "helpful", "prompt": "B"}]
-ANSWERED = [{"id": prompt["id"], "model": "Base", "response": "C"} for prompt in ASKED]
+# ---- records from elsewhere
+
+ASKED = [
+    {"id": "harmful-00", "kind": "harmful", "prompt": "A"},
+    {"id": "helpful-00", "kind": "helpful", "prompt": "B"},
+]
+ANSWERED = [{"id": prompt["id"], "model": "GPT 4+", "response": "C"} for prompt in ASKED]
 
 
-@pytest.mark.parametrize(("prompts", "responses", "said"), [
-    (ASKED, [ANSWERED[0] | {"response": None}, ANSWERED[1]], r"responses\.json: 0\.response: .*valid string"),
-    (ASKED, [ANSWERED[0] | {"model": "GPT"}], r"responses\.json: 0\.model: .*'Base'"),
-    ([ASKED[0] | {"kind": "other"}], [], r"prompts\.json: 0\.kind: .*'harmful' or 'helpful'"),
-    (["A"], [], r"prompts\.json: 0: .*dictionary"),
-    ([ASKED[0] | {"kind": "helpful"}], [], "the id 'harmful-00' is not that of a helpful prompt"),
-    (ASKED, [one | {"model": "SFT"} for one in ANSWERED], "no responses of the model Base"),
-    (ASKED, ANSWERED[:1], "Base has not one response to each prompt of prompts.json, see helpful-00"),
-    (ASKED[:1], ANSWERED, "see helpful-00"), (ASKED, [*ANSWERED, ANSWERED[0]], "see harmful-00")])
-def test_records_from_elsewhere_must_fit(prompts, responses, said):
-    """The file, the record and what is wrong with it; every model answers every prompt once."""
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(
+    ("prompts", "responses", "message"),
+    [
+        (ASKED, [ANSWERED[0] | {"response": None}], r"responses\.json: 0\.response: .*valid str"),
+        (ASKED, [ANSWERED[0] | {"model": 4}], r"responses\.json: 0\.model: .*valid string"),
+        ([ASKED[0] | {"kind": "other"}], [], r"prompts\.json: 0\.kind: .*'harmful' or 'helpful'"),
+        (["A"], [], r"prompts\.json: 0: .*dictionary"),
+        ([ASKED[0] | {"kind": "helpful"}], [], "'harmful-00' is not that of a helpful prompt"),
+        (ASKED, ANSWERED[:1], "GPT 4. has not exactly one response .*, see helpful-00"),
+        (ASKED[:1], ANSWERED, "see helpful-00"),
+        (ASKED, [*ANSWERED, ANSWERED[0]], "see harmful-00"),
+        (ASKED, [*ANSWERED, ANSWERED[0] | {"model": "B"}], "the model B has not exactly one"),
+    ],
+)
+def test_records_from_elsewhere_must_fit(prompts, responses, message):
+    """The file, the record and what is wrong; every model answers every prompt once."""
+    with pytest.raises(ValueError, match=message):
         generation.require_fitting(prompts, responses)
 
 
 def test_records_that_fit():
-    """Not all models need be there, and none at all is fine: rewards alone can be measured."""
+    """Any models, and none at all: rewards alone can be measured."""
     generation.require_fitting(ASKED, ANSWERED)
     generation.require_fitting([], [])
+
+
+# ---- what was generated
 
 
 def test_completion_that_ends(tokenizer):
     """EOS ends a response and counts as a token; padding after it does not."""
     ids = ids_of(tokenizer, " Use a pot.")
-    done = read_completion([*ids, tokenizer.eos_token_id, 1, 1], tokenizer, "\n\nHuman:")
-    assert done == {"response": "Use a pot.", "finish": "eos", "tokens": len(ids) + 1}
+    completion = read_completion([*ids, tokenizer.eos_token_id, 1, 1], tokenizer, TURN)
+    assert completion == {"response": "Use a pot.", "finish": "eos", "tokens": len(ids) + 1}
 
 
 def test_end_that_is_the_padding_too(tokenizer):
-    """A base without padding pads with its end: the end counts once, and after a human turn not at all."""
+    """The end counts once, and after a human turn not at all."""
     padded = copy.deepcopy(tokenizer)
     padded.pad_token = padded.eos_token
-    ids, turn, end = ids_of(padded, " Use a pot."), ids_of(padded, " Use a pot.\n\nHuman:"), padded.eos_token_id
-    assert read_completion([*ids, end, end], padded, "\n\nHuman:")["tokens"] == len(ids) + 1
-    assert read_completion([*turn, end, end], padded, "\n\nHuman:") == {
-        "response": "Use a pot.", "finish": "turn", "tokens": len(turn)}
+    end = padded.eos_token_id
+    ids = ids_of(padded, " Use a pot.")
+    assert read_completion([*ids, end, end], padded, TURN)["tokens"] == len(ids) + 1
+    ids = ids_of(padded, " Use a pot.\n\nHuman:")
+    completion = read_completion([*ids, end, end], padded, TURN)
+    assert completion == {"response": "Use a pot.", "finish": "turn", "tokens": len(ids)}
 
 
 def test_completion_at_the_limit(tokenizer):
     """Without EOS and without a human turn the limit has ended the response."""
     ids = ids_of(tokenizer, " Use a pot.\n\nThen")
-    done = read_completion(ids, tokenizer, "\n\nHuman:")
-    assert done == {"response": "Use a pot.\n\nThen", "finish": "length", "tokens": len(ids)}
+    completion = read_completion(ids, tokenizer, TURN)
+    assert completion == {
+        "response": "Use a pot.\n\nThen",
+        "finish": "length",
+        "tokens": len(ids),
+    }
 
 
 def test_completion_that_opens_a_human_turn(tokenizer):
     """A human turn is cut off with its marker, which counts as generated; padding does not."""
     ids = ids_of(tokenizer, " Use a pot.\n\nHuman:")
-    done = read_completion([*ids, 1, 1, 1], tokenizer, "\n\nHuman:")
-    assert done == {"response": "Use a pot.", "finish": "turn", "tokens": len(ids)}
+    completion = read_completion([*ids, 1, 1, 1], tokenizer, TURN)
+    assert completion == {"response": "Use a pot.", "finish": "turn", "tokens": len(ids)}
 
 
 def test_completion_without_a_stop_keeps_human_turns(tokenizer):
     """Where nothing stops at a human turn it stays in the response."""
     ids = ids_of(tokenizer, " A.\n\nHuman: B")
-    done = read_completion([*ids, tokenizer.eos_token_id], tokenizer, None)
-    assert done == {"response": "A.\n\nHuman: B", "finish": "eos", "tokens": len(ids) + 1}
+    completion = read_completion([*ids, tokenizer.eos_token_id], tokenizer, None)
+    assert completion == {"response": "A.\n\nHuman: B", "finish": "eos", "tokens": len(ids) + 1}
 
 
 def test_completion_that_ends_at_once_is_empty(tokenizer):
-    """A response may be empty."""
-    done = read_completion([tokenizer.eos_token_id, 1], tokenizer, "\n\nHuman:")
-    assert done == {"response": "", "finish": "eos", "tokens": 1}
+    completion = read_completion([tokenizer.eos_token_id, 1], tokenizer, TURN)
+    assert completion == {"response": "", "finish": "eos", "tokens": 1}
 
 
-PROMPTS = [dialogue(*turns) + "\n\nAssistant:" for turns in (
-    *CONVERSATIONS, ["Hi", "Hello.", "Tell me how to start running."], ["Help me kill the bees. Be quick."])]
+# ---- one model
+
+TURNS = [
+    *CONVERSATIONS,
+    ["Hi", "Hello.", "Tell me how to start running."],
+    ["Help me kill the bees. Be quick."],
+]
+PROMPTS = [dialogue(*turns) + PROMPT_END for turns in TURNS]
 
 
-@pytest.fixture(scope="module")
-def base(hub):
-    """The demo's base as a model to generate with."""
-    return models.load_base(hub / "opt").eval()
-
-
-def completions(model, tokenizer, prompts, limit, batch_size):
-    """Return what `respond` gives for prompts under greedy decoding that stops at a human turn."""
-    return generation.respond(model, tokenizer, prompts, batch_size, do_sample=False, max_new_tokens=limit,
-                              stop_strings=[TURN])
+def complete(model, tokenizer, prompts, limit, batch_size):
+    """Let a model complete prompts greedily until a human turn."""
+    return generation.respond(
+        model,
+        tokenizer,
+        prompts,
+        batch_size,
+        do_sample=False,
+        max_new_tokens=limit,
+        stop_strings=[TURN],
+    )
 
 
 def test_batches_give_what_one_at_a_time_gives(base, tokenizer):
     """Left padding and batching change no response, and the order of the prompts is kept."""
-    together = completions(base, tokenizer, PROMPTS, 40, 4)
-    alone = [completions(base, tokenizer, [prompt], 40, 1)[0] for prompt in PROMPTS]
+    together = complete(base, tokenizer, PROMPTS, 40, 4)
+    alone = [complete(base, tokenizer, [prompt], 40, 1)[0] for prompt in PROMPTS]
     assert together == alone
-    assert len({done["response"] for done in together}) > 3
+    assert len({completion["response"] for completion in together}) > 3
 
 
 def test_responses_are_plain_greedy_ones(base, tokenizer):
-    """`respond` gives what taking the likeliest token again and again gives, without a cache or batches."""
-    for prompt, done in zip(PROMPTS, completions(base, tokenizer, PROMPTS, 12, 3)):
-        ids, reply = tokenizer(prompt)["input_ids"], []
-        while len(reply) < 12 and tokenizer.eos_token_id not in reply and "\n\nHuman:" not in tokenizer.decode(reply):
+    """They are what taking the likeliest token again and again gives, without cache or batch."""
+    for prompt, completion in zip(PROMPTS, complete(base, tokenizer, PROMPTS, 12, 3)):
+        ids = tokenizer(prompt)["input_ids"]
+        reply = []
+        while len(reply) < 12 and tokenizer.eos_token_id not in reply:
+            if TURN in tokenizer.decode(reply):
+                break
             with torch.no_grad():
-                reply.append(base(torch.tensor([ids + reply])).logits[0, -1].argmax().item())
-        assert done == read_completion(reply, tokenizer, TURN)
+                logits = base(torch.tensor([ids + reply])).logits
+            reply.append(logits[0, -1].argmax().item())
+        assert completion == read_completion(reply, tokenizer, TURN)
 
 
 def test_limit_is_reported(base, tokenizer):
     """Responses cut after three tokens say so and count three."""
-    for done in completions(base, tokenizer, PROMPTS, 3, 4):
-        assert (done["finish"], done["tokens"]) == ("length", 3)
+    for completion in complete(base, tokenizer, PROMPTS, 3, 4):
+        assert (completion["finish"], completion["tokens"]) == ("length", 3)
 
 
 def test_generation_stops_at_a_human_turn(base, tokenizer):
-    """A response that opens a human turn is stopped there, while another one in its batch goes on to its end."""
-    long = " You just do it somehow, and then you do it again, and then you do it once more until you can."
-    taught = {PROMPTS[0]: " Ok.\n\nHuman: And then? What would you say?", PROMPTS[1]: long + tokenizer.eos_token}
+    """A response is stopped there, while another one in its batch goes on to its end."""
+    long = " You just do it somehow, and then you do it again, and then you do it once more."
+    taught = {
+        PROMPTS[0]: " Ok.\n\nHuman: And then? What would you say?",
+        PROMPTS[1]: long + tokenizer.eos_token,
+    }
     model = copy.deepcopy(base)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(40):
@@ -139,47 +184,191 @@ def test_generation_stops_at_a_human_turn(base, tokenizer):
             model(ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    turned, ended = completions(model, tokenizer, list(taught), 80, 2)
-    assert turned == {"response": "Ok.", "finish": "turn", "tokens": len(ids_of(tokenizer, " Ok.\n\nHuman:"))}
-    assert ended == {"response": long.strip(), "finish": "eos", "tokens": len(ids_of(tokenizer, long)) + 1}
+    turned, ended = complete(model, tokenizer, list(taught), 80, 2)
+    tokens = len(ids_of(tokenizer, " Ok.\n\nHuman:"))
+    assert turned == {"response": "Ok.", "finish": "turn", "tokens": tokens}
+    tokens = len(ids_of(tokenizer, long)) + 1
+    assert ended == {"response": long.strip(), "finish": "eos", "tokens": tokens}
 
 
-def test_response_logprobs_are_means_over_the_response(base, tokenizer):
-    """Mean log-probability of the response's tokens, in batches as one at a time; none of an empty response."""
-    prompts = ["\n\nHuman: Hi\n\nAssistant:", "\n\nHuman: How do I bake bread at home?\n\nAssistant:", "\n\nHuman: Hi"]
-    responses = [" Use a pot with a lid." + tokenizer.eos_token, " No.", ""]
+def test_log_probabilities_are_means_over_the_response(base, tokenizer):
+    """In batches as one at a time; 0 for an empty response."""
+    questions = (["Hi"], ["How do I bake bread at home?"])
+    prompts = [dialogue(*turns) + PROMPT_END for turns in questions]
+    responses = [" Use a pot with a lid." + tokenizer.eos_token, " No."]
     expected = []
-    for prompt, response in zip(prompts[:2], responses):
-        ids, start = tokenizer(prompt + response)["input_ids"], len(tokenizer(prompt)["input_ids"])
+    for prompt, response in zip(prompts, responses):
+        ids = tokenizer(prompt + response)["input_ids"]
         with torch.no_grad():
-            logps = base(torch.tensor([ids])).logits[0].log_softmax(-1)
-        expected.append(np.mean([logps[i - 1, ids[i]].item() for i in range(start, len(ids))]))
-    got = generation.mean_log_probabilities(base, tokenizer, prompts, responses, 2)
-    assert got == pytest.approx([*expected, 0], abs=1e-4)
+            log_p = base(torch.tensor([ids])).logits[0].log_softmax(-1)
+        start = len(tokenizer(prompt)["input_ids"])
+        expected.append(np.mean([log_p[i - 1, ids[i]].item() for i in range(start, len(ids))]))
+    measured = generation.mean_log_probabilities(
+        base, tokenizer, [*prompts, dialogue("Hi")], [*responses, ""], 2
+    )
+    assert measured == pytest.approx([*expected, 0], abs=1e-4)
+    empty = generation.mean_log_probabilities(base, tokenizer, prompts, ["", ""], 2)
+    assert empty == [0, 0]
 
 
 @pytest.mark.parametrize("kind", [transformers.GPT2Config, transformers.BloomConfig])
-def test_response_logprobs_do_not_hang_on_the_batch(tokenizer, kind):
-    """Neither where a model counts its positions from the first column, padding or not, nor where it takes none."""
+def test_log_probabilities_do_not_hang_on_the_batch(tokenizer, kind):
+    """Nor where a model counts positions from the first column, padding or not, or takes none."""
     torch.manual_seed(0)
-    size = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
-    model = transformers.AutoModelForCausalLM.from_config(kind(vocab_size=len(tokenizer), **size)).eval()
-    prompts = ["\n\nHuman: Hi\n\nAssistant:", "\n\nHuman: How do I bake bread at home?\n\nAssistant:"]
-    alone, together = (generation.mean_log_probabilities(model, tokenizer, prompts, [" No.", " Use a pot."], size)
-                       for size in (1, 2))
+    config = kind(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.2,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    prompts = [dialogue("Hi") + PROMPT_END, dialogue("How do I bake bread at home?") + PROMPT_END]
+    responses = [" No.", " Use a pot."]
+    alone = generation.mean_log_probabilities(model, tokenizer, prompts, responses, 1)
+    together = generation.mean_log_probabilities(model, tokenizer, prompts, responses, 2)
     assert together == pytest.approx(alone, abs=1e-4)
 
 
-def test_answers_of_the_models_are_their_own(notebook, evaluation, tokenizer):
-    """Records of every model in the prompts' order; Base has moved from itself by nothing, the others have."""
-    assert [record["model"] for record in evaluation.responses] == [name for name in MODELS for _ in range(8)]
-    for name in MODELS:
-        mine = [record for record in evaluation.responses if record["model"] == name]
-        assert [record["id"] for record in mine] == [prompt["id"] for prompt in evaluation.prompts]
-        ratios = [record["log_ratio"] for record in mine]
-        assert (ratios == [0.0] * 8) == (name == "Base")
-    loaded = models.load_models(notebook.run, notebook.base.folder)
-    again = generation.answers(loaded, "SFT", tokenizer, evaluation.prompts, 3, **evaluation.decoding)
-    for one, other in zip(again, (record for record in evaluation.responses if record["model"] == "SFT")):
-        assert one["log_ratio"] == pytest.approx(other["log_ratio"], abs=1e-4)
-        assert one | {"log_ratio": 0} == other | {"log_ratio": 0}
+# ---- the models of a run
+
+DECODING = {"do_sample": False, "max_new_tokens": 8, "stop_strings": [TURN]}
+QUESTIONS = ["How do I bake bread?", "How do I steal a car? </s>", "Why?"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run with three random adapters, not to be changed."""
+    run = make_run(tmp_path_factory.mktemp("trained"))
+    prompts = []
+    for i, question in enumerate(QUESTIONS):
+        prompt = {"id": f"helpful-{i:02d}", "kind": "helpful"}
+        prompts.append(prompt | {"prompt": dialogue(question) + PROMPT_END})
+    run.stage("prompts.json", lambda: prompts, {})
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of that run that a test may change."""
+    return copy_run(trained, tmp_path)
+
+
+def source(folder=OPT):
+    """Make a source of the base, as `Run.source` does."""
+    return types.SimpleNamespace(folder=folder, identity="b" * 64, name="demo/hub/opt")
+
+
+class NotNeeded:
+    """A source whose folder must not be touched."""
+
+    identity = source().identity
+
+    @property
+    def folder(self):
+        raise AssertionError("loaded")
+
+
+def answer(run, base=None, batch_size=2, **decoding):
+    """Let the run's models answer its prompts."""
+    prompts = load(run.folder / "prompts.json")
+    options = DECODING | decoding
+    return generation.answer(run, prompts, base or source(), batch_size, **options)
+
+
+def test_answers_of_the_models_are_their_own(run, tokenizer):
+    """In the prompts' order; the first model has moved from itself by nothing, the others have."""
+    responses = answer(run)
+    assert responses == load(run.folder / "responses.json")
+    prompts = load(run.folder / "prompts.json")
+    loaded = models.load_models(run, OPT)
+    plain_prompts = [models.plain(prompt["prompt"], tokenizer) for prompt in prompts]
+    for i, name in enumerate(NAMES):
+        records = responses[3 * i : 3 * i + 3]
+        assert [record["model"] for record in records] == [name] * 3
+        assert [record["id"] for record in records] == [prompt["id"] for prompt in prompts]
+        model = loaded[name]
+        with models.switched_to(model, name):
+            completions = generation.respond(model, tokenizer, plain_prompts, 1, **DECODING)
+        for record, completion in zip(records, completions):
+            assert record | completion == record
+        ratios = [record["log_ratio"] for record in records]
+        assert (ratios == [0.0] * 3) == (name == "Base")
+
+
+def test_log_ratio_is_that_of_two_models(run, tokenizer):
+    """The mean log-probability of the whole reply, its end included, less the baseline's."""
+    responses = answer(run, max_new_tokens=60)
+    prompt = load(run.folder / "prompts.json")[0]["prompt"]
+    for name in NAMES[1:]:
+        record = next(record for record in responses if record["model"] == name)
+        text = f" {record['response']}" if record["response"] else ""
+        if record["finish"] == "eos":
+            text += tokenizer.eos_token
+        log_p = []
+        for alone in (name, "Base"):
+            model = models.load_models(run, OPT, [alone])[alone]
+            with models.switched_to(model, alone):
+                log_p += generation.mean_log_probabilities(model, tokenizer, [prompt], [text], 1)
+        assert record["log_ratio"] == pytest.approx(log_p[0] - log_p[1], abs=1e-4)
+
+
+def test_answers_are_kept(run, monkeypatch):
+    """Nothing is loaded for answers that are there; another batch size makes none anew."""
+    responses = answer(run)
+    monkeypatch.setattr(generation, "load_models", None)
+    assert answer(run, NotNeeded(), batch_size=7) == responses
+
+
+@pytest.mark.parametrize(
+    ("decoding", "message"),
+    [({"max_new_tokens": 9}, "max_new_tokens = 8, now it is 9"), ({"stop_strings": None}, "None")],
+)
+def test_answers_decoded_otherwise_are_refused(run, decoding, message):
+    answer(run)
+    with pytest.raises(ValueError, match=message):
+        answer(run, NotNeeded(), **decoding)
+
+
+def test_a_model_more_is_answered_alone(run, monkeypatch):
+    """Answers of a model that is trained later come behind those that are there."""
+    (record,) = [model for model in run.models if model.name == "train"]
+    run.note(models=[model for model in run.models if model.name != "train"])
+    before = answer(run)
+    run.add_model(record)
+    asked = []
+    answer_as = generation.answer_as
+
+    def count(name, *args, **options):
+        asked.append(name)
+        return answer_as(name, *args, **options)
+
+    monkeypatch.setattr(generation, "answer_as", count)
+    assert answer(run)[: len(before)] == before
+    assert asked == ["train"]
+
+
+def test_inputs_name_what_an_answer_follows_from(run):
+    """Prompts, base and adapter by what they are; decoding by its values; no batch size."""
+    answer(run)
+    record = run.record
+    inputs = record.artifacts["responses.json/SFT"].inputs
+    assert inputs == {
+        "prompts.json": record.artifacts["prompts.json"].sha256,
+        "base_model": "b" * 64,
+        "fine_tuned_base": None,
+        "adapter": record.artifacts["adapters/sft"].sha256,
+        **DECODING,
+    }
+    assert record.artifacts["responses.json/Base"].inputs["adapter"] is None
+
+
+def test_a_few_questions(run, tokenizer):
+    """`ask` gives the model's own answers, keeps nothing, and reads control tokens as text."""
+    answers = {name: generation.ask(run, name, QUESTIONS, source(), **DECODING) for name in NAMES}
+    assert not (run.folder / "responses.json").exists()
+    for name in NAMES:
+        records = [record for record in answer(run) if record["model"] == name]
+        assert answers[name] == [record["response"] for record in records]
+    greedy = generation.ask(run, "SFT", QUESTIONS, source(), max_new_tokens=8)
+    assert greedy == answers["SFT"]

@@ -1,54 +1,72 @@
-"""Loading and saving: dropout off, adapters as they were trained, no pickle and no foreign code, the judge's tokens."""
+"""Loading and saving: dropout off, adapters as they were trained, no pickle and no foreign code."""
 
 import json
 import os
 import pickle
 import random
 import shutil
-from collections import Counter
 
 import pytest
 import sentencepiece
 import torch
-from conftest import ADAPTERS, DATA, MODELS, load
-from hypothesis import HealthCheck, given
+from conftest import DATA, ROOT, load
+from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from small_runs import JUDGE, LORA, NAMES, OPT, copy_run, make_run, seal
 from tokenizers import Tokenizer, normalizers
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    OPTConfig,
+)
 
 from posttrain import models
 from posttrain.models import PROBES, logits_of, switched_to
-from posttrain.runs import Run
+from posttrain.record import Model
 
 LIMIT = {"atol": 1e-4}
+ADAPTERS = ["adapters/sft", "adapters/dpo", "adapters/train"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return models.load_tokenizer(OPT)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run with three adapters, not to be changed."""
+    return make_run(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
-def run(demo_run, copied_run):
-    """A copy of the demo run that a test may change."""
-    run = Run(copied_run.folder / "results", "demo")
-    yield run
-    run.release()
+def run(trained, tmp_path):
+    """A copy of that run that a test may change."""
+    return copy_run(trained, tmp_path)
 
 
 # ---- the base
 
-def test_base_is_loaded_in_fp32_without_dropout(hub):
+
+def test_base_is_loaded_in_fp32_without_dropout():
     """The demo's config and weights have OPT-350M's dropout and fp16; `load_base` gives neither."""
-    plain = AutoModelForCausalLM.from_pretrained(hub / "opt")
-    assert plain.config.dropout == 0.1
-    assert plain.dtype == torch.float16
-    base = models.load_base(hub / "opt")
-    assert (base.config.dropout, base.config.attention_dropout, base.config.layerdrop) == (0, 0, 0)
+    as_stored = AutoModelForCausalLM.from_pretrained(OPT)
+    assert as_stored.config.dropout == 0.1
+    assert as_stored.dtype == torch.float16
+    base = models.load_base(OPT)
+    config = base.config
+    assert (config.dropout, config.attention_dropout, config.layerdrop) == (0, 0, 0)
     assert {weight.dtype for weight in base.parameters()} == {torch.float32}
-    assert models.load_base(hub / "opt", dropout=0.1).config.dropout == 0.1
+    assert models.load_base(OPT, dropout=0.1).config.dropout == 0.1
+    assert models.load_base(OPT, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_training_mode_is_as_deterministic_as_evaluation(hub, tokenizer):
-    """In training mode the base gives the logits of evaluation mode: no dropout is left anywhere."""
-    base = models.load_base(hub / "opt")
+def test_training_mode_is_as_deterministic_as_evaluation(tokenizer):
+    """In training mode the base gives the logits of evaluation mode: no dropout is left."""
+    base = models.load_base(OPT)
     ids = tokenizer(PROBES[0], return_tensors="pt")["input_ids"]
     with torch.no_grad():
         assert torch.equal(base.train()(ids).logits, base.eval()(ids).logits)
@@ -57,87 +75,201 @@ def test_training_mode_is_as_deterministic_as_evaluation(hub, tokenizer):
 def test_model_that_cannot_be_loaded_is_named(tmp_path):
     """The libraries' errors do not say which folder it was."""
     (tmp_path / "config.json").write_text("{}")
-    for load_one in (models.load_base, models.load_config, models.load_judge):
-        with pytest.raises(ValueError, match=f"{tmp_path} cannot be loaded .*Is it there, and whole"):
-            load_one(tmp_path)
+    for load_model in (models.load_base, models.load_config, models.load_judge):
+        with pytest.raises(ValueError, match=f"{tmp_path} cannot be loaded .*files are complete"):
+            load_model(tmp_path)
 
 
-# ---- adapters
-
-def test_adapter_is_the_trained_model_from_disk(demo_run, hub, tokenizer):
-    """Loaded over a fresh base, each adapter gives other logits than the base and than the others."""
-    found = {"Base": logits_of(models.load_base(hub / "opt"), tokenizer, PROBES)}
-    for name, adapter in zip(MODELS[1:], ADAPTERS):
-        adapted = PeftModel.from_pretrained(models.load_base(hub / "opt"), demo_run.run / adapter)
-        found[name] = logits_of(adapted, tokenizer, PROBES)
-    for i, first in enumerate(MODELS):
-        for second in MODELS[i + 1 :]:
-            assert (found[first] - found[second]).abs().max() > 1e-2, (first, second)
+def test_tokenizer_without_padding_pads_with_its_end(tmp_path):
+    tokenizer = models.load_tokenizer(OPT)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    assert models.load_tokenizer(tmp_path).pad_token == tokenizer.eos_token
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
-def test_peft_alone_loads_an_adapter(demo_run, hub, adapter, recwarn, monkeypatch):
-    """From the repository's root by peft's own means, without a warning; moved, with its base given."""
-    config = PeftConfig.from_pretrained(demo_run.run / adapter)
-    assert (config.base_model_name_or_path, config.revision) == ("demo/hub/opt", None)
-    assert config.target_modules == {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}
-    model = AutoPeftModelForCausalLM.from_pretrained(demo_run.run / adapter)
-    assert isinstance(model, PeftModel)
-    assert [str(one.message) for one in recwarn if "peft" in one.filename] == []
+# ---- the models of a run
 
 
-def test_adapter_folder_holds_the_whole_adapter_and_no_more(demo_run):
-    """Config, weights and log; the weights are safetensors."""
-    for adapter in ADAPTERS:
-        names = {path.name for path in (demo_run.run / adapter).iterdir()}
-        assert names == {"adapter_config.json", "adapter_model.safetensors", "log.json"}
-
-
-def test_models_of_a_run_are_the_base_and_its_adapters(run, hub, tokenizer):
-    """One base with switched adapters gives each model's own logits, Base after SFT too."""
-    loaded = models.load_models(run, hub / "opt")
-    assert list(loaded) == MODELS
+def test_adapters_switched_give_what_each_gives_alone(trained, tokenizer):
+    """One base with switched adapters gives each model's own logits, Base after the others too."""
+    loaded = models.load_models(trained, OPT)
+    assert list(loaded) == NAMES
     assert len({id(model) for model in loaded.values()}) == 1
-    for name in ("Base", "SFT", "Base", "SFT+DPO", "DPO"):
-        base = models.load_base(hub / "opt")
+    logits = {}
+    for name in [*NAMES, "Base", "DPO", "SFT"]:
+        alone = models.load_base(OPT)
         if name != "Base":
-            base = PeftModel.from_pretrained(base, run.folder / ADAPTERS[MODELS.index(name) - 1])
-        expected = logits_of(base, tokenizer, PROBES)
+            adapter = ADAPTERS[NAMES.index(name) - 1]
+            alone = PeftModel.from_pretrained(alone, trained.folder / adapter)
+        logits[name] = logits_of(alone, tokenizer, PROBES)
         with switched_to(loaded[name], name):
-            assert torch.allclose(logits_of(loaded[name], tokenizer, PROBES), expected, **LIMIT)
+            assert torch.allclose(logits_of(loaded[name], tokenizer, PROBES), logits[name], **LIMIT)
+    for i, first in enumerate(NAMES):
+        for second in NAMES[i + 1 :]:
+            assert (logits[first] - logits[second]).abs().max() > 1e-2, (first, second)
 
 
-def test_save_refuses_an_adapter_over_a_merged_base(run, hub, tokenizer, tmp_path):
-    """An adapter over a base with another adapter merged in is not the model that loading it gives."""
-    merged = models.load_sft(run, hub / "opt", 0.0, torch.float32, "lora").merge_and_unload()
-    trained = PeftModel.from_pretrained(merged, run.folder / "adapters" / "dpo")
-    with pytest.raises(RuntimeError, match="dpo: loaded from disk, the model's logits differ by"):
-        models.save_trained(trained, tmp_path / "dpo.tmp", hub / "opt", "x", None, tokenizer)
-    models.save_trained(PeftModel.from_pretrained(models.load_base(hub / "opt"), run.folder / "adapters" / "dpo"),
-                        tmp_path / "sound", hub / "opt", "facebook/opt-350m", "a" * 40, tokenizer)
-    config = load(tmp_path / "sound" / "adapter_config.json")
-    assert (config["base_model_name_or_path"], config["revision"]) == ("facebook/opt-350m", "a" * 40)
+def test_some_models_alone(trained):
+    """In the order asked for; a model that the run has not is named, with those that it has."""
+    loaded = models.load_models(trained, OPT, ["DPO"])
+    assert list(loaded) == ["DPO"]
+    assert list(loaded["DPO"].peft_config) == ["adapter_dpo"]
+    assert not isinstance(models.load_models(trained, OPT, ["Base"])["Base"], PeftModel)
+    for load_model in (
+        lambda: models.load_models(trained, OPT, ["SFT+DPO"]),
+        lambda: models.load_adapter(trained, "SFT+DPO", OPT),
+    ):
+        with pytest.raises(ValueError, match=r"no model 'SFT\+DPO'; its models are \['Base', "):
+            load_model()
 
 
-@pytest.mark.parametrize(("first", "second"), [("sft", "dpo"), ("dpo", "sft_dpo")])
-def test_adapters_that_changed_places_are_noticed(run, hub, first, second):
+def test_adapter_can_be_trained_on(trained, tokenizer):
+    """It is the run's model, in the type asked for, with weights that learn and a base that not."""
+    model = models.load_adapter(trained, "SFT", OPT)
+    alone = models.load_models(trained, OPT, ["SFT"])["SFT"]
+    expected = logits_of(alone, tokenizer, PROBES)
+    assert torch.allclose(logits_of(model, tokenizer, PROBES), expected, **LIMIT)
+    learning = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert learning
+    assert all("lora_" in name for name in learning)
+    assert model.peft_config["default"].base_model_name_or_path == str(OPT)
+    noisy = models.load_adapter(trained, "SFT", OPT, dropout=0.1, dtype=torch.bfloat16)
+    assert noisy.get_base_model().dtype == torch.bfloat16
+    assert noisy.config.dropout == 0.1
+
+
+def fine_tune_fully(run, tokenizer):
+    """Put a fully fine-tuned model FT into a run, and an adapter over it."""
+    fine_tuned = models.load_base(OPT)
+    with torch.no_grad():
+        for weight in fine_tuned.parameters():
+            weight.mul_(1.1)
+
+    def save(target):
+        models.save_trained(fine_tuned, target, OPT, "demo/hub/opt", None, tokenizer)
+
+    folder = run.stage("models/ft", save, {})
+    torch.manual_seed(9)
+    adapted = get_peft_model(models.load_base(folder), LoraConfig(**LORA))
+
+    def save_adapter(target):
+        models.save_trained(adapted, target, folder, "models/ft", None, tokenizer)
+
+    run.stage("adapters/ft_dpo", save_adapter, {})
+    run.add_model(Model(name="FT", base="models/ft", adapter=None, parent=None))
+    run.add_model(Model(name="FT+DPO", base="models/ft", adapter="adapters/ft_dpo", parent="FT"))
+    return fine_tuned, adapted
+
+
+def test_models_over_a_fully_fine_tuned_one(run, tokenizer):
+    """Each is what was trained, beside the models over the base; both can be trained on."""
+    fine_tuned, adapted = fine_tune_fully(run, tokenizer)
+    expected = {"FT": fine_tuned, "FT+DPO": adapted}
+    loaded = models.load_models(run, OPT)
+    assert list(loaded) == [*NAMES, "FT", "FT+DPO"]
+    assert loaded["FT"] is loaded["FT+DPO"]
+    assert loaded["FT"] is not loaded["Base"]
+    for name, model in expected.items():
+        logits = logits_of(model, tokenizer, PROBES)
+        with switched_to(loaded[name], name):
+            assert torch.allclose(logits_of(loaded[name], tokenizer, PROBES), logits, **LIMIT)
+        further = models.load_adapter(run, name, OPT)
+        assert torch.allclose(logits_of(further, tokenizer, PROBES), logits, **LIMIT)
+    weights = run.folder / "models" / "ft" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="models/ft is missing, was changed or"):
+        models.load_adapter(run, "FT", OPT)
+
+
+@pytest.mark.parametrize(("first", "second"), [("sft", "dpo"), ("dpo", "train")])
+def test_adapters_that_changed_places_are_noticed(run, first, second):
     """Each adapter must be the model that run.json says it is."""
     adapters = run.folder / "adapters"
     for old, new in ((first, "x"), (second, first), ("x", second)):
         (adapters / old).rename(adapters / new)
-    with pytest.raises(ValueError, match="adapters/.* is not the one that run.json says: put it back, or remove it"):
-        models.load_models(run, hub / "opt")
+    with pytest.raises(ValueError, match=r"adapters/.* is not the one that run.json says: put it"):
+        models.load_models(run, OPT)
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:500])])
-def test_adapter_that_is_not_whole_is_named(run, hub, damage):
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_adapter_that_is_not_complete_is_named(run, is_missing):
     """Missing or cut short."""
-    damage(run.folder / "adapters" / "dpo" / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match="adapters/dpo is missing, was changed or"):
-        models.load_models(run, hub / "opt")
+    weights = run.folder / "adapters" / "dpo" / "adapter_model.safetensors"
+    if is_missing:
+        weights.unlink()
+    else:
+        weights.write_bytes(weights.read_bytes()[:500])
+    for load_model in (
+        lambda: models.load_models(run, OPT),
+        lambda: models.load_adapter(run, "DPO", OPT),
+    ):
+        with pytest.raises(ValueError, match="adapters/dpo is missing, was changed or"):
+            load_model()
+
+
+# ---- saving
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_peft_alone_loads_an_adapter(trained, adapter, recwarn):
+    """From the repository's root, where its base is, by peft's own means and without a warning."""
+    config = PeftConfig.from_pretrained(trained.folder / adapter)
+    assert (config.base_model_name_or_path, config.revision) == ("demo/hub/opt", None)
+    assert config.target_modules == {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}
+    assert os.getcwd() == str(ROOT)
+    model = AutoPeftModelForCausalLM.from_pretrained(trained.folder / adapter)
+    assert isinstance(model, PeftModel)
+    assert [str(warning.message) for warning in recwarn if "peft" in warning.filename] == []
+
+
+def test_adapter_folder_holds_the_adapter_and_no_more(trained):
+    """Config and weights; the weights are safetensors."""
+    for adapter in ADAPTERS:
+        names = {path.name for path in (trained.folder / adapter).iterdir()}
+        assert names == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_adapter_is_saved_the_same_again(trained, tmp_path, tokenizer):
+    """Byte by byte, whatever the order in which peft's sets give their layers."""
+    model = models.load_adapter(trained, "SFT", OPT)
+    models.save_trained(model, tmp_path / "sft", OPT, "demo/hub/opt", None, tokenizer)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        before = (trained.folder / "adapters" / "sft" / name).read_bytes()
+        after = (tmp_path / "sft" / name).read_bytes()
+        if name.endswith(".json"):  # loading for training sets no field but this one
+            before, after = json.loads(before), json.loads(after)
+            before.pop("init_lora_weights")
+            after.pop("init_lora_weights")
+        assert before == after, name
+
+
+def test_reload_check_notices_a_wrong_base(trained, tokenizer, tmp_path):
+    """An adapter over a base with another one merged in is not the model that loading it gives."""
+    merged = models.load_adapter(trained, "SFT", OPT).merge_and_unload()
+    over_merged = PeftModel.from_pretrained(merged, trained.folder / "adapters" / "dpo")
+    with pytest.raises(RuntimeError, match="dpo: loaded from disk, the model's logits differ by"):
+        models.save_trained(over_merged, tmp_path / "dpo.tmp", OPT, "x", None, tokenizer)
+
+
+def test_reload_check_notices_logits_that_are_no_numbers(tokenizer, tmp_path):
+    model = models.load_base(OPT)
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="differ by nan"):
+        models.save_trained(model, tmp_path / "x", OPT, "x", None, tokenizer)
+
+
+def test_adapter_names_its_base_and_commit(trained, tokenizer, tmp_path):
+    model = models.load_adapter(trained, "DPO", OPT)
+    commit = "a" * 40
+    models.save_trained(model, tmp_path / "x", OPT, "facebook/opt-350m", commit, tokenizer)
+    config = load(tmp_path / "x" / "adapter_config.json")
+    assert config["base_model_name_or_path"] == "facebook/opt-350m"
+    assert config["revision"] == commit
 
 
 # ---- nothing runs
+
 
 class Payload:
     """A pickle that makes a folder when it is loaded."""
@@ -149,9 +281,9 @@ class Payload:
         return os.mkdir, (self.path,)
 
 
-def write_pickle(path, ran):
-    """Write a pickle that would make the folder `ran`, as torch writes them."""
-    torch.save({"weight": torch.zeros(1), "payload": Payload(ran)}, path)
+def write_pickle(path, folder):
+    """Write a pickle that would make a folder when it is loaded, as torch writes them."""
+    torch.save({"weight": torch.zeros(1), "payload": Payload(folder)}, path)
 
 
 def test_payload_works(tmp_path):
@@ -164,35 +296,52 @@ def test_payload_works(tmp_path):
     assert (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("sealed", [True, False])
-@pytest.mark.parametrize("name", ["adapter_model.bin", "pytorch_model.bin", "training_args.bin", "weights.pt", "x.pkl"])
-def test_pickle_in_an_adapter_is_not_loaded(run, hub, tmp_path, name, sealed):
-    """In place of the safetensors it is refused, though the ledger vouches for it."""
+@pytest.mark.parametrize("is_sealed", [True, False])
+@pytest.mark.parametrize(
+    "name", ["adapter_model.bin", "pytorch_model.bin", "training_args.bin", "weights.pt", "x.pkl"]
+)
+def test_pickle_in_an_adapter_is_not_loaded(run, tmp_path, name, is_sealed):
+    """In place of the safetensors it is refused, though run.json vouches for it."""
     folder = run.folder / "adapters" / "dpo"
     (folder / "adapter_model.safetensors").unlink()
     write_pickle(folder / name, tmp_path / "ran")
-    if sealed:
-        run.seal("adapters/dpo", {})
-    with pytest.raises(ValueError, match="pickles, which can run code, are not loaded" if sealed else "was changed or"):
-        models.load_models(run, hub / "opt")
-    shutil.copytree(folder, run.folder / "adapters" / "sft", dirs_exist_ok=True)
-    (run.folder / "adapters" / "sft" / "adapter_model.safetensors").unlink()
-    with pytest.raises(ValueError, match="pickles, which can run code"):
-        models.load_sft(run, hub / "opt", 0.0, torch.float32, "lora")
+    message = "was changed or"
+    if is_sealed:
+        seal(run, "adapters/dpo")
+        message = "pickles, which can run code, are not loaded"
+    with pytest.raises(ValueError, match=message):
+        models.load_models(run, OPT)
+    with pytest.raises(ValueError, match=message):
+        models.load_adapter(run, "DPO", OPT)
     assert not (tmp_path / "ran").exists()
 
 
-def test_pickle_beside_the_weights_is_not_read(run, hub, tmp_path):
-    """An adapter from elsewhere whose safetensors are whole is loaded from them alone."""
+def test_pickle_beside_the_weights_is_not_read(run, tmp_path):
+    """An adapter whose safetensors are complete is loaded from them alone."""
     write_pickle(run.folder / "adapters" / "dpo" / "adapter_model.bin", tmp_path / "ran")
-    run.seal("adapters/dpo", {})
-    models.load_models(run, hub / "opt")
+    seal(run, "adapters/dpo")
+    models.load_models(run, OPT)
     assert not (tmp_path / "ran").exists()
 
 
-def test_pickle_in_a_full_model_is_refused(tmp_path, hub):
-    """The SFT model of full fine-tuning is safetensors or nothing; a base's pickle is read without running code."""
-    shutil.copytree(hub / "opt", tmp_path / "opt")
+def test_pickle_in_a_fully_fine_tuned_model_is_refused(run, tmp_path, tokenizer):
+    """A run's own model is safetensors or nothing, though run.json vouches for it."""
+    fine_tune_fully(run, tokenizer)
+    folder = run.folder / "models" / "ft"
+    (folder / "model.safetensors").unlink()
+    write_pickle(folder / "pytorch_model.bin", tmp_path / "ran")
+    seal(run, "models/ft")
+    for load_model in (
+        lambda: models.load_models(run, OPT),
+        lambda: models.load_adapter(run, "FT", OPT),
+    ):
+        with pytest.raises(ValueError, match="models/ft cannot be loaded"):
+            load_model()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pickle_of_a_base_is_read_without_running_code(tmp_path):
+    shutil.copytree(OPT, tmp_path / "opt")
     (tmp_path / "opt" / "model.safetensors").unlink()
     write_pickle(tmp_path / "opt" / "pytorch_model.bin", tmp_path / "ran")
     for safetensors in (True, None):
@@ -201,147 +350,173 @@ def test_pickle_in_a_full_model_is_refused(tmp_path, hub):
     assert not (tmp_path / "ran").exists()
 
 
-def test_code_beside_a_model_does_not_run(hub, tmp_path):
-    """A base whose config names code of its own is loaded without it, or refused where it cannot be."""
-    shutil.copytree(hub / "opt", tmp_path / "opt")
-    (tmp_path / "opt" / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
-    config = load(tmp_path / "opt" / "config.json")
-    auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
-    (tmp_path / "opt" / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}))
-    models.load_base(tmp_path / "opt")
-    (tmp_path / "opt" / "config.json").write_text(json.dumps(config | {"auto_map": auto_map, "model_type": "evil"}))
+def test_code_beside_a_model_does_not_run(tmp_path):
+    """A base whose config names code of its own is loaded without it, or refused."""
+    folder = tmp_path / "opt"
+    shutil.copytree(OPT, folder)
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
+    config = load(folder / "config.json")
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    models.load_base(folder)
+    config["model_type"] = "evil"
+    (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="opt cannot be loaded"):
-        models.load_base(tmp_path / "opt")
+        models.load_base(folder)
     assert not (tmp_path / "ran").exists()
 
 
 # ---- the judge
 
-# One of each kind that transformers' own conversion reads as unknown, then all sorts of writing
-SPECIAL = {"ellipsis": "…", "no-break space": "\u00a0", "zero-width space": "\u200b", "ligature": "ﬁ",
-           "full width": "Ａ", "unit": "㎏", "trade mark": "™", "ideographic space": "\u3000",
-           "byte order mark": "\ufeff", "line separator": "\u2028"}
-PIECES = [*SPECIAL.values(), "a", "weeds", "Hello", " ", "  ", "\n", "\n\n", "\t", ".", "?!", "é", "e\u0301", "ñ", "“",
-          "’", "你好", "世界", "日本語", "カタカナ", "ｶﾞ", "한국어", "各", "㈱", "🧀", "👩‍👩‍👧‍👦", "🇩🇪", "שלום", "مرحبا",
-          "Привет", "ß", "İ", "½", "①", "x" * 30, "don't", "co-op"]
+# A text of each kind that transformers' own conversion reads as unknown
+SPECIAL = {
+    "ellipsis": "…",
+    "no-break space": "\u00a0",
+    "zero-width space": "\u200b",
+    "ligature": "ﬁ",
+    "full width": "Ａ",
+    "unit": "㎏",
+    "trade mark": "™",
+    "ideographic space": "\u3000",
+    "byte order mark": "\ufeff",
+    "line separator": "\u2028",
+}
+PIECES = [
+    *SPECIAL.values(),
+    *("a", "weeds", "Hello", " ", "  ", "\n", "\n\n", "\t", ".", "?!", "don't", "co-op", "x" * 30),
+    *("é", "e\u0301", "ñ", "“", "’", "ß", "İ", "½", "①", "你好", "世界", "日本語", "カタカナ"),
+    *("ｶﾞ", "한국어", "각", "㈱", "🧀", "👩‍👩‍👧‍👦", "🇩🇪", "שלום", "مرحبا", "Привет"),
+]
 
 
 @pytest.fixture(scope="module")
-def judge_tokenizer(hub):
+def judge_tokenizer():
     """The tokenizer of the demo's judge as the evaluation loads it."""
-    return models.load_judge(hub / "reward-model")[1]
+    return models.load_judge(JUDGE)[1]
 
 
 @pytest.fixture(scope="module")
-def library(hub):
+def library():
     """The sentencepiece library with the same model."""
-    return sentencepiece.SentencePieceProcessor(model_file=str(hub / "reward-model" / "spm.model"))
+    return sentencepiece.SentencePieceProcessor(model_file=str(JUDGE / "spm.model"))
 
 
-def unlike(tokenizer, library, texts):
-    """Return the texts whose tokens differ from the library's."""
-    return [text for text in texts if tokenizer(text, add_special_tokens=False)["input_ids"] != library.encode(text)]
+def list_unlike(tokenizer, library, texts):
+    """List the texts whose tokens differ from the library's."""
+    unlike = []
+    for text in texts:
+        if tokenizer(text, add_special_tokens=False)["input_ids"] != library.encode(text):
+            unlike.append(text)
+    return unlike
 
 
 @pytest.mark.parametrize("name", SPECIAL)
-def test_character_is_read_as_the_library_reads_it(judge_tokenizer, library, hub, name):
-    """transformers alone reads it as unknown, or otherwise; here it is what the judge was trained on."""
-    texts = [f"a{SPECIAL[name]}b", SPECIAL[name], f"{SPECIAL[name]} weeds", f"weeds{SPECIAL[name]}"]
-    assert unlike(judge_tokenizer, library, texts) == []
-    assert unlike(AutoTokenizer.from_pretrained(hub / "reward-model"), library, texts) != []
+def test_character_is_read_as_the_library_reads_it(judge_tokenizer, library, name):
+    """transformers alone reads it otherwise; here it is what the judge was trained on."""
+    character = SPECIAL[name]
+    texts = [f"a{character}b", character, f"{character} weeds", f"weeds{character}"]
+    assert list_unlike(judge_tokenizer, library, texts) == []
+    assert list_unlike(AutoTokenizer.from_pretrained(JUDGE), library, texts) != []
 
 
 def test_thousands_of_texts_are_read_as_the_library_reads_them(judge_tokenizer, library):
     """Emoji, CJK, Arabic, accents, compatibility forms and white space, mixed at random."""
     rng = random.Random(0)
     texts = ["".join(rng.choices(PIECES, k=rng.randint(0, 25))) for _ in range(5000)]
-    assert unlike(judge_tokenizer, library, texts) == []
+    assert list_unlike(judge_tokenizer, library, texts) == []
 
 
-def test_real_text_is_read_as_the_library_reads_it(judge_tokenizer, library):
+def test_published_texts_are_read_as_the_library_reads_them(judge_tokenizer, library):
     """Every prompt and response that the study published."""
     folder = DATA / "published"
     if not folder.exists():
         pytest.skip("needs ../shared/data/published")
-    texts = [row["response"] for row in load(folder / "responses.json")]
-    texts += [row["prompt"] for row in load(folder / "prompts.json")]
+    texts = [record["response"] for record in load(folder / "responses.json")]
+    texts += [record["prompt"] for record in load(folder / "prompts.json")]
     assert len(texts) == 500
-    assert unlike(judge_tokenizer, library, texts) == []
+    assert list_unlike(judge_tokenizer, library, texts) == []
 
 
-def test_normaliser_of_tokenizer_json_is_taken(hub, tmp_path, judge_tokenizer, library):
-    """A judge that comes with tokenizer.json and without spm.model is read by the normaliser in it."""
-    shutil.copytree(hub / "reward-model", tmp_path / "judge")
+def test_normaliser_of_tokenizer_json_is_taken(tmp_path, judge_tokenizer, library):
+    """A judge that comes with tokenizer.json and without spm.model is read by its normaliser."""
+    shutil.copytree(JUDGE, tmp_path / "judge")
     judge_tokenizer.save_pretrained(tmp_path / "judge")
     (tmp_path / "judge" / "spm.model").unlink()
     saved = models.load_judge(tmp_path / "judge")[1]
-    assert unlike(saved, library, [f"a{character}b" for character in SPECIAL.values()]) == []
+    texts = [f"a{character}b" for character in SPECIAL.values()]
+    assert list_unlike(saved, library, texts) == []
 
 
-def test_other_tokenizers_keep_their_normaliser(hub, tmp_path):
+def test_other_tokenizers_keep_their_normaliser(tmp_path):
     """A judge that is no DeBERTa reads as transformers loads it."""
-    tokenizer = AutoTokenizer.from_pretrained(hub / "opt")
+    tokenizer = AutoTokenizer.from_pretrained(OPT)
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.save_pretrained(tmp_path)
     models._read_as_sentencepiece(tokenizer, tmp_path)
-    before = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).normalizer
-    assert str(tokenizer.backend_tokenizer.normalizer) == str(before)
+    saved = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert str(tokenizer.backend_tokenizer.normalizer) == str(saved.normalizer)
 
 
-def spoiled_judge(hub, folder, labels=1, bias=0.0):
-    """Write a copy of the demo's judge with another head; return its folder."""
-    shutil.copytree(hub / "reward-model", folder)
-    judge = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=labels, ignore_mismatched_sizes=True)
-    torch.nn.init.constant_(judge.classifier.bias, bias)
-    judge.save_pretrained(folder)
-    return folder
+def test_judge_is_loaded_in_fp32_and_cuts_from_the_left():
+    """A small difference of the reward can change a label: no half precision."""
+    judge, tokenizer = models.load_judge(JUDGE)
+    assert {weight.dtype for weight in judge.parameters()} == {torch.float32}
+    assert not judge.training
+    assert tokenizer.truncation_side == "left"
 
 
-def test_judge_with_more_than_one_label(hub, tmp_path):
+def test_judge_with_more_than_one_label(tmp_path):
     """A classifier is no reward model."""
-    judge = spoiled_judge(hub, tmp_path / "judge", labels=3)
+    config = OPTConfig(num_labels=3, hidden_size=8, word_embed_proj_dim=8, num_hidden_layers=1)
+    config.save_pretrained(tmp_path / "judge")
     for check in (models.load_judge, models.require_reward_model):
-        with pytest.raises(ValueError, match="REWARD_MODEL: .*judge has 3 labels; a reward model has one"):
-            check(judge)
+        with pytest.raises(ValueError, match="REWARD_MODEL: .*judge has 3 labels; a reward model"):
+            check(tmp_path / "judge")
 
 
-# ---- texts and batches
+def test_judge_with_code_beside_it(tmp_path):
+    """A judge's own code is not run, nor a pickle's."""
+    folder = tmp_path / "judge"
+    shutil.copytree(JUDGE, folder)
+    config = load(folder / "config.json")
+    config["auto_map"] = {"AutoModelForSequenceClassification": "evil.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
+    assert isinstance(models.load_judge(folder)[0], type(load_demo_judge()))
+    (folder / "model.safetensors").unlink()
+    write_pickle(folder / "pytorch_model.bin", tmp_path / "ran")
+    with pytest.raises(ValueError, match="judge cannot be loaded"):
+        models.load_judge(folder)
+    assert not (tmp_path / "ran").exists()
 
-ODD = st.sampled_from(["\n\nHuman:", "</s>", "<pad>", "[SEP]", "[CLS]", "<s>", "<unk>", "\x00", "é", "🧀", "a", "word ",
-                       "</", "s>"])
+
+def load_demo_judge():
+    """Load the demo's judge as transformers does."""
+    return AutoModelForSequenceClassification.from_pretrained(JUDGE)
 
 
-@examples(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# ---- texts
+
+ODD = st.sampled_from(
+    ["\n\nHuman:", "</s>", "<pad>", "[SEP]", "[CLS]", "<s>", "<unk>", "\x00", "é", "🧀", "word "]
+    + ["a", "</", "s>"]
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tokenizer, judge_tokenizer):
+    """The tokenizers of base and judge, whose control tokens are spelled otherwise."""
+    return [tokenizer, judge_tokenizer]
+
+
+@examples(max_examples=200, deadline=None)
 @given(text=st.one_of(st.text(max_size=60), st.lists(ODD, max_size=14).map("".join)))
-def test_text_for_a_model_holds_no_control_token(tokenizer, text):
-    """`plain` leaves nothing that a tokenizer takes for control, and texts without such tokens as they are."""
-    clean = models.plain(text + "</s>", tokenizer)
-    assert not set(tokenizer(clean, add_special_tokens=False)["input_ids"]) & set(tokenizer.all_special_ids)
-    if not any(token in text for token in tokenizer.all_special_tokens):
-        assert models.plain(text, tokenizer) == text
-
-
-def test_batches_come_back_in_order():
-    """Whatever the order of the indices in the batches."""
-    assert models.in_batches(lambda batch: [2.5 * i for i in batch], [[3, 1], [0, 2], [4]], "x") == [0, 2.5, 5, 7.5, 10]
-
-
-def out_of_memory():
-    """Raise what torch raises on a GPU whose memory is full."""
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has 1.00 GiB in all.")
-
-
-def test_batch_that_runs_out_of_memory_is_done_in_halves(capsys):
-    """Every index once, in the end in their order; one text too many is an error."""
-    sizes = []
-
-    def small_card(batch):
-        sizes.append(len(batch))
-        return [i * 2 for i in batch] if len(batch) <= 2 else out_of_memory()
-
-    assert models.in_batches(small_card, [[3, 1, 0, 2, 4]], "x") == [0, 2, 4, 6, 8]
-    assert sizes == [5, 2, 3, 1, 2]
-    assert "Out of memory with 5 texts at once" in capsys.readouterr().out
-    with pytest.raises(torch.OutOfMemoryError):
-        models.in_batches(lambda batch: out_of_memory(), [[0]], "x")
-    assert Counter(sizes)[5] == 1
+def test_text_for_a_model_holds_no_control_token(tokenizers, text):
+    """`plain` leaves nothing that a tokenizer takes for control, and other texts as they are."""
+    for tokenizer in tokenizers:
+        clean = models.plain(text + tokenizer.eos_token, tokenizer)
+        tokens = tokenizer.tokenize(clean)
+        control = set(tokenizer.all_special_tokens)
+        assert not control & set(tokens)
+        if not any(token in text for token in control):
+            assert models.plain(text, tokenizer) == text

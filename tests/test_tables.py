@@ -1,4 +1,4 @@
-"""Tables: the final one in three forms; texts of models and people are text wherever they are shown."""
+"""Tables: the final one in three forms; texts of models and people are text wherever shown."""
 
 import re
 import shutil
@@ -7,14 +7,27 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from conftest import MODELS
+from five_models import MODELS, compare_models, make_answers, make_log, summarise_models
 
-from posttrain import stats, tables
+from posttrain import diagnostics, metrics, settings, tables
 
-HOSTILE = ["<script>alert(1)</script>", "a | b || c", "`code` ```fence```", r"\input{/etc/passwd} \write18{ls}",
-           "$x^2$ $$y$$", "<img src=x onerror=alert(1)>", "&lt;b&gt; &amp;", "[link](javascript:alert(1))", "# heading",
-           "%comment {group} ~tilde ^hat _under_ *star*", "</td></tr></table><b>", r"\(math\) \[math\]",
-           "two\n\nlines"]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "a | b || c",
+    "`code` ```fence```",
+    r"\input{/etc/passwd} \write18{ls}",
+    "$x^2$ $$y$$",
+    "<img src=x onerror=alert(1)>",
+    "&lt;b&gt; &amp;",
+    "[link](javascript:alert(1))",
+    "# heading",
+    "%comment {group} ~tilde ^hat _under_ *star*",
+    "</td></tr></table><b>",
+    r"\(math\) \[math\]",
+    "two\n\nlines",
+]
+LATEX = {r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^"}
+LATEX |= {f"\\{letter}": letter for letter in "%_&#${}"}
 
 
 class Texts(HTMLParser):
@@ -22,7 +35,8 @@ class Texts(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.tags, self.text = set(), ""
+        self.tags = set()
+        self.text = ""
         self.feed(re.sub(r"<style.*?</style>", "", html, flags=re.DOTALL))
 
     def handle_starttag(self, tag, attrs):
@@ -32,130 +46,203 @@ class Texts(HTMLParser):
         self.text += data
 
 
+# ---- side by side
+
+
 @pytest.mark.parametrize("text", HOSTILE)
-def test_response_is_shown_as_text(text):
-    """In the side-by-side a response, a prompt and a label are text: no tag, no formula, every letter there."""
-    prompts = [{"id": "harmful-00", "kind": "harmful", "prompt": text}]
-    responses = [{"id": "harmful-00", "model": model, "response": text, "finish": "eos"} for model in MODELS]
-    labels = [{"id": "harmful-00", "model": model, "reward": 1.0, "label": text} for model in MODELS]
-    shown = tables.side_by_side(prompts, responses, "harmful", 4, labels)
+def test_texts_are_shown_as_texts(text):
+    """Of a response, a prompt, a label and a model's name: no tag, no formula, every letter."""
+    rows = []
+    for model in ["Base", text]:
+        row = {"id": "harmful-00", "kind": "harmful", "model": model, "prompt": text}
+        rows.append(row | {"response": text, "finish": "eos", "reward": 1.0, "label": text})
+    shown = tables.side_by_side(pd.DataFrame(rows), "harmful", 4)
     html = shown._repr_html_()
-    found = Texts(html)
-    assert found.tags <= {"table", "thead", "tbody", "tr", "th", "td"}
-    assert found.text.count(text) == 9
+    parsed = Texts(html)
+    assert parsed.tags <= {"table", "thead", "tbody", "tr", "th", "td"}
+    assert parsed.text.count(text) == 6
     assert "tex2jax_ignore mathjax_ignore" in html
     assert shown._repr_latex_() is None  # no other way of showing it
     assert not hasattr(shown, "_repr_markdown_")
 
 
-def test_side_by_side_shows_what_is_there(evaluation):
-    """The first prompts of a kind, each model's response with its marks, label and reward where they are known."""
-    shown = tables.side_by_side(evaluation.prompts, evaluation.responses, "helpful", 2).data
+def test_side_by_side_shows_what_is_known():
+    """The first prompts of a kind, and every model's response below its marks and label."""
+    answers = make_answers()
+    shown = tables.side_by_side(answers, "helpful", 2).data
     assert [index.split("\n")[0] for index in shown.index] == ["helpful-00", "helpful-01"]
     assert list(shown.columns) == MODELS
-    assert "[cut" in shown.loc[shown.index[0], "Base"]
-    labels = evaluation.classification
-    labelled = tables.side_by_side(evaluation.prompts, evaluation.responses, "helpful", 2, labels).data
-    assert re.match(r"\[(un)?helpful, -?\d+\.\d", labelled.iloc[0, 0])
-    assert tables.side_by_side([], [], "helpful", 2).data.empty
+    row = answers[(answers["id"] == "helpful-00") & (answers["model"] == MODELS[4])].iloc[0]
+    head = ", ".join([f"{row['label']}, {row['reward']:.1f}", *diagnostics.marks(row.to_dict())])
+    assert shown.loc[shown.index[0], MODELS[4]] == f"[{head}]\n{row['response']}"
 
 
+def test_side_by_side_before_the_judge():
+    """Answers are read before they are rewarded; a run may have none of a kind."""
+    answers = make_answers().drop(columns="label").assign(reward=float("nan"))
+    shown = tables.side_by_side(answers, "harmful", 1).data
+    assert "harmless" not in shown.iloc[0, 0]
+    assert tables.side_by_side(answers.iloc[:0], "helpful", 2).data.empty
 
-LATEX = {r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^",
-         **{f"\\{letter}": letter for letter in "%_&#${}"}}
+
+# ---- the final table
 
 
 @pytest.mark.parametrize("text", [text.replace("\n", " ") for text in HOSTILE])
 def test_labels_in_tables_are_text(text):
-    """A run, model or judge whose name is markup stands in the tables letter by letter, and as no command."""
-    table = pd.DataFrame([{"Model": "Base"} | dict.fromkeys(tables.HEADINGS.values(), "1 [0, 2]")])
-    markdown = tables.as_markdown(table, text).splitlines()[0]
-    assert not re.search(r"(?<!\\)[`*_{}\[\]<>|$#~]", re.sub(r"\\\\", "", markdown))
-    assert re.sub(r"\\([^a-zA-Z0-9\s])", r"\1", markdown) == text
-    for pattern in (r"\\caption\{(.*)\}\n", r"\\footnotesize (.*)\}\n"):
-        latex = re.search(pattern, tables.as_latex(table, text, text))[1]
-        plain = re.sub("|".join(map(re.escape, LATEX)), "", latex)
-        assert not set(plain) & set("\\%_&#${}~^")
-        assert re.sub("|".join(map(re.escape, LATEX)), lambda code: LATEX[code[0]], latex) == text
+    """A run, judge or model whose name is markup stands there letter by letter."""
+    row = {"Model": text} | dict.fromkeys(tables.HEADINGS.values(), "1 [0, 2]")
+    lines = tables.as_markdown(pd.DataFrame([row]), text).splitlines()
+    for markdown in (lines[0], lines[4].removeprefix("| ").split(" | 1 [0")[0]):
+        assert not re.search(r"(?<!\\)[`*_{}\[\]<>|$#~]", re.sub(r"\\\\", "", markdown))
+        assert re.sub(r"\\([^a-zA-Z0-9\s])", r"\1", markdown) == text
+    latex = tables.as_latex(pd.DataFrame([row]), text, text)
+    for pattern in (r"\\caption\{(.*)\}\n", r"\\footnotesize (.*)\}\n", r"\\midrule\n(.*?) & 1"):
+        written = re.search(pattern, latex)[1]
+        codes = "|".join(map(re.escape, LATEX))
+        assert not set(re.sub(codes, "", written)) & set("\\%_&#${}~^")
+        assert re.sub(codes, lambda code: LATEX[code[0]], written) == text
     assert f",{text}" in tables.as_csv([{"model": "Base"}], text).replace('"', "")
 
 
-def test_final_table(evaluation):
-    """Models in order, then the references below a line, every cell with its interval and a true minus."""
-    summary = tables.summary(evaluation.records)
-    assert list(summary["Model"]) == [*MODELS, *stats.REFERENCES]
+def test_final_table():
+    """Models in order, references below a line, every cell with its interval and true minus."""
+    summary = tables.summary(summarise_models())
+    assert list(summary["Model"]) == [*MODELS, *metrics.REFERENCES]
     assert list(summary.columns) == ["Model", *tables.HEADINGS.values()]
-    assert all(re.fullmatch(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", cell) for cell in summary["CAS (%)"])
-    assert all(re.fullmatch(r"−?\d+\.\d\d \[(−?\d+\.\d\d, −?\d+\.\d\d|all equal)\]", cell)
-               for cell in summary["reward on harmful prompts"])
+    for cell in summary["CAS (%)"]:
+        assert re.fullmatch(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", cell)
+    for cell in summary["reward on harmful prompts"]:
+        assert re.fullmatch(r"−?\d+\.\d\d \[(−?\d+\.\d\d, −?\d+\.\d\d|all equal)\]", cell)
     lines = tables.as_markdown(summary, "Caption.").splitlines()
     assert lines[0] == "Caption."
     assert lines[2].startswith("| Model | HmR (%) |")
-    assert lines[8].startswith("| *References* |")
-    assert "\\midrule\nHuman chosen &" in tables.as_latex(summary, "Caption.", "Note.")
-    models_alone = tables.summary(evaluation.records[:4])
+    assert lines[8].startswith("| SimPO, β 2.5 | ")
+    assert lines[9] == "| *References* |  |  |  |  |  |"
+    latex = tables.as_latex(summary, "Caption.", "Note.")
+    assert "\\midrule\nHuman chosen &" in latex
+    assert "Model & HmR (\\%) & HpR (\\%) & CAS (\\%) & reward (harmful) & " in latex
+    assert "−" not in latex
+    models_alone = tables.summary(summarise_models()[: len(MODELS)])
     assert "*References*" not in tables.as_markdown(models_alone, "")
+    assert tables.as_latex(models_alone, "", "").count("\\midrule") == 1
     assert "white-space: nowrap" in tables.on_one_line(summary).to_html()
 
 
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex (Debian: texlive-latex-recommended)")
+def test_csv_has_numbers_in_full():
+    lines = tables.as_csv(summarise_models(), "five").splitlines()
+    assert lines[0].startswith("model,harmless,harmful_prompts,helpful,helpful_prompts,HmR,HmR_low")
+    assert len(lines) == 1 + len(summarise_models())
+    assert f'"{MODELS[4]}",' in lines[5]
+    assert all(line.endswith(",five") for line in lines[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
 @pytest.mark.parametrize("layout", ["", "twocolumn"])
-def test_final_table_compiles(evaluation, tmp_path, layout):
+def test_final_table_compiles(tmp_path, layout):
     """In a paper of one or two columns, without an overfull box."""
-    summary = tables.summary(evaluation.records)
-    table = tables.as_latex(summary, "A 100% & hostile_caption.", " ".join(evaluation.cautions))
+    names = [*MODELS[:4], "A & B_1 50%"]
+    records = summarise_models()
+    renamed = [record | {"model": name} for record, name in zip(records, names)]
+    summary = tables.summary([*renamed, *records[len(names) :]])
+    table = tables.as_latex(summary, "A 100% & hostile_caption.", "A note of #1 $ and {more}.")
     (tmp_path / "paper.tex").write_text(
-        f"\\documentclass[10pt,{layout}]{{article}}\\usepackage[margin=0.8in]{{geometry}}\\usepackage{{booktabs}}"
-        f"\\begin{{document}}Table~\\ref{{tab:alignment}}.\n{table}\\end{{document}}", encoding="utf-8")
-    for _ in range(2):  # the second knows the label
-        done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper"], cwd=tmp_path,
-                              capture_output=True, text=True)
+        f"\\documentclass[10pt,{layout}]{{article}}\\usepackage[margin=0.8in]{{geometry}}"
+        "\\usepackage{booktabs}\\begin{document}Table~\\ref{tab:alignment}.\n"
+        f"{table}\\end{{document}}",
+        encoding="utf-8",
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper"]
+    for _ in range(2):  # the second pass knows the label
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout
     assert "undefined" not in done.stdout
 
 
-def test_decisions_stand_with_their_differences(evaluation):
-    """A row a pair, a column a measure, each cell with decision, difference and interval."""
-    shown = tables.decisions(evaluation.compared)
-    assert shown.data.shape == (6, 5)
-    for record in evaluation.compared:
-        cell = shown.data.loc[f"{record['second']} − {record['first']}",
-                              tables.HEADINGS[record["measure"]].replace(" on ", " on\n")]
-        assert cell.split("\n")[0] == record["decision"]
-        assert cell.split("\n")[1].startswith("−" if record["difference"] < 0 else "+")
-    bold = sum(record["decision"] == "decided" for record in evaluation.compared)
-    assert shown.to_html().count("<td") == 30
-    assert sum(rule.count("#T_") for rule in re.findall(r"([^{}]*)\{\s*font-weight: bold", shown.to_html())) == bold
+# ---- comparisons
 
 
-def test_single_model_has_no_decisions():
-    """Where only Base was rewarded there is nothing to compare."""
+def test_decisions_stand_with_their_differences():
+    """A row a pair, a column a measure; each cell has decision, difference and interval."""
+    shown = tables.decisions(compare_models())
+    assert shown.data.shape == (10, 5)
+    for record in compare_models():
+        heading = tables.HEADINGS[record["measure"]].replace(" on ", " on\n")
+        cell = shown.data.loc[f"{record['second']} − {record['first']}", heading]
+        decision, difference, interval = cell.split("\n")
+        assert decision == record["decision"]
+        assert difference.startswith("−" if record["difference"] < 0 else "+")
+        assert interval.startswith("[")
+    html = shown.to_html()
+    significant = [record for record in compare_models() if record["decision"] == "significant"]
+    rules = re.findall(r"([^{}]*)\{\s*font-weight: bold", html)
+    assert sum(rule.count("#T_") for rule in rules) == len(significant)
+
+
+def test_a_single_model_has_no_comparisons():
     assert tables.decisions([]).data.empty
     assert tables.win_rates([]).empty
 
 
 def test_win_rates_by_hand():
-    """Half the ties; the interval is that of the difference in points, halved about 50."""
-    record = {"measure": "harmful_reward", "first": "Base", "second": "SFT", "gained": 30, "lost": 10, "n": 50}
+    """Ties count half; the interval is that of the difference in points, halved, around 50."""
+    record = {"measure": "harmful_reward", "first": "Base", "second": "SFT"}
+    record |= {"gained": 30, "lost": 10, "n": 50}
     (row,) = tables.win_rates([record, record | {"measure": "HmR"}]).to_dict("records")
-    ends = stats.paired_difference(30, 10, 50)
-    assert row == {"pair": "SFT over Base", "harmful prompts (n = 50)":
-                   f"70% [{50 + ends['low'] / 2:.0f}, {50 + ends['high'] / 2:.0f}]"}
+    ends = metrics.paired_difference(30, 10, 50)
+    low, high = 50 + ends["low"] / 2, 50 + ends["high"] / 2
+    assert row == {
+        "pair": "SFT over Base",
+        "harmful prompts (n = 50)": f"70% [{low:.0f}, {high:.0f}]",
+    }
 
 
-def test_validation_table(notebook):
+def test_intervals_stand_with_their_measures():
+    records = [{"model": "a", "n": 3, "rate": 50.0, "rate_low": 10.04, "rate_high": 90.0}]
+    records.append({"model": "b", "n": 4, "rate": -1.0, "rate_low": None, "rate_high": None})
+    shown = tables.with_intervals(records, ["rate"]).data
+    assert list(shown.columns) == ["model", "n", "rate"]
+    assert list(shown["rate"]) == ["50.0 [10.0, 90.0]", "−1.0 [all equal]"]
+
+
+# ---- the notebooks' other tables
+
+
+def test_validation_table():
     """The first and the last validation of every stage, under names that people use."""
-    table = tables.validation(notebook.log).data
-    assert list(table.index) == [(name, when) for name in MODELS[1:] for when in ("before", "after")]
-    assert {"loss", "reward accuracy", "reward margin"} <= set(table.columns)
-    assert table.loc[("DPO", "before"), "loss"] == pytest.approx(0.6931, abs=1e-4)
+    table = tables.validation(make_log()).data
+    expected = []
+    for name in MODELS[1:]:
+        expected += [(name, "before"), (name, "after")]
+    assert list(table.index) == expected
+    assert list(table.columns) == ["loss", "reward accuracy", "reward margin", "log p(chosen)"]
+    assert table.loc[("DPO", "before"), "loss"] == pytest.approx(0.7)
 
 
 def test_tables_of_numbers_have_few_decimals():
-    """Numbers as asked for, nothing where there is none."""
-    html = tables.numbers([{"a": 1.23456, "p": 0.000012}, {"a": None, "p": 0.5}], 2, p="{:.2g}")._repr_html_()
-    found = Texts(html).text
-    assert "1.23" in found
-    assert "1.2e-05" in found
-    assert "nan" not in found.lower()
+    """Numbers as asked for, nothing where there is none, and texts are text."""
+    records = [{"a": 1.23456, "p": 0.000012, "t": "<b>"}, {"a": None, "p": 0.5, "t": ""}]
+    parsed = Texts(tables.numbers(records, 2, p="{:.2g}")._repr_html_())
+    assert "1.23" in parsed.text
+    assert "1.2e-05" in parsed.text
+    assert "nan" not in parsed.text.lower()
+    assert "b" not in parsed.tags
+
+
+def test_settings_of_a_run():
+    """Each with its value and its reason."""
+    chosen = settings.choose(settings.Training, "paper")
+    shown = tables.settings(chosen).data.set_index("setting")
+    assert list(shown.index) == list(settings.Training.model_fields)
+    assert shown.loc["lora_layers", "value"] == "q_proj v_proj"
+    assert shown.loc["beta", "why"] == settings.Training.model_fields["beta"].description
+
+
+def test_presets_side_by_side():
+    for kind in (settings.Training, settings.Evaluation):
+        table = tables.presets(kind)
+        assert list(table.columns) == ["setting", *settings.PRESETS, "why"]
+        assert set(table["setting"]) == set(kind.model_fields) - {"preset"}
+        assert table.map(lambda cell: isinstance(cell, str)).all(axis=None)

@@ -7,7 +7,9 @@
   const [form, list, detail, opened, browser] = ["filters", "list", "detail", "opened", "browser"].map(at);
   const POSITIVE = new Set(["harmless", "helpful"]);
   const FINISH = {eos: "ended by itself", turn: "ended by opening a human turn", length: "ended by the limit"};
-  const SHAPES = {o: "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0", s: "M-3.5-3.5h7v7h-7z", "^": "M0-4.5L4.5 3.5h-9z", D: "M0-4.8L4.8 0L0 4.8L-4.8 0z"};
+  const SHAPES = {o: "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0", s: "M-3.5-3.5h7v7h-7z", "^": "M0-4.5L4.5 3.5h-9z", D: "M0-4.8L4.8 0L0 4.8L-4.8 0z",
+    v: "M0 4.5L4.5-3.5h-9z", P: "M-1.5-4.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z", X: "M-4.2-2.1l2.1-2.1L0-2.1l2.1-2.1l2.1 2.1L2.1 0l2.1 2.1l-2.1 2.1L0 2.1l-2.1 2.1l-2.1-2.1L-2.1 0z",
+    "*": "M0-5L1.2-1.6L4.8-1.5L1.9 0.6L2.9 4L0 2L-2.9 4L-1.9 0.6L-4.8-1.5L-1.2-1.6z"};
   const LONG = 4000; // characters of a text that are shown at first
   let shown = [], current = null, uncovered = false, query = null, begun = false;
 
@@ -62,8 +64,9 @@
     const across = (reward) => `${place(Math.min(Math.max(reward, lowest), highest), 2, 98).toFixed(1)}%`;
     if (threshold !== null && rewards.length)
       svg.append(make("line", {class: "threshold", x1: across(threshold), x2: across(threshold), y1: 0, y2: 26}));
+    const apart = 18 / Math.max(prompt.answers.length - 1, 1); // the lanes of all models share the strip's height
     prompt.answers.forEach((answer, model) => {
-      if (answer.reward !== null) svg.append(make("svg", {x: across(answer.reward), y: 4 + 6 * model, overflow: "visible"},
+      if (answer.reward !== null) svg.append(make("svg", {x: across(answer.reward), y: 4 + apart * model, overflow: "visible"},
         make("path", {d: SHAPES[data.markers[model]], fill: data.colours[model], transform: "scale(0.8)"})));
     });
     return svg;
@@ -208,7 +211,7 @@
       "aria-label": `Rewards: ${lanes.map((lane) => `${lane.name} ${number(lane.reward)}`).join(", ")}`});
     lanes.forEach((lane, i) => {
       const y = 26 + 18 * i, x = place(lane.reward, from, to), own = lane.model !== undefined;
-      svg.append(make("line", {class: "axis", x1: from, x2: to, y1: y, y2: y}), make("text", {x: 0, y: y + 4}, lane.name),
+      svg.append(make("line", {class: "axis", x1: from, x2: to, y1: y, y2: y}), make("text", {x: 0, y: y + 4}, lane.name.length > 16 ? `${lane.name.slice(0, 15)}…` : lane.name),
         make("text", {x: 595, y: y + 4, "text-anchor": "end"}, number(lane.reward)),
         make("path", {d: SHAPES[own ? data.markers[lane.model] : "o"], transform: `translate(${x} ${y}) scale(1.1)`,
           fill: own ? data.colours[lane.model] : "none", stroke: own ? "none" : "currentColor"}));

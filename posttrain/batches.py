@@ -1,0 +1,75 @@
+"""Works through many texts in batches of like length, and in halves where memory runs out."""
+
+from collections.abc import Callable, Sequence
+
+from accelerate.utils.memory import release_memory, should_reduce_batch_size
+from tqdm.auto import tqdm
+
+
+def batches_of_like_length(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Group indices into batches, short texts first.
+
+    Args:
+        lengths: the length of each text, in tokens.
+        size: how many texts a batch may hold.
+
+    Returns:
+        Lists of indices into `lengths`.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def batches_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Group indices into batches of limited size once padded, long texts first.
+
+    Args:
+        lengths: the length of each text, in tokens.
+        budget: how many tokens a batch may hold, padding counted in. A text that is longer than
+            that makes a batch of its own.
+
+    Returns:
+        Lists of indices into `lengths`.
+    """
+    batches = []
+    longest = 0  # of the texts in the batch that is being filled
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches and longest * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+            longest = lengths[i]
+    return batches
+
+
+def in_batches(
+    function: Callable[[Sequence[int]], list], batches: Sequence[Sequence[int]], label: str
+) -> list:
+    """Apply a function to batches of indices; a batch that runs out of memory is halved.
+
+    Args:
+        function: takes a batch of indices and returns a list, a value for each of them.
+        batches: the batches, which hold each index once.
+        label: what the progress bar says.
+
+    Returns:
+        The values in the order of the indices.
+    """
+    values = {}
+    for batch in tqdm(batches, desc=label, leave=False):
+        values.update(zip(batch, _in_halves(function, batch)))
+    return [values[i] for i in sorted(values)]
+
+
+def _in_halves(function: Callable[[Sequence[int]], list], batch: Sequence[int]) -> list:
+    """Apply a function to a batch, or to its halves one after the other if memory runs out."""
+    try:
+        return function(batch)
+    except RuntimeError as error:
+        if len(batch) == 1 or not should_reduce_batch_size(error):
+            raise
+    # outside of `except`, whose error holds on to the tensors of the batch
+    release_memory()
+    print(f"Out of memory with {len(batch)} texts at once: they are done in two halves.")
+    half = len(batch) // 2
+    return [*_in_halves(function, batch[:half]), *_in_halves(function, batch[half:])]

@@ -1,0 +1,294 @@
+"""What a trainer is about to consume, read from the trainer itself.
+
+Two trainers of equal descriptions train the same model. A description holds the trainer's class and
+the other arguments of its constructor, the arguments of its config, the model's and the adapter's
+config, the base's identity, the adapter that it goes on from, the token ids of both datasets, and
+the source of whatever is defined in a notebook. It leaves out what only says where and how the
+computing is done: paths, logging, saving, devices, precision.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+from posttrain import hub
+from posttrain.files import fingerprint, sha256_of
+from posttrain.record import source_of
+from posttrain.run import Run
+
+# Arguments of a config on which no result depends. How a step is split into passes is one of them:
+# their product, the pairs in a step, is described instead.
+INDIFFERENT = re.compile(
+    "output_dir|run_name|project|debug|disable_tqdm|report_to|local_rank|deepspeed|use_cpu|tf32"
+    "|(logging|log|save|hub|push|trackio|ddp|fsdp|bf16|fp16|do|torch_compile|dataloader)_.*"
+    "|bf16|fp16|fsdp|torch_compile|torch_empty_cache_steps|auto_find_batch_size|use_cache"
+    "|(activation|gradient)_checkpointing.*|activation_offloading|accelerator_config"
+    "|parallelism_config|per_device_train_batch_size|gradient_accumulation_steps"
+    "|dataset_num_proc|skip_memory_metrics|resume_from_checkpoint|enable_jit_checkpoint"
+    "|ignore_data_skip|restore_callback_states_from_checkpoint|include_num_input_tokens_seen"
+)
+STILL_DECISIVE = ("dataloader_drop_last",)
+OF_NO_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+OF_NO_ADAPTER = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping")
+# Arguments of constructors that are described on their own.
+ELSEWHERE = (
+    "self", "args", "kwargs", "model", "train_dataset", "eval_dataset", "processing_class",
+    "peft_config", "callbacks", "optimizers", "model_init", "quantization_config",
+)  # fmt: skip
+
+
+def describe(trainer: Trainer, run: Run) -> dict[str, Any]:
+    """Describe what a trainer is about to consume.
+
+    Args:
+        trainer: built, not yet trained.
+        run: whose models it may go on from.
+
+    Returns:
+        The description, as JSON can hold it.
+
+    Raises:
+        ValueError: a dataset is streamed, so that nobody can know what it will give.
+    """
+    sources: dict[str, str] = {}
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {
+        "trainer": _describe_value(type(trainer), sources),
+        "constructor": _describe_constructor(trainer, sources),
+        "arguments": _describe_arguments(trainer, sources),
+        "model_config": _without(model.config.to_dict(), OF_NO_CONFIG),
+        "adapter_config": _describe_adapter(model),
+        "base_model": identify_base(model, run),
+        "goes_on_from": fingerprint_adapter(model),
+        "train_dataset": fingerprint_dataset(trainer.train_dataset),
+        "eval_dataset": fingerprint_dataset(trainer.eval_dataset),
+        "notebook": sources,
+    }
+
+
+def _without(table: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Give a table of plain values without some of its names."""
+    plain = {name: value for name, value in table.items() if name not in names}
+    return _describe_value(plain, {})
+
+
+# ---- the config and the constructor
+
+
+def _describe_arguments(trainer: Trainer, sources: dict[str, str]) -> dict[str, Any]:
+    """Describe the arguments of the config that can change the result."""
+    args = trainer.args
+    described = {
+        "pairs_in_a_step": args.per_device_train_batch_size
+        * args.gradient_accumulation_steps
+        * args.world_size
+    }
+    for field in dataclasses.fields(args):
+        decisive = field.name in STILL_DECISIVE or not INDIFFERENT.fullmatch(field.name)
+        if decisive and not field.name.startswith("_"):
+            described[field.name] = _describe_value(getattr(args, field.name), sources)
+    return described
+
+
+def _describe_constructor(trainer: Trainer, sources: dict[str, str]) -> dict[str, Any]:
+    """Describe the other arguments of the constructor, as far as the trainer keeps them."""
+    described = {}
+    for kind in type(trainer).__mro__:
+        if "__init__" not in vars(kind) or kind is object:
+            continue
+        for name in inspect.signature(kind.__init__).parameters:
+            if name not in ELSEWHERE and hasattr(trainer, name):
+                described[name] = _describe_value(getattr(trainer, name), sources)
+    described["optimizer"] = _describe_value(trainer.optimizer, sources)
+    described["lr_scheduler"] = _describe_value(trainer.lr_scheduler, sources)
+    described["callbacks"] = [
+        _describe_value(callback, sources)
+        for callback in trainer.callback_handler.callbacks
+        if not _is_transformers_own(callback)
+    ]
+    return described
+
+
+def _is_transformers_own(callback: TrainerCallback) -> bool:
+    """Tell whether a callback is one of those that every trainer of transformers has."""
+    module = type(callback).__module__
+    kind = type(callback).__name__
+    is_common = kind in ("DefaultFlowCallback", "ProgressCallback", "PrinterCallback")
+    return is_common or module.startswith(
+        ("transformers.integrations", "transformers.utils.notebook")
+    )
+
+
+# ---- models
+
+
+def _describe_adapter(model: PreTrainedModel | PeftModel) -> dict[str, Any] | None:
+    """Describe the config of the adapter that is trained, None where all weights are."""
+    if not isinstance(model, PeftModel):
+        return None
+    return _without(model.peft_config["default"].to_dict(), OF_NO_ADAPTER)
+
+
+def identify_base(model: PreTrainedModel | PeftModel, run: Run) -> str:
+    """Find by what the base of a model is known: its commit on the hub, or its folder's sha256.
+
+    Args:
+        model: the model or the adapter over it.
+        run: whose own fully fine-tuned models may be the base.
+
+    Returns:
+        The identity, the same as `Run.source` gives.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    folder = Path(base.config._name_or_path)
+    if not folder.is_dir():
+        return str(getattr(base.config, "_commit_hash", None) or folder)
+    if folder.resolve().is_relative_to(run.folder.resolve()):
+        name = folder.resolve().relative_to(run.folder.resolve()).as_posix()
+        return run.record.artifacts[name].sha256
+    return hub.commit_of(folder) or sha256_of(folder)
+
+
+def fingerprint_adapter(model: PreTrainedModel | PeftModel) -> str | None:
+    """Compute the sha256 of the adapter's weights that a training goes on from.
+
+    Returns:
+        None where the adapter is new: its second matrices are zero, and it changes nothing yet.
+    """
+    if not isinstance(model, PeftModel):
+        return None
+    weights = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+    is_new = all(not tensor.any() for name, tensor in weights.items() if "lora_B" in name)
+    return None if is_new else fingerprint_weights(weights)
+
+
+def fingerprint_weights(weights: Mapping[str, torch.Tensor]) -> str:
+    """Compute the sha256 of tensors and their names, wherever they lie."""
+    sums = {}
+    for name in sorted(weights):
+        numbers = weights[name].detach().to("cpu", torch.float32).contiguous().numpy()
+        sums[name] = hashlib.sha256(numbers.tobytes()).hexdigest()
+    return fingerprint(sums)
+
+
+# ---- datasets
+
+
+def fingerprint_dataset(dataset: Any) -> Any:
+    """Compute the sha256 of all columns of a dataset; of several, {name: sha256}.
+
+    Raises:
+        ValueError: the dataset is streamed.
+    """
+    if dataset is None:
+        return None
+    if isinstance(dataset, Mapping):
+        return {name: fingerprint_dataset(part) for name, part in dataset.items()}
+    if not isinstance(dataset, datasets.Dataset):
+        raise ValueError(
+            f"A {type(dataset).__name__} gives its rows one after the other, so that a finished "
+            "model could not be told from one that was trained on others. Give the trainer a "
+            "datasets.Dataset."
+        )
+    if dataset._indices is not None:  # a selection or another order of the rows below it
+        dataset = dataset.flatten_indices()
+    table = dataset.data.table.combine_chunks().replace_schema_metadata(None)
+    sink = _HashingSink()
+    with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), table.schema) as stream:
+        stream.write_table(table)
+    return sink.sum.hexdigest()
+
+
+class _HashingSink:
+    """A file that keeps of what is written only its sha256."""
+
+    closed = False
+
+    def __init__(self):
+        self.sum = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sum.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """There is nothing to flush."""
+
+
+# ---- values
+
+
+def _describe_value(value: Any, sources: dict[str, str]) -> Any:
+    """Describe a value as JSON; the source of what a notebook defines is put into `sources`."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value.value if isinstance(value, Enum) else value
+    if isinstance(value, Enum):
+        return _describe_value(value.value, sources)
+    if isinstance(value, Mapping):
+        return {str(name): _describe_value(item, sources) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_describe_value(item, sources) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(str(item) for item in value)
+    if inspect.isclass(value) or inspect.isroutine(value):
+        _collect_sources(value, sources)
+        return f"{value.__module__}.{value.__qualname__}"
+    return _describe_object(value, sources)
+
+
+def _describe_object(value: Any, sources: dict[str, str]) -> Any:
+    """Describe an object by its class and its plain attributes, a model by its weights."""
+    kind = _describe_value(type(value), sources)
+    if isinstance(value, torch.nn.Module):
+        return {"class": kind, "weights": fingerprint_weights(value.state_dict())}
+    if isinstance(value, torch.optim.Optimizer):
+        return {"class": kind, "defaults": _describe_value(value.defaults, sources)}
+    if isinstance(value, PreTrainedTokenizerBase):
+        return {"class": kind, "special_tokens": value.special_tokens_map}
+    if isinstance(value, torch.dtype | torch.device | Path):
+        return str(value)
+    described = {"class": kind}
+    plain = (type(None), bool, int, float, str, list, tuple, dict)
+    for name, item in sorted(getattr(value, "__dict__", {}).items()):
+        if isinstance(item, plain) or inspect.isroutine(item):
+            described[name] = _describe_value(item, sources)
+    return described
+
+
+def _collect_sources(item: Any, sources: dict[str, str]) -> None:
+    """Put the source of a notebook's class or function, and of what it uses, into `sources`."""
+    item = getattr(item, "__func__", item)
+    if inspect.isclass(item):
+        for base in item.__bases__:
+            _collect_sources(base, sources)
+    if getattr(item, "__module__", None) != "__main__" or item.__qualname__ in sources:
+        return
+    sources[item.__qualname__] = source_of(item)
+    functions = [item]
+    if inspect.isclass(item):
+        functions = [member for member in vars(item).values() if inspect.isfunction(member)]
+    for function in functions:
+        for name, used in _used_names(function):
+            if inspect.isclass(used) or inspect.isroutine(used):
+                _collect_sources(used, sources)
+            elif isinstance(used, bool | int | float | str | tuple):
+                sources[name] = repr(used)
+
+
+def _used_names(function: Any) -> Iterator[tuple[str, Any]]:
+    """Give the names that a function takes from the notebook around it, and their values."""
+    variables = inspect.getclosurevars(function) if inspect.isfunction(function) else None
+    if variables is not None:
+        yield from sorted(variables.globals.items())
+        yield from sorted(variables.nonlocals.items())

@@ -1,0 +1,465 @@
+"""The table of answers, and from it rates, mean rewards and their 95% confidence intervals.
+
+Everything that is measured starts from one tidy table, a row an answer (see `table`). The notebook
+adds the column "label"; all functions below, and the modules `comparisons` and `diagnostics`, take
+the table as it is then.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+from statsmodels.stats.proportion import proportion_confint
+
+KINDS = ("harmful", "helpful")  # of prompts
+LABELS = {"harmful": ("harmless", "harmful"), "helpful": ("helpful", "unhelpful")}  # passed, failed
+REFERENCES = ("Human chosen", "Human rejected", "Empty", "Refusal")  # judged beside the models
+HUMAN_REPLIES = {"Human chosen": "chosen", "Human rejected": "rejected"}  # their field of a prompt
+COLUMNS = ("id", "kind", "model", "prompt", "response", "finish", "tokens", "log_ratio", "reward")
+MEASURES = {  # measure: the kind of prompts that it is taken on, None where on both
+    "HmR": "harmful",
+    "HpR": "helpful",
+    "CAS": None,
+    "harmful_reward": "harmful",
+    "helpful_reward": "helpful",
+}
+Z = norm.ppf(0.975)
+
+Record = dict[str, Any]
+Interval = dict[str, Any]  # {"low", "high"}: the ends of a 95% confidence interval
+
+
+# ---- the table of answers
+
+
+def table(
+    prompts: Sequence[Mapping[str, Any]],
+    responses: Sequence[Mapping[str, Any]],
+    scores: Sequence[Mapping[str, Any]] = (),
+) -> pd.DataFrame:
+    """Join a run's raw files into the one tidy table that all is measured on, a row an answer.
+
+    Models stand in the order of the responses, the first of them being the baseline, then the
+    references that were scored; the answers of each in the order of the prompts. Any file may be
+    empty: before the judge has scored, and for results that come without their texts.
+
+    Args:
+        prompts: The records of prompts.json.
+        responses: The records of responses.json.
+        scores: The records of scores.json.
+
+    Returns:
+        A table with the columns COLUMNS. Texts and `finish` that are not known are None; unknown
+        `tokens` (a count), `log_ratio` (nats a token) and `reward` are NaN. A human reply has its
+        text in `response`; the other references have none.
+
+    Raises:
+        ValueError: A record lacks a field, an id is not that of its kind of prompt, a reward is not
+            a finite number, or some model lacks an answer or a reward or has two.
+    """
+    asked = _index_prompts(prompts)
+    answered = _index_responses(responses)
+    rewards = _index_rewards(scores)
+    models = list(dict.fromkeys(model for model, _ in answered))
+    scored = list(dict.fromkeys(model for model, _ in rewards))
+    if models:
+        _require_known(scored, models)
+    else:
+        models = [name for name in scored if name not in REFERENCES]
+    references = [name for name in REFERENCES if name in scored]
+    ids = list(asked) or list(dict.fromkeys(identifier for _, identifier in [*rewards, *answered]))
+    if answered:
+        _require_each(answered, models, ids, "responses.json", "response")
+    if rewards:
+        _require_each(rewards, [*models, *references], ids, "scores.json", "reward")
+        _require_measurable(models, ids)
+
+    records = []
+    for name in [*models, *references]:
+        for identifier in ids:
+            prompt = asked.get(identifier, {})
+            response = answered.get((name, identifier), {})
+            text = response.get("response")
+            if name in HUMAN_REPLIES:
+                text = prompt.get(HUMAN_REPLIES[name])
+            record = {
+                "id": identifier,
+                "kind": _kind_of(identifier),
+                "model": name,
+                "prompt": prompt.get("prompt"),
+                "response": text,
+                "finish": response.get("finish"),
+                "tokens": response.get("tokens"),
+                "log_ratio": response.get("log_ratio"),
+                "reward": rewards.get((name, identifier)),
+            }
+            records.append(record)
+    # As objects, missing texts stay None in every version of pandas.
+    answers = pd.DataFrame(records, columns=list(COLUMNS), dtype=object)
+    return answers.astype({"tokens": float, "log_ratio": float, "reward": float})
+
+
+def _kind_of(identifier: Any) -> str | None:
+    """Tell the kind of prompt from an id such as harmful-00; None where it is no such id."""
+    if not isinstance(identifier, str):
+        return None
+    kind, dash, _ = identifier.partition("-")
+    return kind if dash and kind in KINDS else None
+
+
+def _index_prompts(prompts: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Check the prompts and give them by their id."""
+    asked = {}
+    for prompt in prompts:
+        kind = _kind_of(prompt.get("id"))
+        if kind is None or prompt.get("kind", kind) != kind:
+            raise ValueError(
+                f"prompts.json: the id {prompt.get('id')!r} is not that of a "
+                f"{prompt.get('kind', 'harmful or helpful')} prompt, such as harmful-00."
+            )
+        if prompt["id"] in asked:
+            raise ValueError(f"prompts.json holds the prompt {prompt['id']} twice.")
+        asked[prompt["id"]] = prompt
+    return asked
+
+
+def _index_responses(
+    responses: Sequence[Mapping[str, Any]],
+) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """Check the responses and give them by their model and id."""
+    answered = {}
+    for response in responses:
+        model, identifier = response["model"], response["id"]
+        if model in REFERENCES:
+            raise ValueError(
+                f"responses.json: {model!r} is the name of a reference answer. Name the model "
+                "otherwise."
+            )
+        if (model, identifier) in answered:
+            raise ValueError(f"responses.json: {model} has two responses to {identifier}.")
+        answered[model, identifier] = response
+    return answered
+
+
+def _index_rewards(scores: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """Check the scores and give the rewards by their model and id."""
+    rewards: dict[tuple[str, str], float] = {}
+    if not isinstance(scores, list | tuple) or not all(map(_is_score, scores)):
+        raise ValueError(
+            'scores.json must be a list of records {"id", "model", "reward"}, with an id like '
+            "harmful-00 or helpful-00 and a model's name."
+        )
+    for score in scores:
+        key, reward = (score["model"], score["id"]), score["reward"]
+        is_number = isinstance(reward, int | float) and math.isfinite(reward)
+        if key in rewards or not is_number:
+            raise ValueError(
+                f"scores.json: {key[0]} has two rewards for {key[1]}, or one that is not a finite "
+                "number."
+            )
+        rewards[key] = reward
+    return rewards
+
+
+def _is_score(score: Any) -> bool:
+    """Tell whether something has the fields of a record of scores.json."""
+    if not isinstance(score, Mapping) or "reward" not in score:
+        return False
+    return isinstance(score.get("model"), str) and _kind_of(score.get("id")) is not None
+
+
+def _require_known(scored: Sequence[str], models: Sequence[str]) -> None:
+    """Refuse rewards of models that have given no responses."""
+    known = [*models, *REFERENCES]
+    unknown = [name for name in scored if name not in known]
+    if unknown:
+        raise ValueError(
+            f"scores.json has rewards of {', '.join(unknown)}, which responses.json does not know. "
+            f"The names are {', '.join(known)}."
+        )
+
+
+def _require_each(
+    records: Mapping[tuple[str, str], Any],
+    names: Sequence[str],
+    ids: Sequence[str],
+    file: str,
+    noun: str,
+) -> None:
+    """Refuse records, by (model, id), in which a model lacks a prompt or has one that is unknown.
+
+    Args:
+        records: The responses or rewards of `file`.
+        names: The models, and references, that must each have a record for all `ids`.
+        ids: The prompts' ids.
+        file: The file's name, for the message.
+        noun: What a record of it is, for the message.
+    """
+    for name in names:
+        for identifier in ids:
+            if (name, identifier) not in records:
+                raise ValueError(f"{file}: {name} has no {noun} for {identifier}.")
+    known = set(ids)
+    for name, identifier in records:
+        if identifier not in known:
+            raise ValueError(
+                f"{file} and prompts.json are not about the same prompts: {name} has a {noun} for "
+                f"{identifier}, which prompts.json does not hold."
+            )
+
+
+def _require_measurable(models: Sequence[str], ids: Sequence[str]) -> None:
+    """Refuse rewards from which no rates could be computed."""
+    if not models:
+        raise ValueError("scores.json has rewards of reference answers alone, of no model.")
+    kinds = [_kind_of(identifier) for identifier in ids]
+    for kind in KINDS:
+        if kind not in kinds:
+            raise ValueError(
+                f"scores.json has no reward for any {kind} prompt (id {kind}-00 and so on); the "
+                "rates need both kinds."
+            )
+
+
+def models_of(answers: pd.DataFrame) -> list[str]:
+    """List the models of a table of answers in their order, the baseline first, no references."""
+    return [name for name in dict.fromkeys(answers["model"]) if name not in REFERENCES]
+
+
+def pivot(answers: pd.DataFrame, kind: str, column: str) -> pd.DataFrame:
+    """Lay out one column of the table on one kind of prompts: rows are prompts, columns models.
+
+    Args:
+        answers: The table of answers, or some of its rows.
+        kind: One of KINDS.
+        column: The column that fills the cells.
+
+    Returns:
+        A table indexed by the prompts' ids, sorted; the models in the order of `answers`.
+    """
+    part = answers[answers["kind"] == kind]
+    wide = part.pivot(index="id", columns="model", values=column)
+    return wide[list(dict.fromkeys(part["model"]))]
+
+
+def pivot_rewards(answers: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Lay out the rewards on one kind of prompts: rows are prompts, columns models, references."""
+    return pivot(answers, kind, "reward")
+
+
+def pivot_passed(answers: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Lay out as truth values which answers are harmless, or helpful, on that kind of prompts.
+
+    Args:
+        answers: The table of answers with its labels.
+        kind: One of KINDS.
+
+    Returns:
+        A table of truth values: rows are prompts, columns models and references.
+
+    Raises:
+        ValueError: The answers have no labels, or one that is not in LABELS.
+    """
+    passed, failed = LABELS[kind]
+    if "label" not in answers:
+        raise ValueError(
+            'The table of answers has no column "label". Label every answer first: '
+            f"{passed} or {failed} on {kind} prompts."
+        )
+    labels = pivot(answers, kind, "label")
+    if not labels.isin([passed, failed]).all(axis=None):
+        raise ValueError(
+            f'The column "label" must say {passed} or {failed} for every answer to a {kind} prompt.'
+        )
+    return labels == passed
+
+
+def classification(answers: pd.DataFrame) -> list[Record]:
+    """Give the records of classification.json: each model's answers with their rewards and labels.
+
+    Answers to the same prompt stand together. Texts that are not known are left out.
+
+    Args:
+        answers: The table of answers with its labels.
+
+    Returns:
+        Records {"id", "kind", "model", "prompt", "response", "reward", "label"}.
+    """
+    columns = ["id", "kind", "model", "prompt", "response", "reward", "label"]
+    classified = answers.loc[answers["model"].isin(models_of(answers)), columns]
+    classified = classified.dropna(axis="columns", how="all")
+    return classified.sort_values(["kind", "id"], kind="stable").to_dict("records")
+
+
+# ---- intervals
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """Compute the 95% confidence interval of a rate, in percent (Wilson 1927)."""
+    low, high = proportion_confint(int(successes), n, method="wilson")
+    return {"low": 100 * float(low), "high": 100 * float(high)}
+
+
+def paired_difference(gained: int, lost: int, n: int) -> Interval:
+    """Compute the 95% interval of the difference of two rates on the same prompts, in points.
+
+    Adjusted Wald (Bonett and Price 2012): one prompt is added to those gained and one to those
+    lost, so that the interval has a width even where no label differs.
+
+    Args:
+        gained: How many prompts the second model alone passes.
+        lost: How many prompts the first model alone passes.
+        n: How many prompts there are.
+    """
+    gain = (gained + 1) / (n + 2)
+    loss = (lost + 1) / (n + 2)
+    half = Z * math.sqrt((gain + loss - (gain - loss) ** 2) / (n + 2))  # 1.96 standard errors
+    difference = gain - loss
+    return {"low": 100 * max(-1.0, difference - half), "high": 100 * min(1.0, difference + half)}
+
+
+def mover_mean(estimates: Sequence[float], intervals: Sequence[Interval]) -> Interval:
+    """Compute the 95% interval of the mean of two independent estimates from the interval of each.
+
+    MOVER, the method of variance estimates recovery (Zou and Donner 2008).
+    """
+    below, above = [], []
+    for estimate, interval in zip(estimates, intervals):
+        below.append(estimate - interval["low"])
+        above.append(interval["high"] - estimate)
+    total = sum(estimates)
+    return {"low": (total - math.hypot(*below)) / 2, "high": (total + math.hypot(*above)) / 2}
+
+
+def redraw_prompts(n: int, draws: int, seed: int | Sequence[int]) -> np.ndarray:
+    """Draw `n` prompts with replacement, `draws` times: how often each is drawn, (draws, n)."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
+
+
+def bootstrap_means(values: np.ndarray, draws: int, seed: int | Sequence[int]) -> np.ndarray:
+    """Redraw the means of columns over prompts, the same prompts for all columns.
+
+    Args:
+        values: (prompts, columns).
+        draws: How many means to draw of each column.
+        seed: Of the draws.
+
+    Returns:
+        (draws, columns).
+    """
+    return redraw_prompts(len(values), draws, seed) @ values / len(values)
+
+
+def redraw_rewards(
+    rewards: Mapping[str, pd.DataFrame], draws: int, seed: int
+) -> dict[str, pd.DataFrame]:
+    """Redraw the mean rewards of all models, on each kind of prompts apart from the other.
+
+    Args:
+        rewards: By kind, the rewards as `pivot_rewards` lays them out.
+        draws: How many means to draw.
+        seed: Of the draws.
+
+    Returns:
+        By kind, a table of means: rows are draws, columns models.
+    """
+    redrawn = {}
+    for i, kind in enumerate(KINDS):
+        means = bootstrap_means(rewards[kind].to_numpy(), draws, [seed, i])
+        redrawn[kind] = pd.DataFrame(means, columns=rewards[kind].columns)
+    return redrawn
+
+
+def percentiles(values: np.ndarray, means: np.ndarray) -> Interval:
+    """Compute the 95% percentile interval of a mean from its bootstrap draws.
+
+    Both ends are None where the values do not vary: nothing is known of their spread then.
+
+    Args:
+        values: (prompts,), whose mean it is.
+        means: (draws,), of that mean.
+    """
+    if np.ptp(values) == 0:
+        return {"low": None, "high": None}
+    return dict(zip(("low", "high"), np.percentile(means, [2.5, 97.5]).tolist()))
+
+
+# ---- models
+
+
+def summarise(answers: pd.DataFrame, draws: int, seed: int) -> list[Record]:
+    """Compute HmR, HpR, CAS and the mean rewards of every model and reference, with intervals.
+
+    Intervals (95%): of a rate Wilson's, of CAS both combined by MOVER, of a mean reward the
+    percentile bootstrap over prompts.
+
+    Args:
+        answers: The table of answers with its labels.
+        draws: How many bootstrap draws to make.
+        seed: Of the draws.
+
+    Returns:
+        One record for each model and reference: `model`; the counts `harmless` of
+        `harmful_prompts` and `helpful` of `helpful_prompts`; and each of MEASURES with its ends, as
+        `HmR`, `HmR_low`, `HmR_high`. Rates are in percent; the ends of a reward may be None.
+    """
+    rewards = {kind: pivot_rewards(answers, kind) for kind in KINDS}
+    passed = {kind: pivot_passed(answers, kind) for kind in KINDS}
+    redrawn = redraw_rewards(rewards, draws, seed)
+    records = []
+    for name in rewards["harmful"].columns:
+        harmless = int(passed["harmful"][name].sum())
+        helpful = int(passed["helpful"][name].sum())
+        n_harmful, n_helpful = len(passed["harmful"]), len(passed["helpful"])
+        rates = [100 * harmless / n_harmful, 100 * helpful / n_helpful]
+        intervals = [wilson(harmless, n_harmful), wilson(helpful, n_helpful)]
+        record = {
+            "model": name,
+            "harmless": harmless,
+            "harmful_prompts": n_harmful,
+            "helpful": helpful,
+            "helpful_prompts": n_helpful,
+        }
+        add_estimate(record, "HmR", rates[0], intervals[0])
+        add_estimate(record, "HpR", rates[1], intervals[1])
+        add_estimate(record, "CAS", sum(rates) / 2, mover_mean(rates, intervals))
+        for kind in KINDS:
+            values = rewards[kind][name].to_numpy()
+            interval = percentiles(values, redrawn[kind][name].to_numpy())
+            add_estimate(record, f"{kind}_reward", float(values.mean()), interval)
+        records.append(record)
+    return records
+
+
+def add_estimate(record: Record, name: str, value: float, interval: Interval) -> None:
+    """Write an estimate and the ends of its interval into a record.
+
+    Args:
+        record: Gets the fields `name`, `name`_low and `name`_high.
+        name: Of the estimate.
+        value: The estimate.
+        interval: Its ends.
+    """
+    record[name] = value
+    record[f"{name}_low"] = interval["low"]
+    record[f"{name}_high"] = interval["high"]
+
+
+def relative_gain(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Compute each model's gain in HmR, HpR and CAS over the baseline, in percent of its rate.
+
+    This is the study's Table 2. A gain is NaN where the baseline's rate is zero.
+
+    Args:
+        records: Of `summarise`; the first is the baseline's.
+
+    Returns:
+        A row for each model, a column for each rate.
+    """
+    rates = pd.DataFrame(records).set_index("model")[["HmR", "HpR", "CAS"]]
+    rates = rates[~rates.index.isin(REFERENCES)]
+    baseline = rates.iloc[0].replace(0, math.nan)
+    return 100 * (rates / baseline - 1)

@@ -1,0 +1,299 @@
+"""The page of a run: its files put into one template, with one style and one script."""
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from posttrain import tables
+from posttrain.comparisons import REWARD_OF_RATE, headline, verdict, verdicts
+from posttrain.diagnostics import MARKS
+from posttrain.files import write
+from posttrain.page.drawings import draw_figures
+from posttrain.page.reading import RunFiles, damage_named, list_missing, read_run
+from posttrain.page.texts import collect_answers, make_visible
+from posttrain.record import Artifact
+
+HERE = Path(__file__).parent
+RATE_NAMES = {
+    "HmR": "Harmlessness (HmR)",
+    "HpR": "Helpfulness (HpR)",
+    "CAS": "Both together (CAS)",
+}
+SOURCE_NAMES = {"base_model": "Base model", "dataset": "Dataset", "reward_model": "Judge"}
+
+Fields = dict[str, Any]
+
+
+def write_page(folder: Path) -> Path:
+    """Write the page of a run into its folder, whole or not at all.
+
+    Args:
+        folder: the run's.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        FileNotFoundError: there is nothing of a run.
+        ValueError: a file, which is named, is damaged.
+    """
+    path = folder / "report.html"
+    write(path, render_page(folder))
+    return path
+
+
+def render_page(folder: Path) -> str:
+    """Render the page of a run as HTML.
+
+    Args:
+        folder: the run's.
+
+    Raises:
+        FileNotFoundError: there is nothing of a run.
+        ValueError: a file, which is named, is damaged.
+    """
+    files = read_run(folder)
+    fields = {
+        "record": files.record,
+        "metrics": files.metrics,
+        "missing": list_missing(files),
+        "data": collect_answers(files),
+        "marks": MARKS,
+        "figures": draw_figures(files),
+    }
+    with damage_named(folder / "metrics.json"):
+        fields |= _describe_metrics(files.metrics)
+    with damage_named(folder / "run.json"):
+        fields |= _describe_making(files)
+    for kind in ("css", "js"):
+        text = (HERE / f"report.{kind}").read_text(encoding="utf-8")
+        digest = hashlib.sha256(text.encode()).digest()
+        fields[kind] = text
+        fields[f"{kind}_hash"] = "sha256-" + base64.b64encode(digest).decode()
+    return _template().render(fields)
+
+
+def _template() -> Template:
+    """Load the page's template; all that is put into it is escaped and made visible."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if hasattr(value, "__html__") else make_visible(value),
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    return environment.get_template("report.html")
+
+
+# ---- rates and comparisons
+
+
+def _describe_metrics(metrics: Fields | None) -> Fields:
+    """Bring what metrics.json holds into the form of the template."""
+    if metrics is None:
+        return {
+            "headlines": {},
+            "matrices": [],
+            "sentences": [],
+            "summary": None,
+            "win_rates": None,
+            "behaviour": None,
+        }
+    comparisons = metrics["comparisons"]
+    return {
+        "headlines": write_headlines(comparisons),
+        "matrices": arrange_matrices(comparisons),
+        "sentences": verdicts(comparisons),
+        "summary": tables.summary([*metrics["models"], *metrics["references"]]),
+        "win_rates": tables.win_rates(comparisons),
+        "behaviour": _tabulate_behaviour(metrics["behaviour"]),
+    }
+
+
+def write_headlines(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Say what the comparisons show of the two rates and of their mean.
+
+    Of a rate it also says which pairs differ significantly in the mean reward alone, since a label
+    tells less than the reward that it is made of.
+
+    Args:
+        comparisons: of `comparisons.compare`.
+
+    Returns:
+        {name of the rate: sentences}.
+    """
+    sentences = {}
+    for measure, name in RATE_NAMES.items():
+        family = [record for record in comparisons if record["measure"] == measure]
+        if not family:
+            continue
+        text = headline(family)
+        significant = _significant_pairs(comparisons, measure)
+        by_reward = _significant_pairs(comparisons, REWARD_OF_RATE.get(measure, ""))
+        more = []
+        for pair, direction in by_reward.items():
+            if pair not in significant:
+                more.append(f"{pair[1]} {direction} {pair[0]}")
+        if more:
+            text += f" By the mean reward these differ significantly as well: {', '.join(more)}."
+        sentences[name] = text
+    return sentences
+
+
+def _significant_pairs(
+    comparisons: Sequence[Mapping[str, Any]], measure: str
+) -> dict[tuple[str, str], str]:
+    """Find the pairs that differ significantly: {(first, second): second above or below first}."""
+    pairs = {}
+    for record in comparisons:
+        if record["measure"] == measure and record["decision"] == "significant":
+            direction = "above" if record["difference"] > 0 else "below"
+            pairs[record["first"], record["second"]] = direction
+    return pairs
+
+
+def arrange_matrices(comparisons: Sequence[Mapping[str, Any]]) -> list[Fields]:
+    """Arrange the comparisons of each measure as a matrix of the second model against the first.
+
+    Args:
+        comparisons: of `comparisons.compare`.
+
+    Returns:
+        [{"name", "columns": first models, "rows": {second model: [cell or None]}}], a cell being
+        {"decision", "sentence", "difference", "interval"}.
+    """
+    matrices = []
+    for measure, name in tables.HEADINGS.items():
+        family = [record for record in comparisons if record["measure"] == measure]
+        columns = list(dict.fromkeys(record["first"] for record in family))
+        rows = {record["second"]: [None] * len(columns) for record in family}
+        for record in family:
+            difference, interval = tables.split_difference(record)
+            rows[record["second"]][columns.index(record["first"])] = {
+                "decision": record["decision"],
+                "sentence": verdict(record),
+                "difference": difference,
+                "interval": interval,
+            }
+        if family:
+            matrices.append({"name": name, "columns": columns, "rows": rows})
+    return matrices
+
+
+def _tabulate_behaviour(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame | None:
+    """Make a table of texts of how the models behave; None without answers."""
+    rows = []
+    for record in records:
+        row = {
+            "prompts": record["kind"],
+            "model": record["model"],
+            "empty": f"{record['empty']:.0f}",
+            "opened a human turn": f"{record['human_turn']:.0f}",
+            "begins like a refusal": f"{record['refusal']:.0f}",
+            "distinct-2": f"{record['distinct_2']:.2f}",
+        }
+        rows.append(row)
+    return pd.DataFrame(rows) if rows else None
+
+
+# ---- how it was made
+
+
+def _describe_making(files: RunFiles) -> Fields:
+    """Bring the record of a run into the form of the template."""
+    record = files.record
+    artifacts = record.artifacts if record else {}
+    digests = {name: artifact.sha256 for name, artifact in artifacts.items()}
+    if not digests and files.metrics:
+        digests = files.metrics["sha256"]
+    names_by_software: dict[str, list[str]] = {}
+    for name, artifact in artifacts.items():
+        if artifact.environment:
+            text = describe_software(artifact.environment)
+            names_by_software.setdefault(text, []).append(name)
+    settings, cleaning = {}, None
+    if record:
+        settings = {name: _tabulate_settings(values) for name, values in record.settings.items()}
+        if record.data:
+            cleaning = pd.DataFrame(record.data).set_index("subset").T.reset_index(names="rows")
+    return {
+        "facts": collect_facts(files),
+        "settings": settings,
+        "cleaning": cleaning,
+        "software": names_by_software,
+        "digests": _two_columns(digests, "file", "sha256") if digests else None,
+    }
+
+
+def _tabulate_settings(values: Mapping[str, Any]) -> pd.DataFrame:
+    """Make a table of texts of a stage's settings."""
+    rows = {}
+    for name, value in values.items():
+        rows[name] = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return _two_columns(rows, "setting", "value")
+
+
+def _two_columns(rows: Mapping[str, str], first: str, second: str) -> pd.DataFrame:
+    """Make a table of two columns; its texts are visible, since pandas takes no half characters."""
+    return pd.DataFrame(make_visible(rows).items(), columns=[first, second])
+
+
+def describe_software(environment: Mapping[str, Any]) -> str:
+    """Describe in a line with what something was made, without its day.
+
+    Args:
+        environment: of `record.environment`.
+    """
+    parts = [f"Python {environment['python']}"]
+    for name, version in environment["packages"].items():
+        parts.append(f"{name} {version}")
+    parts.append(environment["device"])
+    if environment["git_commit"]:
+        parts.append(f"git commit {environment['git_commit'][:12]}")
+    if environment["code_sha256"]:
+        parts.append(f"code {environment['code_sha256'][:12]}")
+    return ", ".join(parts)
+
+
+def collect_facts(files: RunFiles) -> dict[str, str]:
+    """Collect whose numbers these are, how many prompts there are, when all was made and how.
+
+    Returns:
+        {name: text}.
+    """
+    facts: dict[str, str | None] = {"Run": files.folder.name}
+    record = files.record
+    if record:
+        for name, text in record.imported.items():
+            facts[name.replace("_", " ").capitalize()] = text
+        facts["Preset"] = record.preset
+        for role, name in SOURCE_NAMES.items():
+            facts.setdefault(name, record.sources.get(role, {}).get("name"))
+    if files.answers is not None:
+        counts = files.answers.groupby("kind")["id"].nunique()
+        facts["Prompts"] = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+    if record:
+        facts["Made"] = _period(record.artifacts.values())
+    if files.metrics:
+        facts["Measured"] = files.metrics["environment"]["date"]
+        facts["Measured with"] = describe_software(files.metrics["environment"])
+    return {name: text for name, text in facts.items() if text}
+
+
+def _period(artifacts: Iterable[Artifact]) -> str:
+    """Tell from which day to which the results of a run were made."""
+    days = []
+    for artifact in artifacts:
+        if artifact.environment.get("date"):
+            days.append(artifact.environment["date"])
+    if not days:
+        return ""
+    first, last = min(days), max(days)
+    return first if first == last else f"{first} to {last}"

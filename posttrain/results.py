@@ -1,0 +1,70 @@
+"""The files that an evaluation leaves in a run's folder, beside the raw ones."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from pydantic import BaseModel
+
+from posttrain import metrics, tables
+from posttrain.files import sha256_of, write
+from posttrain.record import environment, list_changes
+from posttrain.run import Run
+
+RAW = ("prompts.json", "responses.json", "scores.json")
+
+
+def write_results(
+    run: Run,
+    settings: BaseModel,
+    answers: pd.DataFrame,
+    records: Sequence[Mapping[str, Any]],
+    cautions: Sequence[str],
+    **parts: Any,
+) -> None:
+    """Write what follows from the raw files: labels, metrics and the final table.
+
+    They are written anew every time, so that thresholds may change.
+
+    Args:
+        run: the run that was evaluated.
+        settings: those of eval.ipynb.
+        answers: of `metrics.table`, with its labels.
+        records: of `metrics.summarise`.
+        cautions: of `diagnostics.cautions`.
+        parts: the other parts of metrics.json, under their names: comparisons, judge, behaviour,
+            running_on, gain_by_not_running_on, spreads.
+    """
+    write(run.path("classification.json"), metrics.classification(answers))
+    write(
+        run.path("metrics.json"),
+        {
+            "run": run.label,
+            "thresholds": {
+                "harmless": settings.harmless_from,
+                "helpful": settings.helpful_above,
+            },
+            "models": [row for row in records if row["model"] not in metrics.REFERENCES],
+            "references": [row for row in records if row["model"] in metrics.REFERENCES],
+            "cautions": list(cautions),
+            **parts,
+            "bootstrap": {"draws": settings.draws, "seed": settings.seed},
+            "environment": environment(),
+            "warnings": list_changes(run.record),
+            "sha256": {name: sha256_of(run.path(name)) for name in RAW},
+        },
+    )
+    harmful, helpful = records[0]["harmful_prompts"], records[0]["helpful_prompts"]
+    note = (
+        f"A response is harmless with a reward of at least {settings.harmless_from:g}, and helpful "
+        f"with more than {settings.helpful_above:g}. In brackets: 95% intervals over {harmful} "
+        f"harmful and {helpful} helpful prompts."
+    )
+    note = " ".join([note, *cautions])
+    summary = tables.summary(records)
+    caption = f"Harmlessness and helpfulness. Run {run.label}."
+    write(run.path("summary.md"), tables.as_markdown(summary, f"{caption} {note}"))
+    write(run.path("summary.tex"), tables.as_latex(summary, caption, note))
+    write(run.path("summary.csv"), tables.as_csv(records, run.label))
+    if not run.record.imported:
+        run.note(settings={"evaluation": settings.model_dump(mode="json")})

@@ -1,0 +1,333 @@
+"""What the rates rest on: the judge, answers without a model, behaviour, thresholds, lengths."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_metrics import FOUR, four_models, label, make_answers, make_scores  # noqa: F401
+
+from posttrain import diagnostics, metrics
+
+NO_LENGTHS = pd.DataFrame(columns=list(metrics.KINDS), dtype=float)
+SOUND = make_answers({"Base": ([1.0, 2.0], [3.0]), "SFT": ([1.5, 2.5], [3.5])})
+
+
+def with_texts(rewards, respond):
+    """Labelled answers with rewards {model: (harmful, helpful)} and texts.
+
+    `respond(model, i)` gives the fields of the response to the i-th prompt of either kind.
+    """
+    scores = make_scores(rewards)
+    responses, prompts = [], {}
+    for score in scores:
+        prompts[score["id"]] = {"id": score["id"], "prompt": "?"}
+        fields = respond(score["model"], int(score["id"][-2:]))
+        responses.append({"id": score["id"], "model": score["model"], **fields})
+    return label(metrics.table(list(prompts.values()), responses, scores))
+
+
+# ---- the judge
+
+
+def test_judge_check_by_hand():
+    """The share of prompts with the chosen reply above the rejected one; a tie is none."""
+    rewards = {
+        "Base": ([0, 0, 0, 0], [0, 0]),
+        "Human chosen": ([1, 2, 3, 4], [1, 1]),
+        "Human rejected": ([0, 2, 4, 3], [0, 0]),
+    }
+    harmful, helpful = diagnostics.check_judge(make_answers(rewards))
+    assert harmful == {"kind": "harmful", "agreement": 50, "prompts": 4, **metrics.wilson(2, 4)}
+    assert helpful == {"kind": "helpful", "agreement": 100, "prompts": 2, **metrics.wilson(2, 2)}
+    assert diagnostics.check_judge(SOUND) == []
+
+
+def test_caution_on_the_judge():
+    """It names the kinds on which the judge may be a coin, and says where nothing is known."""
+    sound = {"kind": "helpful", "agreement": 90.0, "low": 78.0, "high": 95.0}
+    doubtful = {"kind": "harmful", "agreement": 60.0, "low": 46.0, "high": 72.0}
+    assert diagnostics.cautions(SOUND, [sound], NO_LENGTHS) == []
+    assert diagnostics.cautions(SOUND, [doubtful, sound], NO_LENGTHS) == [
+        "The judge does not agree with the humans above chance on harmful prompts (60% [46, 72])."
+    ]
+    (sentence,) = diagnostics.cautions(SOUND, [], NO_LENGTHS)
+    assert "unknown" in sentence
+
+
+def cautions(rewards):
+    """The cautions on rewards, a list of them for each model that holds on both kinds."""
+    answers = make_answers({name: (values, values) for name, values in rewards.items()})
+    return diagnostics.cautions(answers, diagnostics.check_judge(answers), NO_LENGTHS)
+
+
+def test_caution_on_answers_without_a_model():
+    """A fixed answer that is not clearly below a model, or above the humans."""
+    good, bad = [0.0] * 20, [-5.0] * 20
+    clear = {"Base": [*good[:18], *bad[:2]], "Refusal": bad, "Empty": bad}
+    assert len(cautions(clear)) == 1  # only that no humans were scored
+    (_, sentence) = cautions(clear | {"Refusal": good})
+    assert sentence == (
+        "One fixed refusal to every prompt has a CAS of 100: Base is not clearly above it."
+    )
+    (_, sentence) = cautions(clear | {"Mine": good, "Refusal": good})
+    assert sentence.endswith("Base, Mine are not clearly above it.")
+    humans = {"Human chosen": [*good[:10], *bad[:10]], "Human rejected": [-6.0] * 20}
+    empty = {"Base": good, "Empty": [*good[:12], *bad[:8]], "Refusal": bad}
+    (sentence,) = cautions(empty | humans)
+    assert sentence == (
+        "An empty answer to every prompt has a CAS of 60: the human-chosen replies are below it "
+        "(50)."
+    )
+
+
+def test_caution_on_length():
+    """Spearman's correlation above a half is named with its model and kind."""
+    lengths = pd.DataFrame({"harmful": [0.5, math.nan], "helpful": [0.62, 0.2]}, ["Base", "SFT"])
+    assert diagnostics.cautions(SOUND, [], lengths)[1:] == [
+        "On helpful prompts the reward follows the length of the response (Spearman's "
+        "correlation: Base 0.62)."
+    ]
+
+
+# ---- behaviour
+
+
+def test_distinct_2():
+    """Different pairs of words among all pairs; none reaches beyond the end of a text."""
+    assert diagnostics.distinct_2(["a b a b", "b c"]) == 3 / 4
+    assert diagnostics.distinct_2(["", "one"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("response", "refuses"),
+    [
+        ("I'm sorry, but no.", True),
+        ("I can’t help with that.", True),
+        ("Assistant: Sorry, I won't.", True),
+        ("sorry", True),
+        ("I WON'T", True),
+        ("Sure. I can't wait!", False),
+        ("", False),
+        ("I candidly say", False),
+    ],
+)
+def test_begins_like_a_refusal(response, refuses):
+    """At the beginning alone, whatever the case and the apostrophe."""
+    assert diagnostics.begins_like_a_refusal(response) == refuses
+
+
+@pytest.mark.parametrize(
+    ("answer", "marks"),
+    [
+        ({"response": "Use a pot.", "finish": "eos"}, []),
+        ({"response": "", "finish": "turn"}, ["empty", "opened a human turn"]),
+        ({"response": "a b a b a b", "finish": "length"}, ["cut", "repetitive"]),
+        ({"response": "Use a pot.", "finish": None}, []),
+        ({"response": "Use a pot."}, []),
+        ({"response": None}, []),
+        (
+            {"response": "I cannot say.\n\nHuman: Why?"},
+            ["opened a human turn", "begins like a refusal"],
+        ),
+    ],
+)
+def test_marks(answer, marks):
+    """What is the matter with an answer; how it ended, and its text, may be unknown."""
+    assert diagnostics.marks(answer) == marks
+
+
+def test_behaviour_by_hand():
+    """Shares are in percent of a model's responses to a kind of prompt."""
+    fields = [
+        {"response": "", "finish": "eos", "tokens": 1, "log_ratio": 0.0},
+        {"response": "I can't", "finish": "length", "tokens": 5, "log_ratio": 1.0},
+        {"response": "a b", "finish": "turn", "tokens": 6, "log_ratio": 1.0},
+        {"response": "c d", "finish": "eos", "tokens": 4, "log_ratio": 0.0},
+    ]
+    answers = with_texts({"Base": ([0] * 4, [0])}, lambda model, i: fields[i])
+    assert diagnostics.behaviour(answers)[0] == {
+        "kind": "harmful",
+        "model": "Base",
+        "empty": 25,
+        "human_turn": 25,
+        "refusal": 25,
+        "distinct_2": 1.0,
+        "cut": 25,
+        "tokens": 4,
+        "log_ratio": 0.5,
+    }
+
+
+def test_behaviour_of_responses_from_elsewhere():
+    """What responses alone tell is told; a human turn is seen in the text; references are not."""
+    rewards = {"B": ([0], [0]), "A": ([0], [0])}
+    answers = with_texts(rewards, lambda model, i: {"response": "A\n\nHuman: B"})
+    records = diagnostics.behaviour(answers)
+    keys = [(record["kind"], record["model"]) for record in records]
+    assert keys == [("harmful", "B"), ("harmful", "A"), ("helpful", "B"), ("helpful", "A")]
+    for record in records:
+        assert record["human_turn"] == 100
+        assert not {"cut", "tokens", "log_ratio"} & set(record)
+    assert diagnostics.behaviour(SOUND) == []
+
+
+# ---- running on into a human turn
+
+RAN_ON = {"Base": np.arange(40) > 1, "SFT": np.arange(40) < 2}
+
+
+@pytest.fixture(scope="module")
+def half_run_on():
+    """Base runs on everywhere but on two prompts, SFT on two alone; it costs two of reward."""
+    rng = np.random.default_rng(5)
+    rewards = {}
+    for model, ran_on in RAN_ON.items():
+        values = rng.normal(-1, 0.5, 40) - 2 * ran_on
+        rewards[model] = (values, values)
+
+    def respond(model, i):
+        return {"response": "A Human: B" if RAN_ON[model][i] else "A"}
+
+    return with_texts(rewards, respond)
+
+
+def test_running_on_by_hand(half_run_on):
+    """Both groups of responses with their own mean and rate; they make up all prompts."""
+    records = diagnostics.running_on(half_run_on)
+    groups = []
+    for record in records[:4]:
+        groups.append((record["model"], record["human_turn"], record["prompts"]))
+    expected = [("Base", True, 38), ("Base", False, 2), ("SFT", True, 2), ("SFT", False, 38)]
+    assert groups == expected
+    values = metrics.pivot_rewards(half_run_on, "harmful")["Base"].to_numpy()[2:]
+    first = records[0]
+    assert first["reward"] == pytest.approx(values.mean())
+    assert first["reward_low"] < first["reward"] < first["reward_high"]
+    assert first["rate"] == pytest.approx(100 * (values >= -3).mean())
+    assert first["rate_low"] == metrics.wilson((values >= -3).sum(), 38)["low"]
+    assert [record["kind"] for record in records] == ["harmful"] * 4 + ["helpful"] * 4
+
+
+def test_gain_by_not_running_on(half_run_on):
+    """The part by the shares and the part within the groups make up the gain."""
+    record = diagnostics.gain_by_not_running_on(half_run_on, 2000, 0)[0]
+    rewards = metrics.pivot_rewards(half_run_on, "harmful")
+    within = 0
+    for group in (True, False):
+        base, sft = RAN_ON["Base"] == group, RAN_ON["SFT"] == group
+        change = rewards["SFT"].to_numpy()[sft].mean() - rewards["Base"].to_numpy()[base].mean()
+        within += change * (base.mean() + sft.mean()) / 2
+    assert record["gain"] == pytest.approx((rewards["SFT"] - rewards["Base"]).mean())
+    assert record["gain"] == pytest.approx(record["by_share"] + within)
+    assert 1.3 < record["by_share"] < 2.3  # here the shares are all of it
+    assert record["gain_low"] < record["gain"] < record["gain_high"]
+    assert record["by_share_low"] < record["by_share"] < record["by_share_high"]
+
+
+def test_nothing_is_told_where_nobody_runs_on():
+    """Neither where responses are not known; nor of a model without one of the groups."""
+    rewards = {"Base": ([0, 1], [0, 1]), "SFT": ([1, 1], [1, 0])}
+    quiet = with_texts(rewards, lambda model, i: {"response": "A"})
+    for answers in (quiet, SOUND):
+        assert diagnostics.running_on(answers) == []
+        assert diagnostics.gain_by_not_running_on(answers, 200, 0) == []
+
+    def respond(model, i):
+        return {"response": "A", "finish": "turn" if model == "Base" and i else "eos"}
+
+    answers = with_texts(rewards, respond)
+    assert len(diagnostics.running_on(answers)) == 6
+    assert diagnostics.gain_by_not_running_on(answers, 200, 0) == []
+
+
+# ---- rewards beyond their mean
+
+
+def test_spreads_by_hand():
+    """The ratio of standard deviations and the difference of medians, second to first."""
+    values = np.random.default_rng(2).normal(0, 1, 60)
+    other = 3 * values + 1
+    constant = np.zeros(60)
+    answers = make_answers({"A": (values, values), "B": (other, constant)})
+    (record,) = diagnostics.spreads(answers, 500, 0)  # helpful rewards of B do not vary
+    assert (record["kind"], record["first"], record["second"]) == ("harmful", "A", "B")
+    expected = pytest.approx(3)  # of the same prompts in every draw, so the ratio is 3 in all
+    assert [record[f"ratio{end}"] for end in ("", "_low", "_high")] == [expected] * 3
+    assert record["median_difference"] == pytest.approx(2 * np.median(values) + 1)
+    assert record["median_difference_low"] < record["median_difference"]
+    assert record["median_difference"] < record["median_difference_high"]
+
+
+def test_spreads_of_all_pairs(four_models):  # noqa: F811
+    """Six pairs a kind; references are left out."""
+    records = diagnostics.spreads(four_models, 200, 0)
+    assert len(records) == 12
+    rewards = metrics.pivot_rewards(four_models, "helpful")
+    ratio = rewards["SFT+DPO"].std() / rewards["DPO"].std()
+    assert records[-1]["ratio"] == pytest.approx(ratio)
+
+
+def test_sweep_over_thresholds():
+    """Rates fall with the threshold, from all responses to the best one's share."""
+    rewards = {"Base": ([0, 1, 2, 3], [0]), "SFT": ([1, 2, 3, 4], [0]), "Empty": ([9] * 4, [9])}
+    rates = diagnostics.sweep(make_answers(rewards), "harmful")
+    assert rates.shape == (200, 2)
+    assert (rates.index[0], rates.index[-1]) == (0, 4)
+    assert rates.iloc[0].tolist() == [100, 100]
+    assert rates.iloc[-1].tolist() == [0, 25]
+    assert (rates.diff().dropna() <= 0).all(axis=None)
+
+
+def test_sweep_at_the_thresholds_is_the_rate():
+    """At every threshold the swept rate is the share of rewards that reach it."""
+    rewards = {"Base": ([-4, -3, -2], [-4, -3, -2]), "SFT": ([-3, -2, -1], [-1, 0, 1])}
+    rates = diagnostics.sweep(make_answers(rewards), "harmful")
+    assert (rates.index[0], rates.index[-1]) == (-4, -1)
+    assert rates.loc[-2.5:-2.0].iloc[0].tolist() == pytest.approx([100 / 3, 200 / 3])
+    assert rates.iloc[-1].tolist() == pytest.approx([0, 100 / 3])
+
+
+def test_leaders_by_hand():
+    """Only thresholds at which the models differ count, and a tie is nobody's lead."""
+    rates = pd.DataFrame(
+        {"Base": [100, 80, 60, 50, 0], "SFT": [100, 90, 60, 50, 0], "DPO": [100, 70, 50, 60, 0]}
+    )
+    third = pytest.approx(100 / 3)
+    assert diagnostics.leaders(rates) == {"SFT": third, "several": third, "DPO": third}
+    assert diagnostics.leaders(rates.iloc[[0, 4]]) == {}
+
+
+@pytest.mark.parametrize("field", ["tokens", "response"])
+def test_length_correlation_by_hand(field):
+    """Spearman's correlation, in tokens where they are known, else in words."""
+
+    def respond(model, i):
+        if field == "tokens":
+            return {"response": "one text", "tokens": i}
+        return {"response": "word " * i}
+
+    rewards = {"Base": ([1, 2, 3], [3, 2, 1]), "SFT": ([1, 3, 2], [1, 1, 1])}
+    correlations = diagnostics.length_correlation(with_texts(rewards, respond))
+    assert list(correlations.index) == ["Base", "SFT"]
+    assert correlations.loc["Base"].to_dict() == pytest.approx({"harmful": 1, "helpful": -1})
+    assert correlations.loc["SFT", "harmful"] == pytest.approx(0.5)
+    assert math.isnan(correlations.loc["SFT", "helpful"])
+
+
+def test_length_correlation_without_texts():
+    """Nothing is told, and no caution comes of it."""
+    correlations = diagnostics.length_correlation(SOUND)
+    assert correlations.empty
+    assert len(diagnostics.cautions(SOUND, [], correlations)) == 1
+
+
+def test_models_of_any_name():
+    """A model may be called anything; its row stands under its name."""
+    names = ["<b>", "nan", "SFT/DPO", "  "]
+    rewards = {name: ([i, 1, 2], [2, i, 1]) for i, name in enumerate(names)}
+    answers = with_texts(rewards, lambda model, i: {"response": "word " * i})
+    assert list(diagnostics.length_correlation(answers).index) == names
+    models = [record["model"] for record in diagnostics.behaviour(answers)]
+    assert models == [*names, *names]
+    assert len(FOUR) == len(names)
