@@ -1,196 +1,325 @@
-"""Execute the notebooks with these parameters, as `make run`, `make seeds` and `make rejudge` do, or show a run.
+"""Execute the notebooks with parameters, and what else `make` offers.
 
-    python -m posttrain [NAME=VALUE | NAME ...]              both notebooks
-    python -m posttrain seeds SEEDS="0 1 2" [NAME=VALUE ...]  both, for each of these seeds of the training
-    python -m posttrain rejudge FROM=published [NAME=VALUE ...]  a run's responses, cut at a human turn, judged again
-    python -m posttrain report RUN=name [RESULTS=folder]  the page of a run, results/<run>/report.html
+    python -m posttrain run [NAME=VALUE | NAME ...]          train and evaluate a run
+    python -m posttrain seeds SEEDS="0 1 2" [NAME=VALUE ...]  the same for each seed, side by side
+    python -m posttrain compare RUNS="one two" [RUN=name]     runs that are there, side by side
+    python -m posttrain import FROM=folder [RUN=name]         take in results from elsewhere
+    python -m posttrain rejudge FROM=published [NAME=VALUE ...]
+                        cut a run's responses where they open a human turn, and judge them again
+    python -m posttrain report RUN=name                       make a run's page anew
 
-A NAME alone takes its value from the environment, as make hands it on. Names of things are read as texts, all other
-values as Python. Both executed notebooks go into the run's folder, beside what they write.
+A NAME alone takes its value from the environment, as make hands it on.
 """
 
 import ast
-import logging
 import os
-import re
-import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-import nbformat
-import papermill
-from papermill.exceptions import PapermillExecutionError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from posttrain.checks import HUMAN
-from posttrain.files import read_json, write
-from posttrain.presets import Evaluation, Training, choose, resolve
-from posttrain.report import write_page
+from posttrain import settings
+from posttrain.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = ("main.ipynb", "eval.ipynb")
-KEPT = ("example", "published", "real-model")  # the runs that are committed
-TEXTS = ("PRESET", "RUN", "DATASET", "BASE_MODEL", "REWARD_MODEL", "PROTOCOL", "REPORT_TO", "RESULTS", "FIGURES",
-         "SEEDS", "SEED_RUNS", "FROM")
-SWITCHES = ("FRESH", "LABEL")
-NOISE = re.compile(r"(Executing|Ending) Cell|it/s\]|examples/s\]|step/s\]|\|\s+0/\d+|^<(pandas|Figure|IPython)|^\s*$")
+MAIN, EVAL, COMPARE = "main.ipynb", "eval.ipynb", "compare.ipynb"
+COMMITTED = ("example", "published", "real-model")  # runs that nobody may write into
 
 
-def parameters_of(notebook: str) -> dict[str, object]:
-    """Return the names that a notebook's cell tagged `parameters` sets, and their values there."""
-    (cell,) = (c for c in nbformat.read(ROOT / notebook, 4).cells if "parameters" in c.metadata.get("tags", []))
-    return {target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body for target in node.targets}
-
-
-def read_value(name: str, text: str) -> object:
-    """Return a parameter's value. Raises ValueError for what is no number, True, False, None or table where one is due.
-
-    A run may be called 2025_01_15, and `false` is not False but a mistake.
-    """
-    if name in TEXTS:
-        return None if text in ("", "None") else text
+def _read_table(text: Any) -> Any:
+    """Read a table as Python or JSON write it; what is none is left for pydantic to refuse."""
     try:
-        value = ast.literal_eval(text)
-        if name in SWITCHES and not isinstance(value, bool):
-            raise ValueError
-        return value
+        return ast.literal_eval(text)
     except (SyntaxError, ValueError):
-        raise ValueError(f"{name} = {text!r} is no value that it takes. Write a number, True, False or None, or for "
-                         "SETTINGS a table such as '{\"beta\": 0.2}'.") from None
+        return text
 
 
-def own_settings(settings: object, notebook: str) -> dict[str, object]:
-    """Return those of SETTINGS that a notebook knows. Raises ValueError for one that none knows."""
-    kinds = {"main.ipynb": Training, "eval.ipynb": Evaluation}
-    known = {name for kind in kinds.values() for name in kind.model_fields if name != "preset"}
-    if not isinstance(settings, dict) or (unknown := set(settings) - known):
-        what = "it must be a table"
-        if isinstance(settings, dict):
-            what = f"{', '.join(sorted(map(str, unknown)))} is no setting"
-        raise ValueError(f"SETTINGS = {settings!r}: {what}. There are {sorted(known)}.")
-    return {name: value for name, value in settings.items() if name in kinds[notebook].model_fields}
+class Parameters(BaseModel):
+    """Every parameter of the notebooks and of the commands; None is the notebook's own value."""
+
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+
+    PRESET: str = "auto"
+    RUN: str | None = None
+    RESULTS: str = "results"
+    FIGURES: str | None = None
+    LABEL: bool | None = None
+    FRESH: bool | None = None
+    SETTINGS: Annotated[dict[str, Any], BeforeValidator(_read_table)] = {}
+    DATASET: str | None = None
+    BASE_MODEL: str | None = None
+    MAX_PAIRS: int | None = None
+    SEED: int | None = None
+    REPORT_TO: str | None = None
+    REWARD_MODEL: str | None = None
+    HARMLESS_FROM: float | None = None
+    HELPFUL_ABOVE: float | None = None
+    PROTOCOL: str | None = None
+    N_PROMPTS: int | Literal["all"] | None = None
+    MAX_NEW_TOKENS: int | None = None
+    FROM: str | None = None
+    RUNS: str | None = None
+    SEEDS: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Give those that were given a value."""
+        return {name: value for name, value in self if value is not None}
 
 
-def read_arguments(arguments: list[str], more: tuple[str, ...] = ()) -> dict[str, object]:
-    """Return the parameters, those of the notebooks and `more`. Raises ValueError for one that there is not."""
-    given = {}
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        given[name] = value if equals else os.environ.get(name, "")
-    known = set(more).union(*map(parameters_of, NOTEBOOKS))
-    if unknown := sorted(set(given) - known):
-        raise ValueError(f"No parameter {', '.join(unknown)}. There are {', '.join(sorted(known))}.\n\n{__doc__}")
-    return {name: read_value(name, value) for name, value in given.items()}
+def read_parameters(arguments: list[str]) -> Parameters:
+    """Read NAME=VALUE and NAME arguments.
 
-
-def execute(notebook: str, folder: Path, given: dict[str, object]) -> None:
-    """Execute a notebook with the parameters that it has, into the run's folder. Raises RuntimeError if it stops.
-
-    One that stops does not take the place of an earlier one that went through.
+    Raises:
+        ValueError: there is no such parameter, or it takes no such value.
     """
-    own = {name: value for name, value in given.items() if name in parameters_of(notebook)}
-    own["SETTINGS"] = own_settings(given.get("SETTINGS", {}), notebook)
-    folder.mkdir(parents=True, exist_ok=True)
-    begun = folder / notebook.replace(".ipynb", "-stopped.ipynb")
+    texts = {}
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        text = text if equals else os.environ.get(name, "")
+        is_known = name in Parameters.model_fields
+        if text not in ("", "None") or not is_known:
+            texts[name] = text
     try:
-        papermill.execute_notebook(ROOT / notebook, begun, own, kernel_name="python3", cwd=Path.cwd(), log_output=True,
-                                   progress_bar=False)
+        return Parameters(**texts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = first["loc"][0]
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(Parameters.model_fields)
+            raise ValueError(f"There is no parameter {name}. There are {known}.") from None
+        raise ValueError(f"{name} = {first['input']!r}: {first['msg']}.") from None
+
+
+# ---- notebooks
+
+
+def execute(notebook: str, folder: Path, parameters: dict[str, Any]) -> None:
+    """Execute a notebook into a run's folder; what its cells print is printed as they run.
+
+    A notebook that stops is kept as `*-stopped.ipynb`, beside an earlier one that went through.
+
+    Args:
+        notebook: the name of one in the repository's root.
+        folder: the run's folder.
+        parameters: those that the notebook has not are left out.
+
+    Raises:
+        RuntimeError: a cell failed; its error and where the notebook lies are named.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    known = papermill.inspect_notebook(str(ROOT / notebook))
+    passed = {name: value for name, value in parameters.items() if name in known}
+    if "SETTINGS" in passed:
+        passed["SETTINGS"] = _settings_of(notebook, passed["SETTINGS"])
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / notebook.replace(".ipynb", "-stopped.ipynb")
+    os.environ["TQDM_DISABLE"] = "1"  # a bar is a new line for every step here
+    try:
+        papermill.execute_notebook(
+            str(ROOT / notebook),
+            str(unfinished),
+            passed,
+            kernel_name="python3",
+            cwd=str(Path.cwd()),
+            progress_bar=False,
+            stdout_file=sys.stdout,
+        )
     except PapermillExecutionError as error:
-        raise RuntimeError(f"\n{notebook} stopped: {error.ename}: {error.evalue}\nThe whole of it is in {begun}.") \
-            from None
-    begun.replace(folder / notebook)
+        raise RuntimeError(
+            f"{notebook} stopped: {error.ename}: {error.evalue}\nThe whole of it is in "
+            f"{unfinished}."
+        ) from None
+    unfinished.replace(folder / notebook)
 
 
-def folder_of(given: dict[str, object], run: str) -> Path:
-    """Return the folder of a run. Raises ValueError for a path, and for a name that is kept with the repository."""
-    if Path(run).name != run or run == "..":
-        raise ValueError(f"RUN={run}: it must be the plain name of a folder under RESULTS.")
-    if run in KEPT:
-        raise ValueError(f"RUN={run} is kept with the repository. Choose another name.")
-    return Path(given.get("RESULTS") or "results") / run
+def _settings_of(notebook: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Give those of SETTINGS that a notebook has."""
+    kind = settings.Training if notebook == MAIN else settings.Evaluation
+    return {name: value for name, value in changes.items() if name in kind.model_fields}
 
 
-def begin(given: dict[str, object]) -> None:
-    """Settle the preset, check the settings and build the stand-ins if they are what runs."""
-    given["PRESET"] = resolve(given.get("PRESET") or "auto")
-    given["RUN"] = given.get("RUN") or given["PRESET"]
-    folder_of(given, given["RUN"])
-    for notebook, kind in zip(NOTEBOOKS, (Training, Evaluation)):  # a mistake in the evaluation is said before training
-        parameters = {name: given.get(name, value) for name, value in parameters_of(notebook).items()
-                      if name.lower() in kind.model_fields and name != "PRESET"}
-        choose(kind, given["PRESET"], own_settings(given.get("SETTINGS", {}), notebook), **parameters)
-    if given["PRESET"] == "demo":
-        subprocess.run([sys.executable, ROOT / "demo" / "build.py"], check=True)
+# ---- what is checked before anything is trained
 
 
-def run_both(arguments: list[str]) -> None:
+def prepare(parameters: Parameters) -> Parameters:
+    """Settle preset and run, and refuse all that either notebook would refuse.
+
+    Args:
+        parameters: as they were given.
+
+    Returns:
+        The parameters, with PRESET and RUN settled.
+
+    Raises:
+        ValueError: a parameter or setting is wrong, or the dataset has not so many prompts.
+        RuntimeError: the preset needs an accelerator.
+    """
+    preset = settings.resolve(parameters.PRESET)
+    prepared = parameters.model_copy(update={"PRESET": preset, "RUN": parameters.RUN or preset})
+    require_own_name(prepared.RUN, prepared.RESULTS)
+    known = settings.Training.model_fields.keys() | settings.Evaluation.model_fields.keys()
+    unknown = sorted(name for name in prepared.SETTINGS if name not in known - {"preset"})
+    if unknown:
+        raise ValueError(
+            f"SETTINGS: {', '.join(unknown)} is no setting. There are "
+            f"{', '.join(sorted(known - {'preset'}))}."
+        )
+    chosen = {}
+    for notebook, kind in ((MAIN, settings.Training), (EVAL, settings.Evaluation)):
+        values = {
+            name: value
+            for name, value in prepared.given().items()
+            if name.lower() in kind.model_fields and name != "PRESET"
+        }
+        choose = settings.training if notebook == MAIN else settings.evaluation
+        chosen[notebook] = choose(preset, _settings_of(notebook, prepared.SETTINGS), **values)
+    _require_fitting_sources(prepared, chosen[MAIN], chosen[EVAL])
+    return prepared
+
+
+def _require_fitting_sources(
+    parameters: Parameters, training: settings.Training, evaluation: settings.Evaluation
+) -> None:
+    """Refuse a judge that is none, and more prompts than the data has, before training."""
+    run = Run(parameters.RESULTS, parameters.RUN)
+    if run.path("scores.json").exists():
+        return
+    from posttrain import data, generation, hub, models
+
+    models.require_reward_model(hub.fetch("REWARD_MODEL", evaluation.reward_model))
+    if isinstance(parameters.N_PROMPTS, int):
+        base = hub.fetch("BASE_MODEL", training.base_model)
+        files = data.list_files("base", ["test"])
+        dataset = hub.fetch("DATASET", evaluation.dataset, files)
+        room = generation.room_for_prompt(base, evaluation.max_new_tokens)
+        tokenizer = models.load_tokenizer(base)
+        counts = data.count_prompts(dataset, evaluation.protocol, tokenizer, room)
+        data.require_prompts(parameters.N_PROMPTS, counts, dataset)
+
+
+def require_own_name(run: str, results: str) -> None:
+    """Refuse the name of a run that is kept with the repository.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if run in COMMITTED and Path(results).resolve() == (ROOT / "results").resolve():
+        raise ValueError(f"RUN = {run!r} is kept with the repository. Choose another name.")
+
+
+# ---- the commands
+
+
+def run_both(parameters: Parameters) -> None:
     """Train and evaluate one run, and print its final table."""
-    given = read_arguments(arguments)
-    begin(given)
-    folder = folder_of(given, given["RUN"])
-    for notebook in NOTEBOOKS:
-        execute(notebook, folder, given)
-    print((folder / "summary.md").read_text(encoding="utf-8"))
-    print(f"Tables and records: {folder}   executed notebooks: {folder}/main.ipynb and eval.ipynb\n"
-          f"A page with every answer, to open with a double-click: {folder}/report.html")
+    prepared = prepare(parameters)
+    run = Run(prepared.RESULTS, prepared.RUN)
+    for notebook in (MAIN, EVAL):
+        execute(notebook, run.folder, prepared.given())
+    print((run.folder / "summary.md").read_text(encoding="utf-8"))
+    print(f"Tables, records and both executed notebooks: {run.folder}")
+    print(f"A page with every answer, to open with a double-click: {run.folder}/report.html")
 
 
-def run_seeds(arguments: list[str]) -> None:
-    """Train and evaluate a run a seed: main.ipynb with it, eval.ipynb with the prompts of all. The last shows them."""
-    given = read_arguments(arguments, ("SEEDS",))
-    seeds = str(given.pop("SEEDS", "")).split()
-    if len(set(seeds)) < max(2, len(seeds)) or not all(seed.isdigit() for seed in seeds):
-        raise ValueError('SEEDS: two or more seeds are needed, each once, such as SEEDS="0 1 2".')
-    if "SEED" in given:
-        raise ValueError("SEED is the training's here, and SEEDS names them all.")
-    begin(given)
-    runs = {seed: f"{given['RUN']}-seed{seed}" for seed in seeds}
-    for seed, name in runs.items():
-        one = given | {"RUN": name, "SEED_RUNS": " ".join(runs.values())}
-        execute("main.ipynb", folder_of(given, name), one | {"SEED": int(seed)})
-        execute("eval.ipynb", folder_of(given, name), one)
-    print(f"All seeds side by side: section 9 of {folder_of(given, name)}/eval.ipynb, `seeds` in its metrics.json.")
+def run_seeds(parameters: Parameters) -> None:
+    """Train and evaluate a run for each seed of the training, and put them side by side."""
+    seeds = (parameters.SEEDS or "").split()
+    distinct = len(set(seeds)) == len(seeds) >= 2
+    if not distinct or not all(seed.isdigit() for seed in seeds):
+        raise ValueError('SEEDS: give two or more seeds, each once, such as SEEDS="0 1 2".')
+    if parameters.SEED is not None:
+        raise ValueError("SEED: here the seeds of the training are named by SEEDS.")
+    prepared = prepare(parameters)
+    names = [f"{prepared.RUN}-seed{seed}" for seed in seeds]
+    for seed, name in zip(seeds, names):
+        run = Run(prepared.RESULTS, name)
+        given = prepared.given() | {"RUN": name}
+        execute(MAIN, run.folder, given | {"SEED": int(seed)})
+        execute(EVAL, run.folder, given)  # with the same prompts: its seed is not varied
+    changes = {"RUNS": " ".join(names), "RUN": f"{prepared.RUN}-seeds"}
+    compare_runs(prepared.model_copy(update=changes))
 
 
-def rejudge(arguments: list[str]) -> None:
-    """Cut the responses of a run where they open a human turn, and let a judge score them, as a run of its own."""
-    given = read_arguments(arguments, ("FROM",))
-    source = Path(given.get("RESULTS") or "results") / str(given.pop("FROM", "published"))
-    given["RUN"] = given.get("RUN") or f"{source.name}-cut"
-    folder = folder_of(given, given["RUN"])
-    if missing := [name for name in ("prompts", "responses") if not (source / f"{name}.json").exists()]:
-        raise ValueError(f"FROM: {source} has no {' and no '.join(missing)}.json. A run's texts are needed.")
-    if (folder / "run.json").exists() or (folder / "scores.json").exists():
-        raise ValueError(f"{folder} holds rewards or a run of its own. Choose another RUN for another judge, or remove "
-                         "it to begin anew.")
-    prompts, responses = (read_json(source / f"{name}.json", list[dict]) for name in ("prompts", "responses"))
-    write(folder / "prompts.json", prompts)
-    write(folder / "responses.json", [
-        {name: response[name] for name in ("id", "model")} | {"response": response["response"].split(HUMAN)[0].strip()}
-        for response in responses])
-    execute("eval.ipynb", folder, given)
-    print((folder / "summary.md").read_text(encoding="utf-8"))
+def compare_runs(parameters: Parameters) -> None:
+    """Put runs side by side."""
+    if not parameters.RUNS:
+        raise ValueError('RUNS: name the runs to compare, such as RUNS="quick-seed0 quick-seed1".')
+    name = parameters.RUN or f"{parameters.RUNS.split()[0]}-compared"
+    require_own_name(name, parameters.RESULTS)
+    folder = Run(parameters.RESULTS, name).folder
+    execute(COMPARE, folder, parameters.given() | {"RUN": name})
+    print(f"Side by side: {folder / COMPARE}, figures beside those of the runs.")
 
 
-def make_report(arguments: list[str]) -> None:
+def import_run(parameters: Parameters) -> None:
+    """Take in results from elsewhere as a run of their own."""
+    from posttrain.importing import import_results
+
+    if not parameters.FROM:
+        raise ValueError("FROM: name the folder that holds prompts.json and responses.json.")
+    source = Path(parameters.FROM)
+    name = parameters.RUN or source.resolve().name
+    require_own_name(name, parameters.RESULTS)
+    run = Run(parameters.RESULTS, name)
+    import_results(source, run)
+    print(f"{run.folder} is a run now: eval.ipynb with RUN = {name!r} measures it.")
+
+
+def rejudge(parameters: Parameters) -> None:
+    """Cut a run's responses where they open a human turn, and judge them as a run of its own."""
+    from posttrain.importing import import_results
+
+    source = Path(parameters.RESULTS) / (parameters.FROM or "published")
+    name = parameters.RUN or f"{source.name}-cut"
+    require_own_name(name, parameters.RESULTS)
+    run = Run(parameters.RESULTS, name)
+    if run.path("run.json").exists() and not run.record.imported:
+        raise ValueError(f"{run.folder} holds a run of its own. Choose another RUN.")
+    if not run.path("run.json").exists():
+        import_results(source, run, cut_at_turn=True)
+    execute(EVAL, run.folder, parameters.given() | {"RUN": name})
+    print((run.folder / "summary.md").read_text(encoding="utf-8"))
+
+
+def report(parameters: Parameters) -> None:
     """Write the page of a run from its files, however far the run has come."""
-    given = read_arguments(arguments)
-    if set(given) - {"RUN", "RESULTS"} or not given.get("RUN"):
-        raise ValueError("make report takes RUN, the name of a run's folder, and RESULTS, where that folder lies: "
-                         "make report RUN=demo")
-    if Path(str(given["RUN"])).name != given["RUN"] or given["RUN"] == "..":
-        raise ValueError(f"RUN={given['RUN']}: it must be the plain name of a folder under RESULTS.")
-    page = write_page(Path(given.get("RESULTS") or "results") / given["RUN"])
+    from posttrain.page import write_page
+
+    if not parameters.RUN:
+        raise ValueError("RUN: name the run whose page is to be made: make report RUN=demo")
+    page = write_page(Run(parameters.RESULTS, parameters.RUN).folder)
     print(f"Open it with a double-click: {page}")
 
 
-COMMANDS = {"seeds": run_seeds, "rejudge": rejudge, "report": make_report}
+COMMANDS = {
+    "run": run_both,
+    "seeds": run_seeds,
+    "compare": compare_runs,
+    "import": import_run,
+    "rejudge": rejudge,
+    "report": report,
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Do what the first argument names with the parameters after it; without one, say what is."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(__doc__)
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        sys.exit(f"There is no command {name}. There are {', '.join(COMMANDS)}.\n\n{__doc__}")
+    if "--help" in rest or "-h" in rest:
+        print(f"{COMMANDS[name].__doc__}\n\n{__doc__}")
+        return
+    try:
+        COMMANDS[name](read_parameters(rest))
+    except (ValueError, RuntimeError, FileNotFoundError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    logging.getLogger().handlers[0].addFilter(lambda record: not NOISE.search(record.getMessage()))
-    command, given = COMMANDS.get(" ".join(sys.argv[1:2])), sys.argv[1:]
-    try:
-        command(given[1:]) if command else run_both(given)
-    except (ValueError, RuntimeError, FileNotFoundError) as error:
-        sys.exit(str(error))
+    main(sys.argv[1:])

@@ -214,9 +214,15 @@ def fit_pairs(
     chosen = encode_replies([pair["chosen"] for pair in pairs], tokenizer, "chosen replies")
     rejected = encode_replies([pair["rejected"] for pair in pairs], tokenizer, "rejected replies")
     candidates = []
-    for pair, *ids in zip(pairs, prompts, chosen, rejected):
-        length = len(ids[0]) + max(len(ids[1]), len(ids[2]))
-        candidates.append(pair | {"length": length} | dict(zip(IDS, ids)))
+    for pair, prompt_ids, chosen_ids, rejected_ids in zip(pairs, prompts, chosen, rejected):
+        candidate = {
+            **pair,
+            "length": len(prompt_ids) + max(len(chosen_ids), len(rejected_ids)),
+            "prompt_ids": prompt_ids,
+            "chosen_ids": chosen_ids,
+            "rejected_ids": rejected_ids,
+        }
+        candidates.append(candidate)
     long_pairs = [pair for pair in candidates if pair["length"] > max_length]
     _cut_long_pairs(long_pairs, tokenizer, max_length, unseen, report)
     return [pair for pair in candidates if pair["prompt"] is not None]

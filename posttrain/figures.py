@@ -1,16 +1,14 @@
-"""The figures: one palette, one style, and one function a figure, from data to a Figure.
+"""The figures: one function a figure, which takes data and returns a Figure.
 
-A model's colour, marker and line follow from its place among the run's models, so that it looks
-the same in every figure, and models stay apart without colour too.
+How models look is settled in `posttrain.style`.
 """
 
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -19,43 +17,24 @@ from matplotlib.lines import Line2D
 
 from posttrain.files import written_whole
 from posttrain.metrics import KINDS, REFERENCES, models_of, pivot_rewards
+from posttrain.style import (
+    DASHED,
+    DOTTED,
+    Style,
+    entitle,
+    make_handles,
+    make_panels,
+    name_ticks,
+    printable,
+    style_of,
+)
 
 if TYPE_CHECKING:
     from posttrain.run import Run
 
 Record = Mapping[str, Any]
 
-
-class Style(NamedTuple):
-    """How a model is drawn: a colour, a marker and a kind of line, all as matplotlib names them."""
-
-    color: str
-    marker: str
-    line: Any
-
-
-# Colours that stay apart under colour blindness: Okabe and Ito 2008, grey in place of black.
-PALETTE = (
-    "#7F7F7F",  # grey, the baseline
-    "#0072B2",  # blue
-    "#E69F00",  # orange
-    "#009E73",  # green
-    "#D55E00",  # vermillion
-    "#CC79A7",  # purple
-    "#56B4E9",  # sky blue
-    "#B8A500",  # yellow, darkened for white paper
-)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES = (
-    ":",
-    "-",
-    "--",
-    "-.",
-    (0, (1, 2.5)),
-    (0, (8, 2)),
-    (0, (5, 1, 1, 1, 1, 1)),
-    (0, (2, 2, 6, 2)),
-)
+RATES = ("HmR", "HpR", "CAS")
 # The more certain, the darker; what is inconclusive is hollow, so that greyscale tells them apart.
 DECISIONS = {
     "significant": {"color": "black", "markerfacecolor": "black"},
@@ -66,112 +45,6 @@ MEASURE_LABELS = {
     "harmful_reward": "reward on\nharmful prompts",
     "helpful_reward": "reward on\nhelpful prompts",
 }
-ONE_COLUMN, TWO_COLUMNS = 3.4, 6.8  # inches, of a paper
-LONGEST_NAME = 18  # letters of a model's name that a figure shows
-DASHED = {"color": "black", "linestyle": "--", "linewidth": 0.8}
-DOTTED = {"color": "0.4", "linestyle": ":", "linewidth": 0.8}
-
-mpl.rcParams.update(
-    {
-        "font.size": 8,
-        "figure.titlesize": 9,
-        "axes.titlesize": 8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.3,
-        "axes.axisbelow": True,
-        "legend.frameon": False,
-        "savefig.dpi": 300,
-        "pdf.fonttype": 42,
-        "figure.constrained_layout.use": True,
-    }
-)
-
-
-# ---- what the figures share
-
-
-def style_of(models: Sequence[str]) -> dict[str, Style]:
-    """Give each model its colour, marker and line, by its place among the run's models.
-
-    Colours repeat after eight models; markers and lines then go on with the next ones, so that no
-    two of 64 models look alike.
-
-    Args:
-        models: names in the run's order, the baseline first.
-
-    Returns:
-        {name: Style} in that order.
-    """
-    styles = {}
-    for place, name in enumerate(models):
-        round_, color = divmod(place, len(PALETTE))
-        other = (color + round_) % len(MARKERS)
-        styles[name] = Style(PALETTE[color], MARKERS[other], LINES[other])
-    return styles
-
-
-def printable(name: str) -> str:
-    """Make a model's name fit for a figure: one short line in which nothing is a formula."""
-    letters = []
-    for letter in name:
-        letters.append(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}")
-    text = "".join(letters)
-    if len(text) > LONGEST_NAME:
-        text = text[: LONGEST_NAME - 1] + "…"
-    if text.startswith("_"):  # matplotlib leaves such labels out of legends
-        text = " " + text
-    return text.replace("$", r"\$")
-
-
-def _panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, Any]:
-    """Make a figure of a height in inches and its axes; one column wide if it has one panel."""
-    width = ONE_COLUMN if rows * columns == 1 else TWO_COLUMNS
-    figure = Figure(figsize=(width, height))
-    return figure, figure.subplots(rows, columns, **options)
-
-
-def _entitle(figure: Figure, title: str, handles: Sequence[Line2D]) -> None:
-    """Put a title above the panels, and below it a legend in as many columns as have room."""
-    longest = max(len(handle.get_label()) for handle in handles)
-    columns = int(15 * figure.get_figwidth() / (longest + 5))  # 15 letters fill an inch
-    # As the legend's own title, since a figure's title would be drawn across the legend.
-    figure.legend(
-        handles=handles,
-        title=title,
-        title_fontsize=9,
-        loc="outside upper center",
-        ncols=min(max(columns, 1), len(handles)),
-        columnspacing=1.2,
-        handletextpad=0.5,
-    )
-
-
-def _handles_of(styles: Mapping[str, Style], lines: bool = True) -> list[Line2D]:
-    """Make the legend's entries of models, with or without their lines."""
-    handles = []
-    for name, style in styles.items():
-        line = style.line if lines else ""
-        handle = Line2D(
-            [],
-            [],
-            color=style.color,
-            linestyle=line,
-            marker=style.marker,
-            markersize=4,
-            label=printable(name),
-        )
-        handles.append(handle)
-    return handles
-
-
-def _name_ticks(axis: Axes, names: Sequence[str]) -> None:
-    """Write names below an axis, slanted where they would run into each other."""
-    labels = [printable(name) for name in names]
-    crowded = sum(len(label) + 2 for label in labels) > 42
-    slant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
-    axis.set_xticks(range(len(labels)), labels, **slant)
 
 
 def _number(value: float) -> str:
@@ -195,7 +68,7 @@ def lengths(pairs: Sequence[Record], max_length: int) -> Figure:
         max_length: the tokens that a pair may have, dashed.
     """
     counts = [pair["length"] for pair in pairs]
-    figure, axis = _panels(1, 1, 2.2)
+    figure, axis = make_panels(1, 1, 2.2)
     axis.hist(counts, bins=40, color="0.45")
     axis.axvline(max_length, **DASHED)
     axis.set(xlabel="length of a pair (tokens)", ylabel="pairs")
@@ -230,7 +103,7 @@ def training(log: Mapping[str, Sequence[Record]], models: Sequence[str]) -> Figu
         panels.append(("rewards/accuracies", "reward accuracy (share)", preferring))
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure, axes = _panels(rows, columns, 2.2 * rows + 0.6, squeeze=False)
+    figure, axes = make_panels(rows, columns, 2.2 * rows + 0.6, squeeze=False)
     for axis, (key, label, names) in zip(axes.flat, panels):
         for name in names:
             _draw_stage(axis, tables[name], key, styles[name])
@@ -240,7 +113,7 @@ def training(log: Mapping[str, Sequence[Record]], models: Sequence[str]) -> Figu
     fallen = [name for name, table in tables.items() if _falls(_logged(table, "eval_loss"))]
     stages = "model" if len(tables) == 1 else "models"
     title = f"Held-out loss fell in {len(fallen)} of {len(tables)} trained {stages}"
-    _entitle(figure, title, _handles_of({name: styles[name] for name in log}))
+    entitle(figure, title, make_handles({name: styles[name] for name in log}))
     return figure
 
 
@@ -288,7 +161,7 @@ def measures(
     """
     records = _models_among(records)
     styles = style_of([record["model"] for record in records])
-    figure, axis = _panels(1, 1, 2.2 + 0.1 * len(records))
+    figure, axis = make_panels(1, 1, 2.2 + 0.1 * len(records))
     step = min(0.17, 0.8 / len(records))
     for i, record in enumerate(records):
         style = styles[record["model"]]
@@ -301,7 +174,7 @@ def measures(
     axis.set_xticks(range(len(names)), labels)
     axis.set(ylabel=ylabel, ylim=ylim, xlim=(-0.5, len(names) - 0.5))
     axis.grid(axis="x", visible=False)
-    _entitle(figure, title, _handles_of(styles, lines=False))
+    entitle(figure, title, make_handles(styles, lines=False))
     return figure
 
 
@@ -317,7 +190,7 @@ def distributions(
     """
     records = _models_among(records)
     styles = style_of([record["model"] for record in records])
-    figure, axes = _panels(1, 2, 2.7, sharey=True)
+    figure, axes = make_panels(1, 2, 2.7, sharey=True)
     for axis, kind in zip(axes, KINDS):
         part = answers[answers["kind"] == kind]
         for i, record in enumerate(records):
@@ -331,7 +204,7 @@ def distributions(
         axis.axhline(thresholds[kind], **DASHED)
         count, limit = part["id"].nunique(), _number(thresholds[kind])
         axis.set(title=f"{kind} prompts (n = {count}), threshold {limit}", ylabel="reward")
-        _name_ticks(axis, list(styles))
+        name_ticks(axis, list(styles))
         axis.grid(axis="x", visible=False)
         axis.label_outer()
     figure.suptitle("Reward of every answer, mean with 95% interval in black")
@@ -354,30 +227,63 @@ def differences(comparisons: Sequence[Record]) -> Figure:
     Args:
         comparisons: of `comparisons.compare`, for at least two models.
     """
-    names = ("HmR", "HpR", "CAS")
-    pairs = [record for record in comparisons if record["measure"] == names[0]]
-    figure, axes = _panels(1, 3, 1.4 + 0.2 * len(pairs), sharex=True, sharey=True)
-    for axis, name in zip(axes, names):
+    pairs = [record for record in comparisons if record["measure"] == RATES[0]]
+    figure, axes = make_panels(1, 3, 1.4 + 0.2 * len(pairs), sharex=True, sharey=True)
+    for axis, name in zip(axes, RATES):
         records = [record for record in comparisons if record["measure"] == name]
         for y, record in enumerate(records):
             style = DECISIONS[record["decision"]]
             axis.hlines(y, record["low"], record["high"], color=style["color"])
             axis.plot(record["difference"], y, "o", markersize=4, **style)
         significant = [record for record in records if record["decision"] == "significant"]
-        axis.axvline(0, color="black", linewidth=0.8)
-        axis.set(
-            title=f"{name}: {len(significant)} of {len(records)} significant",
-            xlabel="difference (points)",
-        )
-        labels = []
-        for record in records:
-            labels.append(f"{printable(record['second'])} − {printable(record['first'])}")
-        axis.set_yticks(range(len(records)), labels)
+        axis.set_title(f"{name}: {len(significant)} of {len(records)} significant")
+        _name_pairs(axis, records)
     axes[0].invert_yaxis()
     handles = []
     for decision, style in DECISIONS.items():
         handles.append(Line2D([], [], marker="o", markersize=4, label=decision, **style))
-    _entitle(figure, "Differences between models, with 95% intervals", handles)
+    entitle(figure, "Differences between models, with 95% intervals", handles)
+    return figure
+
+
+def _name_pairs(axis: Axes, records: Sequence[Record]) -> None:
+    """Name the pairs of models whose differences an axis shows, and mark no difference."""
+    labels = []
+    for record in records:
+        labels.append(f"{printable(record['second'])} − {printable(record['first'])}")
+    axis.set_yticks(range(len(records)), labels)
+    axis.set_xlabel("difference (points)")
+    axis.axvline(0, color="black", linewidth=0.8)
+
+
+def across_runs(differences: Sequence[Record]) -> Figure:
+    """Draw the differences of all pairs of models over several runs.
+
+    Args:
+        differences: of `compare.differences_across`.
+    """
+    pairs = [record for record in differences if record["measure"] == RATES[0]]
+    figure, axes = make_panels(1, 3, 1.4 + 0.3 * len(pairs), sharex=True, sharey=True)
+    for axis, name in zip(axes, RATES):
+        records = [record for record in differences if record["measure"] == name]
+        for y, record in enumerate(records):
+            for value, low, high in zip(
+                record["values"], record["prompts_low"], record["prompts_high"]
+            ):
+                axis.hlines(y + 0.2, low, high, color="0.8")
+                axis.plot(value, y + 0.2, "|", markersize=6, color="0.4")
+            if record["low"] is not None:
+                axis.hlines(y - 0.15, record["low"], record["high"], color="black")
+            axis.plot(record["mean"], y - 0.15, "o", markersize=4, color="black")
+        axis.set_title(name)
+        _name_pairs(axis, records)
+    axes[0].invert_yaxis()
+    handles = [
+        Line2D([], [], color="black", marker="o", markersize=4, label="mean, interval over runs"),
+        Line2D([], [], color="0.4", marker="|", linestyle="", label="one run"),
+        Line2D([], [], color="0.8", label="its interval over prompts"),
+    ]
+    entitle(figure, "Differences between models over several runs", handles)
     return figure
 
 
@@ -390,7 +296,7 @@ def win_rates(answers: pd.DataFrame) -> Figure:
         answers: of `metrics.table`, for at least two models.
     """
     models = models_of(answers)
-    figure, axes = _panels(1, 2, 1.7 + 0.25 * len(models), sharey=True)
+    figure, axes = make_panels(1, 2, 1.7 + 0.25 * len(models), sharey=True)
     image = None
     for axis, kind in zip(axes, KINDS):
         rewards = pivot_rewards(answers, kind)[models].to_numpy()
@@ -402,7 +308,7 @@ def win_rates(answers: pd.DataFrame) -> Figure:
         for (i, j), value in np.ma.ndenumerate(percent):
             color = "white" if value > 60 else "black"
             axis.text(j, i, f"{value:.0f}", ha="center", va="center", color=color)
-        _name_ticks(axis, models[:-1])
+        name_ticks(axis, models[:-1])
         axis.set_yticks(range(len(models) - 1), [printable(name) for name in models[1:]])
         axis.set(
             title=f"{kind} prompts (n = {len(rewards)})",
@@ -430,7 +336,7 @@ def thresholds(
         models: names of the run's models in order, for their styles.
     """
     styles = style_of(models)
-    figure, axes = _panels(1, 2, 2.7, sharey=True)
+    figure, axes = make_panels(1, 2, 2.7, sharey=True)
     for axis, (kind, table) in zip(axes, sweeps.items()):
         for name in table.columns:
             style = styles[name]
@@ -447,7 +353,7 @@ def thresholds(
             ylabel="rate (%)",
         )
         axis.label_outer()
-    _entitle(figure, "Rates at every other threshold", _handles_of(styles))
+    entitle(figure, "Rates at every other threshold", make_handles(styles))
     return figure
 
 
@@ -460,7 +366,7 @@ def judge(answers: pd.DataFrame, check: Sequence[Record]) -> Figure:
         answers: of `metrics.table`, with the rewards of human replies.
         check: of `diagnostics.check_judge`.
     """
-    figure, axis = _panels(1, 1, 3.0)
+    figure, axis = make_panels(1, 1, 3.0)
     parts, handles = [], []
     for record, line in zip(check, ("-", "--")):
         label = (
@@ -479,7 +385,7 @@ def judge(answers: pd.DataFrame, check: Sequence[Record]) -> Figure:
         ylim=(0, 1),
     )
     title = f"The judge agrees with the humans on\n{' and '.join(parts)} prompts"
-    _entitle(figure, title, handles)
+    entitle(figure, title, handles)
     return figure
 
 

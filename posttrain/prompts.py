@@ -168,6 +168,11 @@ def draw_prompts(
     records = []
     generator = random.Random(STUDY_SEED)
     for kind, (usable, dropped) in collected.items():
+        if not usable:
+            raise ValueError(
+                f"DATASET: the test split of {MEASURED[kind]} in {folder} has no usable {kind} "
+                f"prompt (rows without one: {dict(dropped) or 'none'}), so its rate cannot be made."
+            )
         if protocol == "default":
             generator = random.Random(seed)
         size = min(n, len(usable)) if isinstance(n, int) else len(usable)

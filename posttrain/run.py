@@ -312,6 +312,9 @@ class Run:
         self, name: str, make: Callable[[str], list], inputs: Mapping[str, Mapping[str, Any]]
     ) -> list[dict[str, Any]]:
         """Make those parts of a list that are not there, each written when it is made."""
+        imported = self._imported_parts(name)
+        if imported:  # such a list is taken as it is
+            inputs = dict.fromkeys(imported, {})
         path = self.path(name)
         records = read_json(path, list[dict[str, Any]]) if path.exists() else []
         parts = {part: [row for row in records if row.get("model") == part] for part in inputs}
@@ -329,6 +332,14 @@ class Run:
                 self.enter(entry, part_inputs, fingerprint(as_json_list(parts[part])), seconds)
                 write(path, [row for rows in parts.values() for row in rows])
         return [row for rows in parts.values() for row in rows]
+
+    def _imported_parts(self, name: str) -> list[str]:
+        """List the parts of a list that came from elsewhere."""
+        parts = []
+        for entry, artifact in self.record.artifacts.items():
+            if entry.startswith(f"{name}/") and "imported" in artifact.inputs:
+                parts.append(entry.removeprefix(f"{name}/"))
+        return parts
 
     def enter(
         self, name: str, inputs: Mapping[str, Any], sha256: str, seconds: float | None

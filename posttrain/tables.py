@@ -12,7 +12,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 from pydantic import BaseModel
 
-from posttrain.comparisons import format_difference
+from posttrain.comparisons import format_difference, format_signed
 from posttrain.diagnostics import marks
 from posttrain.metrics import MEASURES, REFERENCES, models_of, paired_difference
 from posttrain.settings import PRESETS, choose
@@ -256,6 +256,40 @@ def decisions(comparisons: Sequence[Record]) -> Styler:
     styler = styler.format_index(escape="html")
     layout = "white-space: pre; text-align: left"
     return styler.set_table_styles([{"selector": "th, td", "props": layout}])
+
+
+def rates_across_runs(records: Sequence[Record]) -> pd.DataFrame:
+    """Show every model's HmR, HpR and CAS in all runs, with mean and standard deviation.
+
+    Args:
+        records: of `compare.rates_across`.
+    """
+    rows = {}
+    for record in records:
+        if record["measure"] in IN_PERCENT:
+            values = " ".join(f"{value:.0f}" for value in record["values"])
+            cell = f"{values}: {record['mean']:.1f} ± {record['sd']:.1f}"
+            row = rows.setdefault(record["model"], {"model": record["model"]})
+            row[HEADINGS[record["measure"]]] = cell
+    return pd.DataFrame(rows.values())
+
+
+def differences_across_runs(records: Sequence[Record]) -> pd.DataFrame:
+    """Show the mean difference of every two models over all runs, with its t interval.
+
+    Args:
+        records: of `compare.differences_across`.
+    """
+    rows = {}
+    for record in records:
+        if record["measure"] in IN_PERCENT:
+            pair = f"{record['second']} − {record['first']}"
+            ends = "all equal"
+            if record["low"] is not None:
+                ends = f"{format_signed(record['low'], 1)}, {format_signed(record['high'], 1)}"
+            row = rows.setdefault(pair, {"pair": pair})
+            row[f"{record['measure']} (points)"] = f"{format_signed(record['mean'], 1)} [{ends}]"
+    return pd.DataFrame(rows.values())
 
 
 def win_rates(comparisons: Sequence[Record]) -> pd.DataFrame:

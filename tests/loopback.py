@@ -1,4 +1,7 @@
-"""A hub on 127.0.0.1: serves folders as the repositories of models and datasets, and writes down what it is asked."""
+"""A hub on 127.0.0.1 that serves folders as the repositories of models and datasets.
+
+It writes down the requests that it gets.
+"""
 
 import gzip
 import hashlib
@@ -13,14 +16,18 @@ from urllib.parse import unquote, urlsplit
 import torch
 from safetensors.torch import load_file
 
-PATHS = {  # what is asked: how its path looks
+PATHS = {  # the kind of a request, and the path that asks for it
     "info": r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?",
     "tree": r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)",
-    "file": r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)"}
+    "file": r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)",
+}
 
 
 class Hub:
-    """Serves repositories until it is closed. As a proxy, it also writes down and refuses what goes to other hosts."""
+    """Serves repositories until it is closed.
+
+    As a proxy, it also writes down and refuses requests that go to other hosts.
+    """
 
     def __init__(self):
         self.repositories, self.requests = {}, []
@@ -34,24 +41,26 @@ class Hub:
             def log_message(self, *arguments):
                 """Print nothing."""
 
-            def handle_one(self):
+            def handle_request(self):
                 """Write the request down and answer it."""
                 if length := int(self.headers.get("Content-Length", 0)):
                     self.rfile.read(length)
                 hub.requests.append(f"{self.command} {self.path}")
                 status, headers, content = hub.answer(self.path)
                 self.send_response(status)
-                for name, value in ({"Content-Length": str(len(content))} | headers).items():
+                self.send_header("Content-Length", str(len(content)))
+                for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(content)
 
-            do_GET = do_HEAD = do_POST = do_CONNECT = handle_one
+            do_GET = do_HEAD = do_POST = do_CONNECT = handle_request
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        serve = self.server.serve_forever
+        threading.Thread(target=serve, args=(0.02,), daemon=True).start()  # closes within 20 ms
 
     def close(self):
         """End the server."""
@@ -59,50 +68,63 @@ class Hub:
         self.server.server_close()
 
     def publish(self, kind, name, folder, gated=False):
-        """Make a folder the newest commit of a repository, `models` or `datasets`; return the commit's hash."""
-        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*"))
-                 if path.is_file()}
+        """Make a folder the newest commit of a repository of `models` or `datasets`.
+
+        Returns the commit's hash.
+        """
+        files = {}
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                files[path.relative_to(folder).as_posix()] = path.read_bytes()
         hashes = [(path, hashlib.sha256(content).hexdigest()) for path, content in files.items()]
         commit = hashlib.sha1(json.dumps([name, hashes]).encode()).hexdigest()
-        repository = self.repositories.setdefault((kind, name), SimpleNamespace(commits={}, gated=gated))
-        repository.newest, repository.commits[commit] = commit, files
+        new = SimpleNamespace(commits={}, gated=gated)
+        repository = self.repositories.setdefault((kind, name), new)
+        repository.newest = commit
+        repository.commits[commit] = files
         return commit
 
     def answer(self, path):
         """Return (status, headers, content) for a path."""
         path = unquote(urlsplit(path).path)
-        for what, pattern in PATHS.items():
-            if found := re.fullmatch(pattern, path):
-                kind = found[1].strip("/") if found[1] else "models"
-                repository = self.repositories.get((kind, found[2]))
-                if repository is None:
-                    return 401, {"X-Error-Code": "RepoNotFound"}, b"{}"  # as the hub says of unknown and private ones
-                commit = repository.newest if found[3] in (None, "main") else found[3]
-                if commit not in repository.commits:
-                    return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
-                return getattr(self, f"answer_{what}")(repository, commit, found)
+        for request, pattern in PATHS.items():
+            match = re.fullmatch(pattern, path)
+            if not match:
+                continue
+            kind = match[1].strip("/") if match[1] else "models"
+            repository = self.repositories.get((kind, match[2]))
+            if repository is None:  # the hub says the same of unknown and of private names
+                return 401, {"X-Error-Code": "RepoNotFound"}, b"{}"
+            commit = repository.newest if match[3] in (None, "main") else match[3]
+            if commit not in repository.commits:
+                return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+            return getattr(self, f"answer_{request}")(repository, commit, match)
         return 404, {}, b"{}"
 
-    def answer_info(self, repository, commit, found):
+    def answer_info(self, repository, commit, match):
         """Return the answer of the API about a repository at a commit."""
         siblings = [{"rfilename": path} for path in repository.commits[commit]]
-        return self.as_json({"id": found[2], "sha": commit, "private": False, "gated": repository.gated, "tags": [],
-                             "disabled": False, "downloads": 0, "likes": 0, "siblings": siblings})
+        return self.as_json({
+            "id": match[2], "sha": commit, "private": False, "gated": repository.gated, "tags": [],
+            "disabled": False, "downloads": 0, "likes": 0, "siblings": siblings,
+        })
 
-    def answer_tree(self, repository, commit, found):
+    def answer_tree(self, repository, commit, match):
         """Return the answer of the API about the files of a commit."""
-        files = repository.commits[commit].items()
-        return self.as_json([{"type": "file", "path": path, "size": len(content),
-                              "oid": hashlib.sha1(content).hexdigest()} for path, content in files])
+        entries = []
+        for path, content in repository.commits[commit].items():
+            sha1 = hashlib.sha1(content).hexdigest()
+            entries.append({"type": "file", "path": path, "size": len(content), "oid": sha1})
+        return self.as_json(entries)
 
-    def answer_file(self, repository, commit, found):
+    def answer_file(self, repository, commit, match):
         """Return a file, or that it is not there, or not for everybody."""
         headers = {"X-Repo-Commit": commit}
         if repository.gated:
             return 403, headers | {"X-Error-Code": "GatedRepo"}, b"{}"
-        if found[4] not in repository.commits[commit]:
+        if match[4] not in repository.commits[commit]:
             return 404, headers | {"X-Error-Code": "EntryNotFound"}, b"{}"
-        content = repository.commits[commit][found[4]]
+        content = repository.commits[commit][match[4]]
         return 200, headers | {"ETag": f'"{hashlib.sha1(content).hexdigest()}"'}, content
 
     @staticmethod
@@ -112,9 +134,15 @@ class Hub:
 
 
 def lay_out(demo, folder):
-    """Write the demo's stand-ins into a folder as the hub holds the real ones; return {(kind, name): its folder}."""
-    places = {("models", "facebook/opt-350m"): folder / "opt", ("datasets", "Anthropic/hh-rlhf"): folder / "hh-rlhf",
-              ("models", "OpenAssistant/reward-model-deberta-v3-large-v2"): folder / "judge"}
+    """Write the demo's stand-ins into a folder as the hub holds the real ones.
+
+    Returns {(kind, name): its folder}.
+    """
+    places = {
+        ("models", "facebook/opt-350m"): folder / "opt",
+        ("datasets", "Anthropic/hh-rlhf"): folder / "hh-rlhf",
+        ("models", "OpenAssistant/reward-model-deberta-v3-large-v2"): folder / "judge",
+    }
     for source, place in (("opt", "opt"), ("reward-model", "judge")):
         shutil.copytree(demo / source, folder / place)
         weights = load_file(folder / place / "model.safetensors")

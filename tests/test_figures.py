@@ -22,6 +22,23 @@ from posttrain import diagnostics, figures, metrics
 HOSTILE_NAMES = ["$x^2$ and $\\bad", "_hidden", "two\nlines\x00", "a" * 300, "<b>&amp;</b>"]
 
 
+def repeat_differences(comparisons):
+    """Make the records of `compare.differences_across`, of three runs."""
+    records = []
+    for record in comparisons:
+        difference = record["difference"]
+        repeated = {
+            "values": [difference - 1, difference, difference + 4],
+            "mean": difference + 1,
+            "low": difference - 5,
+            "high": difference + 7,
+            "prompts_low": [record["low"]] * 3,
+            "prompts_high": [record["high"]] * 3,
+        }
+        records.append(record | repeated)
+    return records
+
+
 def draw_all(answers, records, comparisons, log):
     """Draw every figure of a run, by the name of its function."""
     models = metrics.models_of(answers)
@@ -34,6 +51,8 @@ def draw_all(answers, records, comparisons, log):
         "win_rates": figures.win_rates(answers),
         "thresholds": figures.thresholds(sweeps, THRESHOLDS, models),
         "judge": figures.judge(answers, diagnostics.check_judge(answers)),
+        "across_runs": figures.across_runs(repeat_differences(comparisons)),
+        "lengths": figures.lengths([{"length": 10 * i} for i in range(50)], 512),
     }
 
 
@@ -62,7 +81,16 @@ def test_every_figure_is_tried_and_has_a_papers_width(drawn):
 
 
 @pytest.mark.parametrize(
-    "name", ["training", "measures", "distributions", "differences", "win_rates", "thresholds"]
+    "name",
+    [
+        "training",
+        "measures",
+        "distributions",
+        "differences",
+        "win_rates",
+        "thresholds",
+        "across_runs",
+    ],
 )
 def test_every_figure_shows_the_fifth_model(drawn, name):
     shown = " | ".join(texts_of(drawn[name]))
@@ -81,6 +109,8 @@ def test_every_figure_shows_the_fifth_model(drawn, name):
         ("win_rates", "How often one model is rewarded above another"),
         ("thresholds", "Rates at every other threshold"),
         ("judge", "The judge agrees with the humans on"),
+        ("across_runs", "Differences between models over several runs"),
+        ("lengths", "Half of the pairs have at most 245 of 512 tokens"),
     ],
 )
 def test_titles_and_axes(drawn, name, title):
@@ -222,7 +252,7 @@ def test_hostile_names_are_short_texts_within_the_figure():
     log = {names[name]: rows for name, rows in make_log().items()}
     for name, figure in draw_all(answers, records, comparisons, log).items():
         texts = " | ".join(texts_of(figure))
-        if name != "judge":
+        if name not in ("judge", "lengths"):
             assert "hidden" in texts
             assert "two\nlines" not in texts
             assert "a" * 30 not in texts

@@ -152,7 +152,8 @@ def test_dataset_in_another_layout(online, tmp_path):
 def test_folder_that_is_not_there(tmp_path, monkeypatch, name):
     """Be the path absolute, relative or like a hub's name, the setting and its value are named."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=f"DATASET = '{name}' (cannot be had|is no model)") as error:
+    refusal = f"DATASET = '{name}' (cannot be had|is no model)"
+    with pytest.raises(ValueError, match=refusal) as error:
         hub.fetch("DATASET", name)
     hint = "The stand-ins come with the repository. In Colab"
     assert (hint in str(error.value)) == name.startswith("demo/hub")

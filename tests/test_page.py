@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from posttrain import page
 from posttrain.page import drawings, reading, render, texts
+from posttrain.style import MARKERS
 
 COMMITTED = ["example", "published"]
 HOSTILE = {
@@ -133,8 +134,6 @@ def test_every_part_of_the_page_shows_the_fifth_model(html):
 
 def test_markers_of_models_have_a_shape_in_the_script():
     """As figures draw them, so does the list of prompts."""
-    from posttrain.figures import MARKERS
-
     script = (ROOT / "posttrain" / "page" / "report.js").read_text(encoding="utf-8")
     shapes = script.split("const SHAPES = {")[1].split("};")[0]
     for marker in MARKERS:
@@ -184,7 +183,7 @@ def test_imported_results_say_where_they_come_from(five, tmp_path):
     assert facts["What"] == "published answers"
     assert facts["Repository"] == "a/b (MIT)"
     assert facts["Judge"] == "tiny/judge"
-    assert facts["Prompts"] == "16 harmful, 16 helpful"
+    assert facts["Prompts"] == "15 harmful, 15 helpful"
 
 
 @pytest.mark.parametrize(

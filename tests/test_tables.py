@@ -207,6 +207,22 @@ def test_intervals_stand_with_their_measures():
     assert list(shown["rate"]) == ["50.0 [10.0, 90.0]", "−1.0 [all equal]"]
 
 
+def test_runs_side_by_side():
+    """Every run's rate with mean and deviation, and mean differences with their t interval."""
+    rates = {"measure": "HmR", "model": MODELS[4], "values": [40.0, 44.0], "mean": 42.0}
+    rates["sd"] = 2.83
+    (row,) = tables.rates_across_runs([rates, rates | {"measure": "harmful_reward"}]).to_dict(
+        "records"
+    )
+    assert row == {"model": MODELS[4], "HmR (%)": "40 44: 42.0 ± 2.8"}
+    pair = {"measure": "CAS", "first": "Base", "second": MODELS[4], "mean": -3.0}
+    known = pair | {"low": -10.25, "high": 4.25}
+    (row,) = tables.differences_across_runs([known]).to_dict("records")
+    assert row == {"pair": f"{MODELS[4]} − Base", "CAS (points)": "−3.0 [−10.2, +4.2]"}
+    (row,) = tables.differences_across_runs([pair | {"low": None, "high": None}]).to_dict("records")
+    assert row["CAS (points)"] == "−3.0 [all equal]"
+
+
 # ---- the notebooks' other tables
 
 
@@ -229,6 +245,16 @@ def test_tables_of_numbers_have_few_decimals():
     assert "1.2e-05" in parsed.text
     assert "nan" not in parsed.text.lower()
     assert "b" not in parsed.tags
+
+
+def test_tokens_with_a_loss_are_bold():
+    """And texts of tokens are text."""
+    table = pd.DataFrame({"id": [5, 6], "text": ["<b>", "$x$"], "loss": [False, True]})
+    html = tables.tokens(table).to_html()
+    assert Texts(html).tags <= {"table", "thead", "tbody", "tr", "th", "td"}
+    (bold,) = re.findall(r"([^{}]*)\{\s*font-weight: bold", html)
+    assert bold.count("_col1") == bold.count("#T_") == 3
+    assert "mathjax_ignore" in html
 
 
 def test_settings_of_a_run():

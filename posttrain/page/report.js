@@ -141,7 +141,7 @@
   }
   function summarise(holds) {
     at("count").textContent = `${shown.length} of ${data.prompts.length} prompts`
-      + (shown.length ? "" : ": none is as asked for. Show all takes the filters away.");
+      + (shown.length ? "" : ": no prompt matches. “Show all” removes the filters.");
     const lines = [["Of those shown", ...data.models]];
     for (const [name, kind] of [["HmR", "harmful"], ["HpR", "helpful"]]) {
       const part = shown.filter((prompt) => prompt.kind === kind && prompt.answers.every((answer) => answer.label));
@@ -151,7 +151,7 @@
       })]);
     }
     const narrowed = ["label", "finish", "mark", "low", "high"].some(value);
-    if (narrowed) lines.push(["answers as asked for", ...data.models.map((_, model) =>
+    if (narrowed) lines.push(["answers that match", ...data.models.map((_, model) =>
       shown.filter((prompt) => holds(prompt.answers[model])).length)]);
     at("part").replaceChildren(...lines.map((cells, line) => make("tr", {}, ...cells.map((cell, column) =>
       make(line && column ? "td" : "th", line && column ? {} : {scope: line ? "row" : "col"}, String(cell))))));

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.diagnostics import marks
-from posttrain.figures import style_of
 from posttrain.metrics import HUMAN_REPLIES, KINDS, REFERENCES
 from posttrain.page.reading import RunFiles
+from posttrain.style import style_of
 
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 # What would not be seen, or would change how the text around it is seen: controls, turns of the

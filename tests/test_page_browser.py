@@ -1,0 +1,547 @@
+"""The page of a run in a real Chromium: it filters, orders, opens, and shows hostile texts as text.
+
+Whatever the browser complains of, and whatever the page asks for beside itself, fails a test.
+"""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import load
+from five_models import FILES, MODELS, PROMPTS, write_run
+from test_page import HOSTILE, copy_files, rewrite
+
+from posttrain import page
+from posttrain.diagnostics import marks
+from posttrain.page import texts
+
+pytestmark = pytest.mark.slow
+FIFTH = MODELS[4]
+COUNT = 2 * PROMPTS
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, for all tests of this file."""
+    from playwright.sync_api import sync_playwright
+
+    from benchmarks.report import OPTIONS, chromium
+
+    if not chromium():
+        pytest.skip("no Chromium here: `make browser` installs Debian's")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium(), args=OPTIONS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    """The folder of a run of five models with its page."""
+    folder = write_run(tmp_path_factory.mktemp("runs") / "five")
+    page.write_page(folder)
+    return folder
+
+
+@pytest.fixture
+def show(browser, five):
+    """Open the page of the run, or of another folder, at an address within it."""
+    opened, complaints = [], []
+
+    def open_page(address="", width=1400, folder=five, **options):
+        path = Path(folder) / "report.html"
+        view = browser.new_context(viewport={"width": width, "height": 900}, **options).new_page()
+
+        def check(request):
+            if not request.url.startswith((path.as_uri(), "data:,")):
+                complaints.append(request.url)
+
+        view.on("console", lambda message: complaints.append(message.text))
+        view.on("pageerror", lambda error: complaints.append(str(error)))
+        view.on("request", check)
+        view.goto(path.as_uri() + address)
+        opened.append(view)
+        return view
+
+    yield open_page
+    for view in opened:
+        view.context.close()
+    assert complaints == []
+
+
+def settle(view):
+    """Wait until events that are due have been dealt with and drawn."""
+    view.evaluate(
+        "new Promise((done) => setTimeout(() => "
+        "requestAnimationFrame(() => requestAnimationFrame(done)), 20))"
+    )
+
+
+def select(view, **choices):
+    """Set the page's filters, by their names, and wait until they are taken."""
+    for name, value in choices.items():
+        control = view.locator(f"[name={name}]")
+        if name in ("text", "low", "high"):
+            control.fill(value)
+        else:
+            control.select_option(value)
+    settle(view)
+
+
+def shown_ids(view):
+    """List the ids of the prompts in the list, in its order."""
+    return view.locator("#list .name").all_text_contents()
+
+
+def read_answers(folder):
+    """Read what is filtered, by plain means: {id: {model: its record, with finish and marks}}."""
+    responses = {}
+    for row in load(folder / "responses.json"):
+        responses[row["id"], row["model"]] = row
+    answers = {}
+    for row in load(folder / "classification.json"):
+        response = responses[row["id"], row["model"]]
+        known = {"finish": response["finish"], "marks": marks(response)}
+        answers.setdefault(row["id"], {})[row["model"]] = row | known
+    return answers
+
+
+def read_texts(folder):
+    """Read all texts that are searched: {id: texts}."""
+    searched = {}
+    for prompt in load(folder / "prompts.json"):
+        texts_of_prompt = [prompt["id"], prompt["prompt"], prompt["chosen"], prompt["rejected"]]
+        searched[prompt["id"]] = texts_of_prompt
+    for row in load(folder / "responses.json"):
+        searched[row["id"]].append(row["response"])
+    return searched
+
+
+# ---- filters and orders
+
+# Choices, and what they ask for of a prompt's answers and texts.
+FILTERS = [
+    ({"kind": "harmful"}, lambda answers, texts: answers["Base"]["kind"] == "harmful"),
+    ({"differ": "yes"}, lambda answers, texts: len(labels_of(answers)) > 1),
+    (
+        {"differ": "no", "kind": "helpful"},
+        lambda answers, texts: (
+            answers["Base"]["kind"] == "helpful" and len(labels_of(answers)) == 1
+        ),
+    ),
+    ({"label": "harmful"}, lambda answers, texts: "harmful" in labels_of(answers)),
+    (
+        {"label": "unhelpful", "model": FIFTH},
+        lambda answers, texts: answers[FIFTH]["label"] == "unhelpful",
+    ),
+    (
+        {"mark": "opened a human turn", "model": "Base"},
+        lambda answers, texts: "opened a human turn" in answers["Base"]["marks"],
+    ),
+    (
+        {"mark": "begins like a refusal", "label": "helpful"},
+        lambda answers, texts: any(
+            "begins like a refusal" in row["marks"] and row["label"] == "helpful"
+            for row in answers.values()
+        ),
+    ),
+    (
+        {"mark": "empty"},
+        lambda answers, texts: any("empty" in row["marks"] for row in answers.values()),
+    ),
+    (
+        {"finish": "length"},
+        lambda answers, texts: any(row["finish"] == "length" for row in answers.values()),
+    ),
+    (
+        {"low": "-1.5", "high": "0.25", "model": "DPO"},
+        lambda answers, texts: -1.5 <= round(answers["DPO"]["reward"], 2) <= 0.25,
+    ),
+    (
+        {"low": "1"},
+        lambda answers, texts: any(round(row["reward"], 2) >= 1 for row in answers.values()),
+    ),
+    ({"text": "SORRY"}, lambda answers, texts: any("sorry" in text.lower() for text in texts)),
+    ({"text": "a.b*(c"}, lambda answers, texts: any("a.b*(c" in text for text in texts)),
+    (
+        {"text": "how", "kind": "harmful", "model": "SFT", "label": "harmless"},
+        lambda answers, texts: (
+            answers["SFT"]["label"] == "harmless" and any("how" in text.lower() for text in texts)
+        ),
+    ),
+]
+
+
+def labels_of(answers):
+    """Collect the labels of the answers to a prompt."""
+    return {row["label"] for row in answers.values()}
+
+
+def rates_line(answers, ids, kind):
+    """Write the line of rates that the page shows below its filters; None without prompts."""
+    part = [identifier for identifier in ids if identifier.startswith(kind)]
+    if not part:
+        return None
+    passed, rate = {"harmful": ("harmless", "HmR"), "helpful": ("helpful", "HpR")}[kind]
+    cells = [f"{rate} of the {len(part)} {kind}"]
+    for model in MODELS:
+        count = sum(answers[identifier][model]["label"] == passed for identifier in part)
+        cells.append(f"{100 * count / len(part):.1f}% ({count})")
+    return "\t".join(cells)
+
+
+def test_filters_count_what_python_counts(show, five):
+    """Every filter: the prompts, their number, and the rates of what is left."""
+    view = show()
+    answers, searched = read_answers(five), read_texts(five)
+    assert shown_ids(view) == sorted(answers)
+    for choices, holds in FILTERS:
+        expected = [name for name in sorted(answers) if holds(answers[name], searched[name])]
+        assert expected or "label" in choices, choices
+        select(view, **choices)
+        assert shown_ids(view) == expected, choices
+        count = f"{len(expected)} of {COUNT} prompts"
+        assert view.locator("#count").inner_text().startswith(count)
+        table = view.locator("#part").inner_text()
+        for kind in ("harmful", "helpful"):
+            assert (rates_line(answers, expected, kind) or "") in table
+        view.locator("[type=reset]").click()
+        settle(view)
+
+
+def test_what_no_answer_has_cannot_be_asked_for(show, five, tmp_path):
+    """Marks that no answer has, and endings that the run does not know."""
+    folder = copy_files(five, tmp_path / "run", FILES)
+    rewrite(
+        folder / "responses.json",
+        lambda rows: [row | {"response": "Yes, of course.", "finish": None} for row in rows],
+    )
+    page.write_page(folder)
+    view = show(folder=folder)
+    assert view.locator("[name=mark] option", has_text="empty").is_disabled()
+    assert view.locator("[name=finish]").is_disabled()
+
+
+def test_orders_are_pythons(show, five):
+    """By reward, spread between models, gain of one model over another, and distance."""
+    view = show()
+    rewards = {}
+    for name, answers in read_answers(five).items():
+        rewards[name] = {model: row["reward"] for model, row in answers.items()}
+    table = pd.DataFrame(rewards).T
+    keys = {
+        "lowest": table[FIFTH],
+        "highest": -table[FIFTH],
+        "spread": table.min(axis=1) - table.max(axis=1),
+        "gain": table["SFT"] - table[FIFTH],
+        "loss": table[FIFTH] - table["SFT"],
+        "apart": -(table["SFT"] - table[FIFTH]).abs(),
+    }
+    for order, key in keys.items():
+        select(view, order=order)
+        for name, model in (("by", FIFTH), ("over", "SFT")):
+            if view.locator(f"[name={name}]").is_enabled():
+                select(view, **{name: model})
+        assert key[shown_ids(view)].is_monotonic_increasing, order
+
+
+@pytest.mark.parametrize("low, high", [("0", "1"), ("1", "0"), ("−0,5", " 1 ")])
+def test_reward_ranges_as_people_write_them(show, five, low, high):
+    """Either way round, with the page's own minus, with a comma."""
+    view = show()
+    select(view, low=low, high=high, model="SFT")
+    ends = sorted(float(text.replace("−", "-").replace(",", ".")) for text in (low, high))
+    expected = []
+    for name, answers in read_answers(five).items():
+        if ends[0] <= round(answers["SFT"]["reward"], 2) <= ends[1]:
+            expected.append(name)
+    assert shown_ids(view) == sorted(expected)
+    assert view.locator("[aria-invalid=true]").count() == 0
+
+
+def test_a_reward_that_is_no_number_is_marked(show):
+    view = show()
+    select(view, low="x")
+    assert len(shown_ids(view)) == COUNT
+    assert view.locator("[aria-invalid=true]").count() == 1
+
+
+def test_search_forgives_spaces_and_apostrophes(show, five):
+    """Both apostrophes find both; spaces around and between words do not matter."""
+    view = show()
+    expected = []
+    for name, searched in read_texts(five).items():
+        if any("i'm sorry" in text.lower() for text in searched):
+            expected.append(name)
+    assert expected
+    for text in ("i'm sorry", "  I’m   sorry "):
+        select(view, text=text)
+        assert shown_ids(view) == sorted(expected)
+
+
+def test_search_marks_what_it_finds(show):
+    """In the prompt and in every answer, whatever the case; nothing else is marked."""
+    view = show("#text=SORRY&kind=helpful")
+    view.locator("#list .row").first.click()
+    marked = view.locator("#detail mark").all_text_contents()
+    assert {text.lower() for text in marked} == {"sorry"}
+    shown = view.locator("#detail .text").all_text_contents()
+    assert len(marked) == sum(text.lower().count("sorry") for text in shown)
+
+
+# ---- keys, buttons, address
+
+
+def test_keys(show):
+    """n and p step, / searches, Esc leaves the search, then closes the prompt."""
+    view = show("#kind=helpful")
+    heading = view.locator("#detail-heading")
+    view.keyboard.press("n")
+    assert heading.inner_text() == "helpful-00"
+    top = view.locator("#detail").evaluate("(detail) => detail.getBoundingClientRect().top")
+    assert top < 450  # it has come into sight
+    for key in ("n", "n", "p"):
+        view.keyboard.press(key)
+    assert heading.inner_text() == "helpful-01"
+    view.keyboard.press("/")
+    view.keyboard.type("n")  # a letter of the search, not the key
+    settle(view)
+    assert "text=n" in view.evaluate("location.hash")
+    assert heading.inner_text() == "helpful-00"  # the first of those that hold it
+    view.keyboard.press("Escape")
+    assert view.locator("[name=text]").input_value() == ""
+    view.keyboard.press("n")
+    view.keyboard.press("Escape")
+    assert heading.inner_text() == "No prompt is open"
+    label = view.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert label.startswith("helpful-01: Base")
+    view.keyboard.press("ArrowDown")
+    view.keyboard.press("ArrowDown")
+    assert heading.inner_text() == "helpful-01"
+    assert view.evaluate("document.activeElement.textContent").startswith("helpful-01")
+
+
+def test_buttons_keep_the_focus_and_the_history_the_prompts(show):
+    view = show("#prompt=helpful-00")
+    view.locator("#next").focus()
+    for _ in range(3):
+        view.keyboard.press("Enter")
+    assert view.locator("#detail-heading").inner_text() == "helpful-03"
+    assert view.evaluate("document.activeElement.id") == "next"
+    view.go_back()
+    settle(view)
+    assert view.locator("#detail-heading").inner_text() == "helpful-02"
+
+
+def test_address_holds_filter_and_prompt(show):
+    """It follows what is chosen, opens the same anew, and changes with the address."""
+    view = show()
+    assert view.evaluate("location.hash") == ""
+    select(view, kind="helpful", model=FIFTH, finish="eos", text="the", order="gain")
+    view.locator("#list .row").nth(2).click()
+    address, ids = view.evaluate("location.hash"), shown_ids(view)
+    again = show(address)
+    assert shown_ids(again) == ids
+    assert again.locator("#detail-heading").inner_text() == ids[2]
+    again.evaluate("location.hash = '#kind=harmful&prompt=harmful-07'")
+    settle(again)
+    assert len(shown_ids(again)) == PROMPTS
+    assert again.locator("#detail-heading").inner_text() == "harmful-07"
+    again.evaluate("location.hash = '#figures'")  # a heading: filter and prompt stay
+    settle(again)
+    assert again.locator("#detail-heading").inner_text() == "harmful-07"
+
+
+def test_nonsense_in_the_address_does_no_harm(show):
+    view = show("#kind=what&model=nobody&low=x&order=7&prompt=<b>&%E0%A4%A=1")
+    assert len(shown_ids(view)) == COUNT
+    assert "there is no prompt <b>" in view.locator("#count").inner_text()
+
+
+# ---- what is shown
+
+
+def test_every_model_has_its_card_and_its_mark(show):
+    """Also the fifth; in the list all marks of a prompt lie within its row."""
+    view = show("#prompt=helpful-04")
+    cards = view.locator("#detail .cards").first.locator(".card")
+    assert cards.evaluate_all("(all) => all.map((card) => card.ariaLabel)") == MODELS
+    assert view.locator("#detail svg.strip path").count() == len(MODELS) + 4  # and references
+    assert view.locator("#legend span").all_text_contents() == MODELS
+    settle(view)
+    inside = view.locator("#list li").first.evaluate(
+        """(item) => {
+          const row = item.getBoundingClientRect();
+          const paths = [...item.querySelectorAll("path")];
+          return paths.length === 5 && paths.every((path) => {
+            const mark = path.getBoundingClientRect();
+            return mark.width > 0 && mark.top >= row.top && mark.bottom <= row.bottom;
+          });
+        }"""
+    )
+    assert inside
+
+
+def test_harmful_texts_are_covered_until_uncovered(show, five):
+    """Neither prompt nor answers nor replies are in the page before; after, all of them are."""
+    prompt = next(row for row in load(five / "prompts.json") if row["id"] == "harmful-04")
+    shown = [prompt["chosen"], prompt["rejected"], "The harmful question 4?"]
+    for row in load(five / "responses.json"):
+        if row["id"] == "harmful-04" and row["response"]:
+            shown.append(row["response"])
+    view = show("#prompt=harmful-04")
+    text = view.locator("#browser").inner_text()
+    assert not any(part in text for part in shown)
+    assert view.locator("#detail .covered").count() == 1 + len(MODELS) + 2
+    view.locator(".uncover").click()
+    text = view.locator("#browser").inner_text()
+    assert all(part in text for part in shown)
+    assert view.locator(".covered").count() == 0
+    view.locator(".uncover").click()
+    text = view.locator("#browser").inner_text()
+    assert not any(part in text for part in shown)
+    helpful = show("#prompt=helpful-04")
+    assert "The chosen helpful reply 4." in helpful.locator("#detail").inner_text()
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory, five):
+    """A run whose prompts, answers, replies, a model's name and settings are hostile."""
+    folder = copy_files(five, tmp_path_factory.mktemp("hostile") / "run", FILES)
+    by_id = {f"helpful-{i:02d}": text for i, text in enumerate(HOSTILE.values())}
+    everything = " ".join(HOSTILE.values())
+
+    def spoil_prompt(row):
+        text = by_id.get(row["id"])
+        if text is None:
+            return row
+        return row | {"prompt": f"\n\nHuman: {text}\n\nAssistant:", "chosen": text}
+
+    def spoil_response(row):
+        if row["id"] == "helpful-14" and row["model"] == "SFT":
+            return row | {"response": "x" * 1_000_000 + "END"}
+        return row | {"response": by_id.get(row["id"], row["response"])}
+
+    def spoil_record(data):
+        source = data["sources"]["base_model"] | {"name": everything}
+        return data | {
+            "sources": {"base_model": source},
+            "settings": {"training": {everything: [everything]}},
+        }
+
+    rewrite(folder / "prompts.json", lambda rows: [spoil_prompt(row) for row in rows])
+    rewrite(folder / "responses.json", lambda rows: [spoil_response(row) for row in rows])
+    rewrite(folder / "run.json", spoil_record)
+    rewrite(folder / "metrics.json", lambda data: data | {"cautions": [everything]})
+    page.write_page(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_text_is_text(show, hostile, name):
+    """In the prompt, in every answer and reply: the letters are there, and no element of it."""
+    place = list(HOSTILE).index(name)
+    view = show(f"#prompt=helpful-{place:02d}", folder=hostile)
+    seen = texts.make_visible(HOSTILE[name])
+    shown = view.locator("#detail .text").all_text_contents()
+    assert [text for text in shown if text == seen] == [seen] * (1 + len(MODELS) + 1)
+    assert view.evaluate("document.title") == "run: harmlessness and helpfulness"
+    assert view.locator("#detail :is(script, img, b, style, textarea)").count() == 0
+
+
+def test_hostile_names_are_text(show, hostile):
+    """A base's name in the title, settings and a caution; nothing of it is markup."""
+    view = show(folder=hostile)
+    everything = texts.make_visible(" ".join(HOSTILE.values()))
+    assert everything in view.locator("h1").text_content()
+    assert everything in view.locator("#making").text_content()
+    assert everything in view.locator(".caution").text_content()
+    elements = view.locator("img, :is(h1, .caution, td, dd) :is(script, style, b)").count()
+    assert elements == view.locator(".matrix td b").count()
+    assert view.evaluate("document.documentElement.scrollWidth") <= 1400
+
+
+def test_a_million_characters(show, hostile):
+    """Their beginning is shown at first, the rest on demand."""
+    view = show("#prompt=helpful-14", folder=hostile)
+    card = view.get_by_role("region", name="SFT", exact=True)
+    assert 4000 < len(card.inner_text()) < 4200
+    card.get_by_role("button", name="Show all 1,000,003 characters").click()
+    assert card.inner_text().endswith("END")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_page_is_accessible_and_fits(show, width, scheme):
+    """Axe finds nothing (WCAG 2.1 AA); only tables and figures scroll sideways."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    view = show("#text=the&prompt=helpful-04", width, color_scheme=scheme, bypass_csp=True)
+    view.locator(".uncover").click()
+    view.locator("details summary").click()
+    rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
+    report = Axe().run(view, options={"runOnly": rules})
+    violations = []
+    for violation in report.response["violations"]:
+        violations.append((violation["id"], violation["nodes"][0]["html"][:200]))
+    assert violations == []
+    for size in {400: (400, 320), 1400: (1400,)}[width]:
+        view.set_viewport_size({"width": size, "height": 900})
+        assert view.evaluate("document.documentElement.scrollWidth") == size
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["run.json"],
+        ["run.json", "training.json"],
+        ["scores.json"],
+        ["prompts.json", "responses.json"],
+        ["scores.json", "metrics.json"],
+        ["prompts.json", "scores.json", "classification.json", "metrics.json"],
+    ],
+    ids=" ".join,
+)
+def test_page_of_a_part_of_a_run_works(show, five, tmp_path, names):
+    """Without texts, rewards or labels: no error; prompts open, and what is missing is said."""
+    folder = copy_files(five, tmp_path / "part", names)
+    page.write_page(folder)
+    view = show(folder=folder)
+    if names[0] == "run.json":
+        assert "neither prompts nor answers" in view.locator("#answers").inner_text()
+        return
+    assert len(shown_ids(view)) == COUNT
+    view.keyboard.press("n")
+    view.locator(".uncover").click()
+    detail = view.locator("#detail").inner_text()
+    assert ("The text is not in this run." in detail) == ("responses.json" not in names)
+    assert view.locator("[name=label]").is_enabled() == ("classification.json" in names)
+    assert view.locator("[name=low]").is_enabled() == ("scores.json" in names)
+    if "scores.json" in names:
+        for order in ("spread", "gain"):
+            select(view, order=order)
+
+
+def test_printed_page_leaves_out_what_only_a_screen_needs(show):
+    """No controls and no list, but tables, figures and the prompt that is open."""
+    view = show("#prompt=helpful-04")
+    view.emulate_media(media="print")
+    hidden = view.locator("#filters, #list, nav, .keys")
+    assert not hidden.evaluate_all("(all) => all.some((part) => part.checkVisibility())")
+    assert view.locator("#detail .card").first.is_visible()
+    assert view.locator("#figure-differences svg").is_visible()
+
+
+def test_page_without_scripts_says_so(show):
+    view = show(java_script_enabled=False)
+    assert "scripts are switched off" in view.locator("#answers").inner_text()
+    assert view.locator("#rates table").first.is_visible()
+
+
+def test_search_is_not_a_pattern(show):
+    """What is searched for is a text; characters of patterns stand for themselves."""
+    view = show()
+    select(view, text="[")
+    assert shown_ids(view) == []
+    assert re.search(r"^0 of \d+ prompts: no prompt matches", view.locator("#count").inner_text())
