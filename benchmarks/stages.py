@@ -148,8 +148,8 @@ class CountingCollator:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Make a batch."""
         batch = self.collate(examples)
-        has_loss = batch["completion_mask"] if "completion_mask" in batch else batch["labels"] + 100
-        self.counts.append(int(has_loss.count_nonzero()))
+        has_loss = batch["labels"] != -100 if "labels" in batch else batch["completion_mask"]
+        self.counts.append(int(has_loss.sum()))
         return batch
 
 
@@ -281,7 +281,8 @@ def measure_training(stage: str, way: str, folder: Path, dataset: Path) -> dict[
     trainer.add_callback(timer)
     trainer.data_collator = collator
     trainer.args.eval_on_start = False
-    trainer.args.eval_strategy = trainer.args.save_strategy = "no"
+    trainer.args.eval_strategy = "no"
+    trainer.args.save_strategy = "no"
     trainer.args.logging_steps = 1
     trainer.args.learning_rate = 0.0
     trainer.train()

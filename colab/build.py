@@ -1,69 +1,132 @@
-"""Write colab/main.ipynb and colab/eval.ipynb: the notebooks of the root, each carrying the package.
+"""Generate colab/*.ipynb: the notebooks of the root, each carrying the package.
 
     python colab/build.py
 
-Colab opens a single file. So each has one section more, which installs what is missing and writes the package into a
-folder beside it, and one cell after the parameters, which mounts Drive where a folder lies there. Outputs are left out.
+Colab opens a single file. So each notebook gets a section after its title, which installs what is
+missing and writes the package into a folder beside the notebook, and a cell after the parameters,
+which mounts Drive if a folder lies there. Outputs are left out.
+
+All files of the package travel, also those that no notebook imports: a run's record holds the
+sha256 of the package's code, which is then the same in Colab as elsewhere.
 """
 
-import copy
 import re
-import textwrap
 from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_markdown_cell
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ("main.ipynb", "eval.ipynb", "compare.ipynb")
+WITHOUT_GPU = ("compare.ipynb",)
+SUFFIXES = (".py", ".html", ".css", ".js")  # of the package's files
 KEPT = ("torch", "numpy", "scipy", "pandas", "matplotlib")  # Colab's own stay as they are
-ELSEWHERE = ("jupyter", "psutil", "tqdm")  # Colab has them, and any version will do
-DRIVE = """import importlib
+ANY_VERSION = ("jupyter", "psutil", "tqdm")  # Colab has them, and any version will do
+
+PACKAGE = """\
+### The package
+
+The files of `posttrain/`, as they are in the repository. To change one, edit its cell, then choose Runtime > Run all."""
+
+FORGET = """\
+# Modules that were loaded before are forgotten, so that those above are imported as they are now.
+import importlib
 import sys
 
-if "google.colab" in sys.modules and any(str(place).startswith("/content/drive") for place in (RESULTS, FIGURES)):
-    importlib.import_module("google.colab.drive").mount("/content/drive")
-"""
+for name in list(sys.modules):
+    if name.split(".")[0] == "posttrain":
+        del sys.modules[name]
+importlib.invalidate_caches()"""
+
+MOUNT = """\
+import sys
+from pathlib import Path
+
+if "google.colab" in sys.modules:
+    from google.colab import drive
+
+    folders = [Path(folder).absolute() for folder in (RESULTS, FIGURES) if folder]
+    if any(folder.is_relative_to("/content/drive") for folder in folders):
+        drive.mount("/content/drive")"""
 
 
-def pins() -> list[str]:
-    """Return the lines of requirements.txt that Colab must have as they are."""
-    lines = re.findall(r"^[\w.-]+==\S+", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
-    return [line for line in lines if line.split("==")[0] not in KEPT + ELSEWHERE]
+def read_pins() -> dict[str, str]:
+    """Read from requirements.txt what Colab must have at exactly that version.
+
+    Returns:
+        {package: version}.
+    """
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    pins = {}
+    for package, version in re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE):
+        if package not in KEPT + ANY_VERSION:
+            pins[package] = version
+    return pins
+
+
+def read_package() -> dict[str, str]:
+    """Read the package's files, those of its subpackages too.
+
+    Returns:
+        {path relative to the root: text}.
+    """
+    files = {}
+    for path in sorted((ROOT / "posttrain").rglob("*")):
+        if path.suffix in SUFFIXES:
+            files[path.relative_to(ROOT).as_posix()] = path.read_text(encoding="utf-8")
+    return files
 
 
 def setup_cells() -> list[NotebookNode]:
-    """Return the cells of the section that is put in after the title."""
-    setup, install = ((ROOT / "colab" / name).read_text(encoding="utf-8").strip()
-                      for name in ("setup.md", "install.py"))
-    listed = textwrap.fill(", ".join(f'"{pin}"' for pin in pins()), 116, initial_indent=" " * 4,
-                           subsequent_indent=" " * 4)
-    install = install.replace("PINS = []", f"PINS = [\n{listed}]")
-    package = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "posttrain").glob("*.*"))
-               if path.name != "__main__.py"}
-    files = [new_code_cell(f"%%writefile posttrain/{path.name}\n{text.rstrip()}") for path, text in package.items()]
-    heading = new_markdown_cell("### The package\n\nThe modules of `posttrain/`, as in the repository.")
-    heading.metadata["jp-MarkdownHeadingCollapsed"] = True
-    return [new_markdown_cell(setup), new_code_cell(install), heading, *files]
+    """Make the section that comes after the title: installation and package."""
+    setup = (ROOT / "colab" / "setup.md").read_text(encoding="utf-8")
+    install = (ROOT / "colab" / "install.py").read_text(encoding="utf-8")
+    pins = "".join(f'    "{package}": "{version}",\n' for package, version in read_pins().items())
+    kept = ", ".join(f'"{package}"' for package in KEPT)
+    install = install.replace("PINS = {}", f"PINS = {{\n{pins}}}")
+    install = install.replace("KEPT = []", f"KEPT = [{kept}]")
+    package = new_markdown_cell(PACKAGE)
+    package.metadata["jp-MarkdownHeadingCollapsed"] = True
+    cells = [new_markdown_cell(setup.strip()), new_code_cell(install.strip()), package]
+    for path, text in read_package().items():
+        cells.append(new_code_cell(f"%%writefile {path}\n{text.rstrip()}"))
+    return [*cells, new_code_cell(FORGET), new_markdown_cell("### Imports")]
 
 
 def build(name: str) -> NotebookNode:
-    """Return the notebook of the root with the section put in, without outputs."""
-    notebook = copy.deepcopy(nbformat.read(ROOT / name, as_version=4))
-    where = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-    notebook.cells.insert(where + 1, new_code_cell(DRIVE.strip()))
-    notebook.cells[1:1] = setup_cells()
-    for number, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{number}"
-        cell.metadata.pop("execution", None)
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    collapsed = [cell.id for cell in notebook.cells if cell.metadata.get("jp-MarkdownHeadingCollapsed")]
+    """Make a notebook for Colab.
+
+    Args:
+        name: the file name of a notebook in the root.
+
+    Returns:
+        The notebook with the section and the cell put in, without outputs.
+    """
+    source = nbformat.read(ROOT / name, as_version=4)
+    cells = []
+    for cell in source.cells:
+        tags = cell.metadata.get("tags", [])
+        make_cell = new_code_cell if cell.cell_type == "code" else new_markdown_cell
+        cells.append(make_cell(cell.source, metadata={"tags": tags} if tags else {}))
+        if "parameters" in tags:
+            cells.append(new_code_cell(MOUNT))
+    cells[1:1] = setup_cells()
+
+    collapsed = []
+    for number, cell in enumerate(cells):
+        cell.id = cell.metadata["id"] = f"cell-{number}"  # Colab reads the metadata's
+        if cell.metadata.get("jp-MarkdownHeadingCollapsed"):
+            collapsed.append(cell.id)
+    notebook = new_notebook(cells=cells)
+    notebook.metadata["kernelspec"] = source.metadata["kernelspec"]
+    notebook.metadata["language_info"] = {"name": "python"}
     notebook.metadata["colab"] = {"collapsed_sections": collapsed, "provenance": []}
-    notebook.metadata["accelerator"] = "GPU"
+    if name not in WITHOUT_GPU:
+        notebook.metadata["accelerator"] = "GPU"
     return notebook
 
 
 if __name__ == "__main__":
-    for name in ("main.ipynb", "eval.ipynb"):
+    for name in NOTEBOOKS:
         nbformat.write(build(name), ROOT / "colab" / name)

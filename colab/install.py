@@ -1,28 +1,44 @@
-# Install what is missing at its pinned version; torch, numpy, scipy, pandas and matplotlib stay as they are.
+"""Install what is missing, at the pinned versions. What Colab has of KEPT stays as it is."""
+
 import importlib.metadata
 import os
 import subprocess
 import sys
 
-PINS = []
-KEPT = ["torch", "numpy", "scipy", "pandas", "matplotlib"]
+PINS = {}
+KEPT = []
+MODULES = {"protobuf": "google.protobuf"}  # packages whose module has another name
 
-known = [one for one in importlib.metadata.distributions() if one.name]  # one that lost its metadata has no name
-installed = {one.name.lower().replace("-", "_"): one.version for one in known}
-wanted = [pin for pin in PINS if installed.get(pin.split("==")[0].lower()) != pin.split("==")[1]]
-if wanted:
-    kept = [f"{name}=={installed[name]}" for name in KEPT if name in installed]
-    done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *wanted, *kept], capture_output=True,
-                          text=True)
-    if done.returncode:
-        raise RuntimeError(f"pip could not install {', '.join(wanted)}:\n{done.stderr[-2000:]}")
 
-stale = []
-for pin in PINS:
-    name, version = pin.split("==")
-    module = sys.modules.get({"protobuf": "google.protobuf"}.get(name, name))
-    if module is not None and getattr(module, "__version__", version) != version:
-        stale.append(f"{name} {module.__version__}, not {version}")
-if stale:
-    raise RuntimeError(f"Still loaded are {'; '.join(stale)}: choose Runtime > Restart session, then Run all.")
-os.makedirs("posttrain", exist_ok=True)
+def installed_version(package):
+    """Give the version of an installed package, None where it is missing."""
+    try:
+        return importlib.metadata.version(package)
+    except (importlib.metadata.PackageNotFoundError, KeyError):  # KeyError: its metadata are lost
+        return None
+
+
+missing = []
+for package, version in PINS.items():
+    if installed_version(package) != version:
+        missing.append(f"{package}=={version}")
+if missing:
+    held = [f"{package}=={installed_version(package)}" for package in KEPT]
+    print("Installing", ", ".join(missing))
+    command = [sys.executable, "-m", "pip", "install", "--quiet", *missing, *held]
+    pip = subprocess.run(command, capture_output=True, text=True)
+    if pip.returncode:
+        raise RuntimeError(f"pip could not install {', '.join(missing)}:\n{pip.stderr[-2000:]}")
+
+# What was loaded before stays loaded, however often this cell is run: only a restart helps.
+outdated = []
+for package, version in PINS.items():
+    module = sys.modules.get(MODULES.get(package, package))
+    loaded = getattr(module, "__version__", version)
+    if loaded != version:
+        outdated.append(f"{package} {loaded}, not {version}")
+if outdated:
+    raise RuntimeError(
+        f"Still loaded: {'; '.join(outdated)}. Choose Runtime > Restart session, then Run all."
+    )
+os.makedirs("posttrain/page", exist_ok=True)

@@ -1,56 +1,111 @@
-"""Refresh what is committed of results: the notebooks' outputs and the runs `example` and `published`.
+"""Refresh what is committed of results: the notebooks' outputs, the runs `example` and `published`.
 
-Both notebooks are executed in place, as one demo run named `example`, and the published rewards are measured once more.
-The run's name and preset stand in the parameters cell only while it executes, so that a reader who opens a notebook
-finds the defaults. The notebooks are not touched where a cell fails.
+main.ipynb and eval.ipynb are executed in place as one demo run named `example`, the published
+record is imported and measured once more, and compare.ipynb shows demo runs of three seeds, which
+are not kept. A run's name and preset stand in the parameters cell only while it executes, so that a
+reader who opens a notebook finds the defaults. Notebooks are not touched where a cell fails.
 """
 
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+RESULTS = REPOSITORY / "results"
 EXAMPLE = {'PRESET = "auto"': 'PRESET = "demo"', "RUN = None": 'RUN = "example"'}
 PUBLISHED = {"RUN = None": 'RUN = "published"'}
+IMPORTED = ("prompts.json", "responses.json", "scores.json", "paper.json", "claims.json")
+SEEDS = ("0", "1", "2")
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar, dead once the run is over
 
 
-def execute(path, parameters):
-    """Return the notebook in `path` with the outputs of one run of all its cells, under {line: line instead}."""
-    notebook = nbformat.read(path, as_version=4)
-    cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+def execute(name, parameters):
+    """Execute a notebook from top to bottom.
+
+    Args:
+        name: of a notebook in the repository's root.
+        parameters: {beginning of a line of the parameters cell: what stands there instead}.
+
+    Returns:
+        The notebook with its outputs and its own parameters.
+    """
+    notebook = nbformat.read(REPOSITORY / name, as_version=4)
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     source = cell.source
     for default, value in parameters.items():
         if default not in cell.source:
-            raise ValueError(f"{path}: the parameters cell has no line that begins with {default!r}.")
+            raise ValueError(f"{name}: no line of the parameters cell begins with {default!r}.")
         cell.source = cell.source.replace(default, value)
-    NotebookClient(notebook, resources={"metadata": {"path": REPOSITORY}}, coalesce_streams=True).execute()
+    place = {"metadata": {"path": str(REPOSITORY)}}
+    NotebookClient(notebook, resources=place, coalesce_streams=True).execute()
     cell.source = source
     return notebook
 
 
-def tidy(notebook):
-    """Drop what only mattered while the run went on: progress bars, libraries' warnings and the cells' times."""
+def drop_passing_outputs(notebook):
+    """Drop what only mattered while a notebook ran: progress bars, warnings, the cells' times."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs
-                            if WIDGET not in output.get("data", {}) and output.get("name") != "stderr"]
+            kept = []
+            for output in cell.outputs:
+                if WIDGET not in output.get("data", {}) and output.get("name") != "stderr":
+                    kept.append(output)
+            cell.outputs = kept
     notebook.metadata.pop("widgets", None)
-    return notebook
 
 
-def main():
-    """Start the run `example` from nothing, execute both notebooks and write them back with their outputs."""
+def refresh_example():
+    """Start the run `example` from nothing, and keep both notebooks with its outputs."""
     for parent in ("results", "figures"):
         shutil.rmtree(REPOSITORY / parent / "example", ignore_errors=True)
-    executed = {path: execute(path, EXAMPLE) for path in (REPOSITORY / "main.ipynb", REPOSITORY / "eval.ipynb")}
-    execute(REPOSITORY / "eval.ipynb", PUBLISHED)
-    for path, notebook in executed.items():
-        nbformat.write(tidy(notebook), path)
+    executed = {name: execute(name, EXAMPLE) for name in ("main.ipynb", "eval.ipynb")}
+    for name, notebook in executed.items():
+        drop_passing_outputs(notebook)
+        nbformat.write(notebook, REPOSITORY / name)
+
+
+def refresh_published():
+    """Import the study's own record anew and measure it."""
+    shutil.rmtree(REPOSITORY / "figures" / "published", ignore_errors=True)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "published"
+        source.mkdir()
+        for name in IMPORTED:
+            shutil.copy(RESULTS / "published" / name, source)
+        shutil.rmtree(RESULTS / "published")
+        sys.path.insert(0, str(REPOSITORY))
+        from posttrain.importing import import_results
+        from posttrain.run import Run
+
+        import_results(source, Run(RESULTS, "published"))
+        for name in ("paper.json", "claims.json"):
+            shutil.copy(source / name, RESULTS / "published")
+    execute("eval.ipynb", PUBLISHED)
+
+
+def refresh_comparison():
+    """Train and evaluate the demo with three seeds, and keep compare.ipynb with its outputs."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = f"{folder}/results"
+        command = [sys.executable, "-m", "posttrain", "seeds", "PRESET=demo"]
+        given = [f"SEEDS={' '.join(SEEDS)}", f"RESULTS={results}"]
+        subprocess.run([*command, *given], cwd=REPOSITORY, check=True)
+        notebook = execute("compare.ipynb", {'RESULTS = "results"': f"RESULTS = {results!r}"})
+    drop_passing_outputs(notebook)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "text" in output:  # where the runs lay meanwhile says nothing
+                output["text"] = output["text"].replace(f"{folder}/", "")
+    nbformat.write(notebook, REPOSITORY / "compare.ipynb")
 
 
 if __name__ == "__main__":
-    main()
+    refresh_example()
+    refresh_published()
+    refresh_comparison()

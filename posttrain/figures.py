@@ -1,13 +1,11 @@
 """The figures: one function a figure, which takes data and returns a Figure.
 
-How models look is settled in `posttrain.style`.
+How models look, and how a figure is shown and saved, is settled in `posttrain.style`.
 """
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
-from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,41 +13,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from posttrain.files import written_whole
 from posttrain.metrics import KINDS, REFERENCES, models_of, pivot_rewards
 from posttrain.style import (
     DASHED,
+    DECISIONS,
     DOTTED,
     Style,
     entitle,
+    format_number,
     make_handles,
     make_panels,
     name_ticks,
     printable,
     style_of,
 )
-
-if TYPE_CHECKING:
-    from posttrain.run import Run
+from posttrain.style import show as show  # the notebooks show a figure by figures.show
 
 Record = Mapping[str, Any]
 
 RATES = ("HmR", "HpR", "CAS")
-# The more certain, the darker; what is inconclusive is hollow, so that greyscale tells them apart.
-DECISIONS = {
-    "significant": {"color": "black", "markerfacecolor": "black"},
-    "suggestive": {"color": "0.45", "markerfacecolor": "0.45"},
-    "inconclusive": {"color": "0.65", "markerfacecolor": "white"},
-}
 MEASURE_LABELS = {
     "harmful_reward": "reward on\nharmful prompts",
     "helpful_reward": "reward on\nhelpful prompts",
 }
-
-
-def _number(value: float) -> str:
-    """Write a number with a true minus sign."""
-    return f"{value:g}".replace("-", "−")
 
 
 def _models_among(records: Sequence[Record]) -> list[Record]:
@@ -197,12 +183,11 @@ def distributions(
             style = styles[record["model"]]
             rewards = part.loc[part["model"] == record["model"], "reward"]
             jitter = np.random.default_rng(0).uniform(-0.25, 0.12, len(rewards))
-            axis.plot(
-                i + jitter, rewards, style.marker, color=style.color, markersize=2.5, alpha=0.6
-            )
+            look = {"color": style.color, "markersize": 2.5, "alpha": 0.6}
+            axis.plot(i + jitter, rewards, style.marker, **look)
             _draw_mean(axis, i + 0.3, record, f"{kind}_reward")
         axis.axhline(thresholds[kind], **DASHED)
-        count, limit = part["id"].nunique(), _number(thresholds[kind])
+        count, limit = part["id"].nunique(), format_number(thresholds[kind])
         axis.set(title=f"{kind} prompts (n = {count}), threshold {limit}", ylabel="reward")
         name_ticks(axis, list(styles))
         axis.grid(axis="x", visible=False)
@@ -342,13 +327,11 @@ def thresholds(
             style = styles[name]
             axis.plot(table.index, table[name], linestyle=style.line, color=style.color)
             # A few marks tell the lines apart where they cross.
-            axis.plot(
-                table.index[10::45], table[name].iloc[10::45], style.marker, color=style.color,
-                markersize=3.5,
-            )  # fmt: skip
+            some = table[name].iloc[10::45]
+            axis.plot(some, style.marker, color=style.color, markersize=3.5)
         axis.axvline(chosen[kind], **DASHED)
         axis.set(
-            title=f"{kind} prompts, threshold {_number(chosen[kind])}",
+            title=f"{kind} prompts, threshold {format_number(chosen[kind])}",
             xlabel="threshold on the reward",
             ylabel="rate (%)",
         )
@@ -387,39 +370,3 @@ def judge(answers: pd.DataFrame, check: Sequence[Record]) -> Figure:
     title = f"The judge agrees with the humans on\n{' and '.join(parts)} prompts"
     entitle(figure, title, handles)
     return figure
-
-
-# ---- in a notebook
-
-
-def show(figure: Figure, run: "Run", name: str) -> None:
-    """Write a figure into the run's folder of figures as PNG and PDF, and display it.
-
-    The run's label stands below it, unless `run.labelled` is False.
-
-    Args:
-        figure: of one of the functions above.
-        run: whose figure it is.
-        name: of the files, without suffix.
-    """
-    from IPython.display import Image, display
-
-    if run.labelled:
-        letters = int(20 * figure.get_figwidth())  # of size 6 beside each other
-        figure.supxlabel(
-            textwrap.fill(run.label, letters, break_on_hyphens=False),
-            x=0.99,
-            ha="right",
-            multialignment="right",
-            fontsize=6,
-            color="0.4",
-            parse_math=False,
-        )
-    # Without a date the same run gives the same file.
-    metadata = {"png": {}, "pdf": {"CreationDate": None}}
-    for suffix, fields in metadata.items():
-        with written_whole(run.figures / f"{name}.{suffix}") as temporary:
-            figure.savefig(temporary, format=suffix, metadata=fields)
-    image = BytesIO()
-    figure.savefig(image, format="png", dpi=110)
-    display(Image(image.getvalue()))

@@ -69,10 +69,13 @@ def remove(path: Path) -> None:
     Google Drive keeps what is deleted in its trash and counts it. Files that other names share (a
     link's target, a hard-linked backup) are not emptied.
     """
+    if path.is_symlink():
+        path.unlink()
+        return
     for file in [path, *path.rglob("*")]:
         if file.is_file() and not file.is_symlink() and file.stat().st_nlink == 1:
             os.truncate(file, 0)
-    if path.is_file() or path.is_symlink():
+    if path.is_file():
         path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)

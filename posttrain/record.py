@@ -16,9 +16,10 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import CodeType
+from typing import Any, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from posttrain.files import fingerprint, read_json
 
@@ -29,6 +30,7 @@ PACKAGES = (
 # Inputs under these names are a library's, whose versions differ in which arguments they know.
 OF_LIBRARIES = ("arguments", "model_config", "adapter_config")
 ABSENT = "(absent)"
+PLAIN = (type(None), bool, int, float, str, list, tuple, dict)  # what a notebook sets by hand
 
 
 class Model(BaseModel):
@@ -71,6 +73,26 @@ class Record(BaseModel):
     artifacts: dict[str, Artifact] = {}
     imported: dict[str, str] = {}
 
+    @field_validator("sources")
+    @classmethod
+    def _sources_are_known(cls, sources: dict[str, Any]) -> dict[str, Any]:
+        """Refuse a source without a name, or without what it is known by."""
+        for role, source in sources.items():
+            if sorted(source) != ["commit", "name", "sha256"] or source["name"] is None:
+                raise ValueError(f"{role} needs name, commit and sha256")
+        return sources
+
+    @model_validator(mode="after")
+    def _models_lie_in_the_run(self) -> Self:
+        """Refuse a model whose files would be loaded from elsewhere than the run's folder."""
+        for row in self.models:
+            if row.adapter is not None and row.adapter != f"adapters/{slug(row.name)}":
+                raise ValueError(f"{row.name} has its adapter at {row.adapter!r}")
+            is_trained_here = re.fullmatch(r"models/[a-z0-9_]+", row.base)
+            if row.base != self.models[0].base and not is_trained_here:
+                raise ValueError(f"{row.name} stands on {row.base!r}, not on the run's base")
+        return self
+
 
 def read_record(path: Path) -> Record:
     """Read run.json.
@@ -100,8 +122,8 @@ def slug(name: str) -> str:
     text = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
     if not text or name != name.strip() or re.search(r"[/\\\x00-\x1f]", name):
         raise ValueError(
-            f"{name!r} cannot be a model's name: it needs letters or digits, and has no slash, "
-            "line break or blank at its ends."
+            f"{name!r} cannot be a model's name: it needs letters (a to z) or digits, and has no "
+            "slash, no line break, and no blank at its ends."
         )
     return text
 
@@ -162,20 +184,41 @@ def source_of(item: Any) -> str:
         source cannot be had.
     """
     if inspect.isclass(item):
-        parts = [item.__name__]
+        parts = [item.__name__, *(source_of(function) for function in functions_of(item))]
         for name, member in sorted(vars(item).items()):
-            if inspect.isfunction(member):
-                parts.append(source_of(member))
-            elif not name.startswith("__") and isinstance(member, int | float | str | tuple):
+            if not name.startswith("__") and isinstance(member, PLAIN):
                 parts.append(f"{name} = {member!r}")
         return "\n".join(parts)
     try:
         text = textwrap.dedent(inspect.getsource(item))
         return ast.unparse(ast.parse(text))
     except (OSError, TypeError, SyntaxError):  # a lambda within a line, code without a file
-        code = item.__code__
-        constants = [value for value in code.co_consts if not inspect.iscode(value)]
-        return f"{code.co_code.hex()} {code.co_names} {constants}"
+        return _list_code(item.__code__)
+
+
+def functions_of(item: Any) -> list[Any]:
+    """List the functions of a class, those behind its properties too; a function is its own."""
+    if not inspect.isclass(item):
+        return [item]
+    functions = []
+    for _, member in sorted(vars(item).items()):
+        member = getattr(member, "fget", None) or getattr(member, "__func__", member)
+        if inspect.isfunction(member):
+            functions.append(member)
+    return functions
+
+
+def _list_code(code: CodeType) -> str:
+    """Write down compiled code: what it does, to which names and constants."""
+    constants = []
+    for value in code.co_consts:
+        if inspect.iscode(value):
+            constants.append(_list_code(value))
+        elif isinstance(value, frozenset):  # its order differs from process to process
+            constants.append(sorted(map(repr, value)))
+        else:
+            constants.append(repr(value))
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 def _git_commit(folder: Path) -> str | None:

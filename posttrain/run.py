@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from posttrain.files import fingerprint, read_json, remove, sha256_of, write, written_whole
 from posttrain.record import (
+    ABSENT,
     Artifact,
     Model,
     Record,
@@ -41,6 +44,7 @@ PARAMETERS = {
     "test_dataset": "DATASET",
     "reward_model": "REWARD_MODEL",
 }
+OF_TRAINING = ("training.", "lengths.")  # the figures that main.ipynb makes
 REFERENCES = ("human_chosen", "human_rejected", "empty", "refusal", "not_understood")
 
 
@@ -57,7 +61,7 @@ class Source:
     commit: str | None
     files: Sequence[str] | None
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """The folder that holds its files; of a name on the hub fetched when it is first needed.
 
@@ -97,7 +101,7 @@ class Run:
             must_exist: whether a run that is not there is refused.
 
         Raises:
-            ValueError: the name is a path, or run.json is damaged.
+            ValueError: the name is a path.
             FileNotFoundError: the run must exist and does not.
         """
         name = str(name)
@@ -116,11 +120,14 @@ class Run:
                 f"first. Runs that are there: {', '.join(there) or 'none'}. Results from elsewhere "
                 "are taken in by `make import FROM=folder`."
             )
-        _ = self.record  # a damaged one is refused at once
 
     @property
     def record(self) -> Record:
-        """The run's record as it is on the disk now; another process may have written to it."""
+        """The run's record as it is on the disk now; another process may have written to it.
+
+        Raises:
+            ValueError: run.json is damaged. `start_over` moves such a one aside.
+        """
         path = self.folder / "run.json"
         record = read_record(path) if path.exists() else Record(run=self.name)
         record.run = self.name  # a copied run has its folder's name
@@ -130,10 +137,13 @@ class Run:
         """Write fields of the record; tables are added to, not replaced."""
         with self.hold():
             record = self.record
+            before = record.model_dump()
             for name, value in fields.items():
                 known = getattr(record, name)
                 setattr(record, name, known | value if isinstance(known, dict) else value)
-            write(self.folder / "run.json", record.model_dump())
+            path, after = self.folder / "run.json", record.model_dump()
+            if after != before or not path.exists():
+                write(path, after)
 
     @property
     def models(self) -> list[Model]:
@@ -240,8 +250,9 @@ class Run:
             commit = hub.commit_of(folder)
             before, identity = identity, commit or _identity_of(folder, files)
             if before not in (None, identity) and record.artifacts:
+                others = "" if files is None else ", or other files of it are wanted,"
                 raise ValueError(
-                    f"{name} was changed since the run {self.name} began. Put it back as it was, "
+                    f"{name} was changed{others} since the run {self.name} began. Set it back, "
                     "choose another RUN, or set FRESH = True, which moves the old files aside."
                 )
         self._refuse_another(role, identity)
@@ -251,10 +262,16 @@ class Run:
         return Source(role, name, identity, commit, files)
 
     def _refuse_another(self, role: str, identity: str | None) -> None:
-        """Refuse a source where something in the folder was made from another one in its role."""
-        for name, artifact in self.record.artifacts.items():
+        """Refuse a source where something in the folder was made from another one in its role.
+
+        What was made from a result of the run itself, an adapter over its fully fine-tuned model,
+        is no such thing.
+        """
+        artifacts = self.record.artifacts
+        identities = [identity, *(artifact.sha256 for artifact in artifacts.values())]
+        for name, artifact in artifacts.items():
             then = artifact.inputs.get(role, identity)
-            if then != identity and self._is_there(name):
+            if then not in identities and self._is_there(name):
                 raise self._refusal(name, role, then, identity)
 
     # ---- results
@@ -303,6 +320,7 @@ class Run:
                 write(temporary, make())
             else:
                 make(temporary)
+                self.note(**self._begun)  # the settings that a model was trained with
             # Its entry first: an entry without its file does no harm, a file without its entry
             # could not be used again.
             seconds = round(time.perf_counter() - start, 1)
@@ -318,20 +336,29 @@ class Run:
         path = self.path(name)
         records = read_json(path, list[dict[str, Any]]) if path.exists() else []
         parts = {part: [row for row in records if row.get("model") == part] for part in inputs}
-        for part, part_inputs in inputs.items():
-            entry = f"{name}/{part}"
+        for part in inputs:  # all that is to be refused is refused before anything is made
             if parts[part]:
-                self.require_same(entry, part_inputs)
-                if fingerprint(parts[part]) != self.record.artifacts[entry].sha256:
-                    raise self._changed(path, f"The part {part} of it")
-                continue
-            start = time.perf_counter()
+                self._require_part(name, part, parts[part], inputs[part])
+        missing = [part for part in inputs if not parts[part]]
+        if missing:
             with self.hold():
-                parts[part] = make(part)
-                seconds = round(time.perf_counter() - start, 1)
-                self.enter(entry, part_inputs, fingerprint(as_json_list(parts[part])), seconds)
-                write(path, [row for rows in parts.values() for row in rows])
+                for part in missing:
+                    start = time.perf_counter()
+                    parts[part] = make(part)
+                    seconds = round(time.perf_counter() - start, 1)
+                    sha256 = fingerprint(as_json_list(parts[part]))
+                    self.enter(f"{name}/{part}", inputs[part], sha256, seconds)
+                    write(path, [row for rows in parts.values() for row in rows])
         return [row for rows in parts.values() for row in rows]
+
+    def _require_part(
+        self, name: str, part: str, records: list[dict[str, Any]], inputs: Mapping[str, Any]
+    ) -> None:
+        """Refuse a part of a list that was made from something else, or was changed."""
+        entry = f"{name}/{part}"
+        self.require_same(entry, inputs)
+        if fingerprint(records) != self.record.artifacts[entry].sha256:
+            raise self._changed(self.path(name), f"The part {part} of it")
 
     def _imported_parts(self, name: str) -> list[str]:
         """List the parts of a list that came from elsewhere."""
@@ -411,13 +438,14 @@ class Run:
 
     def _refusal(self, name: str, difference: str, then: Any, now: Any) -> ValueError:
         """Word that a result was made from one thing, and would be made from another now."""
+        before, after = _shorten(then, now)
         another_name = ""
         if name.split("/")[0] in ("adapters", "models", "checkpoints"):
             another_name = "give the model another name in train(...), "
         return ValueError(
-            f"{self.path(name)} was made with {difference} = {_shorten(then)}, now it is "
-            f"{_shorten(now)}. Set it back, {another_name}choose another RUN, or set FRESH = True, "
-            "which moves the old files aside."
+            f"{self.path(name)} was made with {difference} = {before}, now it is {after}. Set it "
+            f"back, {another_name}choose another RUN, or set FRESH = True, which moves the old "
+            "files aside."
         )
 
     def _changed(self, path: Path, subject: str) -> ValueError:
@@ -458,24 +486,41 @@ class Run:
         """Enter a model into the record, behind those that are there, or in its own place.
 
         Raises:
-            ValueError: its files would be another model's, or its name is a reference answer's.
+            ValueError: its name is another model's, or a reference answer's.
+        """
+        self.require_name(model)
+        rows = self.models
+        names = [row.name for row in rows]
+        before = rows[0].base if rows else model.base
+        if model.name in names:
+            rows[names.index(model.name)] = model
+        else:
+            rows.append(model)
+        if model.base not in [f"models/{slug(row.name)}" for row in rows]:
+            for row in rows:  # the run has one base beside, which may have moved
+                if row.base == before:
+                    row.base = model.base
+        self.note(models=rows)
+
+    def require_name(self, model: Model) -> None:
+        """Refuse a model whose name it cannot have, which is better known before it is trained.
+
+        Raises:
+            ValueError: its files would be another model's, or its name is that of the baseline or
+                of a reference answer.
         """
         if slug(model.name) in REFERENCES:
             raise ValueError(f"{model.name!r} is the name of a reference answer. Choose another.")
-        rows = self.models
-        names = [row.name for row in rows]
+        names = [row.name for row in self.models]
+        is_trained = model.adapter is not None or model.base == f"models/{slug(model.name)}"
+        if is_trained and model.name in names[:1]:
+            raise ValueError(f"{model.name!r} is the name of the untrained base. Choose another.")
         for name in names:
             if name != model.name and slug(name) == slug(model.name):
                 raise ValueError(
                     f"The models {name!r} and {model.name!r} would share the folder "
                     f"{slug(name)}. Give one of them another name."
                 )
-        if model.name in names:
-            rows[names.index(model.name)] = model
-        else:
-            rows.append(model)
-            self.note(**self._begun)
-        self.note(models=rows)
 
     # ---- starting over
 
@@ -483,25 +528,36 @@ class Run:
         """Move results and figures into new folders beside theirs, whose names hold the time.
 
         Args:
-            evaluation_alone: whether what main.ipynb made stays.
+            evaluation_alone: whether what main.ipynb made stays, and what was imported.
         """
-        stamp = time.strftime("%Y%m%d-%H%M%S")
         with self.hold():
+            record = self.record if evaluation_alone else Record(run=self.name)
+            imported = []
+            for name, artifact in record.artifacts.items():
+                if "imported" in artifact.inputs:
+                    imported.append(name.split("/")[0])
             for folder in (self.folder, self.figures):
-                aside = folder.with_name(f"{folder.name}-{stamp}")
-                names = [path.name for path in folder.glob("[!.]*")]
+                names = [path.name for path in folder.glob("[!.]*") if path.name not in imported]
                 moving = [name for name in names if _moves(name, evaluation_alone)]
+                aside = _name_aside(folder)
                 # run.json last: until then the rest is known if this is interrupted
                 for name in sorted(moving, key=lambda name: name == "run.json"):
                     aside.mkdir(parents=True, exist_ok=True)
                     shutil.move(folder / name, aside / name)
                 if moving:
                     print(f"FRESH: what was in {folder} is in {aside} now.")
-            record = self.record
-            if evaluation_alone and record.artifacts:
-                for name in [name for name in record.artifacts if OF_EVALUATION.match(name)]:
-                    del record.artifacts[name]
-                write(self.folder / "run.json", record.model_dump())
+            if evaluation_alone:
+                self._forget_evaluation(imported)
+
+    def _forget_evaluation(self, imported: Sequence[str]) -> None:
+        """Take out of the record what eval.ipynb made, and what its sources were known by."""
+        record = self.record
+        for name in list(record.artifacts):
+            if OF_EVALUATION.match(name) and name.split("/")[0] not in imported:
+                del record.artifacts[name]
+        for role in ("test_dataset", "reward_model"):
+            record.sources.pop(role, None)
+        write(self.folder / "run.json", record.model_dump())
 
     def forget(self, name: str) -> None:
         """Remove a file or folder, and what is in it, from the run's folder and its record."""
@@ -526,8 +582,19 @@ def _moves(name: str, evaluation_alone: bool) -> bool:
         return False
     if not evaluation_alone:
         return True
-    is_figure = name.endswith((".png", ".pdf")) and not name.startswith("training.")
+    is_figure = name.endswith((".png", ".pdf")) and not name.startswith(OF_TRAINING)
     return is_figure or OF_EVALUATION.fullmatch(name) is not None
+
+
+def _name_aside(folder: Path) -> Path:
+    """Name a new folder beside one, with the time in it."""
+    name = f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    aside = folder.with_name(name)
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = folder.with_name(f"{name}-{number}")
+    return aside
 
 
 def _identity_of(folder: Path, files: Sequence[str] | None) -> str:
@@ -538,10 +605,24 @@ def _identity_of(folder: Path, files: Sequence[str] | None) -> str:
     return fingerprint({name: sha256_of(folder / name) for name in there})
 
 
-def _shorten(value: Any) -> str:
-    """Write a value for an error message, cut where it is a source or a long list."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:190]} ... (of {len(text)} characters)"
+def _shorten(then: Any, now: Any) -> list[str]:
+    """Write two values for an error message; long ones, such as sources, around their difference.
+
+    Args:
+        then: the one in the record.
+        now: the one of now.
+
+    Returns:
+        Both as text, at most some 200 characters each.
+    """
+    texts = [ABSENT if value == ABSENT else repr(value) for value in (then, now)]
+    start = max(0, len(commonprefix(texts)) - 80)
+    shortened = []
+    for text in texts:
+        if len(text) > 200:
+            text = f"... {text[start : start + 160]} ... (of {len(text)} characters)"
+        shortened.append(text)
+    return shortened
 
 
 def as_json_list(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

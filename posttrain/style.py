@@ -1,16 +1,23 @@
-"""The style of all figures: how models are told apart, panels, titles and legends.
+"""What all figures share: how models are told apart, panels, titles, legends, and saving.
 
 A model's colour, marker and line follow from its place among the run's models, so that it looks
 the same in every figure, and models stay apart without colour too.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
+from posttrain.files import written_whole
+
+if TYPE_CHECKING:
+    from posttrain.run import Run
 
 
 class Style(NamedTuple):
@@ -43,6 +50,12 @@ LINES = (
     (0, (5, 1, 1, 1, 1, 1)),
     (0, (2, 2, 6, 2)),
 )
+# The more certain, the darker; what is inconclusive is hollow, so that greyscale tells them apart.
+DECISIONS = {
+    "significant": {"color": "black", "markerfacecolor": "black"},
+    "suggestive": {"color": "0.45", "markerfacecolor": "0.45"},
+    "inconclusive": {"color": "0.65", "markerfacecolor": "white"},
+}
 ONE_COLUMN, TWO_COLUMNS = 3.4, 6.8  # inches, of a paper
 LONGEST_NAME = 18  # letters of a model's name that a figure shows
 DASHED = {"color": "black", "linestyle": "--", "linewidth": 0.8}
@@ -99,6 +112,11 @@ def printable(name: str) -> str:
     return text.replace("$", r"\$")
 
 
+def format_number(value: float) -> str:
+    """Write a number with a true minus sign."""
+    return f"{value:g}".replace("-", "−")
+
+
 def make_panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, Any]:
     """Make a figure of a height in inches and its axes; one column wide if it has one panel."""
     width = ONE_COLUMN if rows * columns == 1 else TWO_COLUMNS
@@ -146,3 +164,39 @@ def name_ticks(axis: Axes, names: Sequence[str]) -> None:
     crowded = sum(len(label) + 2 for label in labels) > 42
     slant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
     axis.set_xticks(range(len(labels)), labels, **slant)
+
+
+# ---- in a notebook
+
+
+def show(figure: Figure, run: "Run", name: str) -> None:
+    """Write a figure into the run's folder of figures as PNG and PDF, and display it.
+
+    The run's label stands below it, unless `run.labelled` is False.
+
+    Args:
+        figure: of `posttrain.figures`.
+        run: whose figure it is.
+        name: of the files, without suffix.
+    """
+    from IPython.display import Image, display
+
+    if run.labelled:
+        letters = int(20 * figure.get_figwidth())  # of size 6 beside each other
+        figure.supxlabel(
+            textwrap.fill(run.label, letters, break_on_hyphens=False),
+            x=0.99,
+            ha="right",
+            multialignment="right",
+            fontsize=6,
+            color="0.4",
+            parse_math=False,
+        )
+    # Without a date the same run gives the same file.
+    metadata = {"png": {}, "pdf": {"CreationDate": None}}
+    for suffix, fields in metadata.items():
+        with written_whole(run.figures / f"{name}.{suffix}") as temporary:
+            figure.savefig(temporary, format=suffix, metadata=fields)
+    image = BytesIO()
+    figure.savefig(image, format="png", dpi=110)
+    display(Image(image.getvalue()))

@@ -12,20 +12,18 @@ from typing import Any
 from accelerate.utils.memory import release_memory
 from peft import PeftModel
 from safetensors.torch import load_file
-from tqdm.auto import tqdm
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, set_seed
+from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.integrations import TensorBoardCallback
 from transformers.utils.notebook import NotebookProgressCallback
-from trl import DPOTrainer
 
+from posttrain.callbacks import FiniteLoss, FirstLoss, Progress, expected_first_loss
+from posttrain.checkpoints import Checkpoints, last_checkpoint
 from posttrain.description import describe, fingerprint_weights
 from posttrain.device import describe_computing, peak_memory, settle_pass
 from posttrain.files import read_json, write
 from posttrain.models import save_trained
 from posttrain.record import Model, slug
 from posttrain.run import Run
-
-LONGEST_SILENCE = 60  # seconds between two lines of progress
 
 
 def train(
@@ -48,12 +46,15 @@ def train(
         The records of the trainer's log, as training.json holds them.
 
     Raises:
-        ValueError: the model that is there, or a checkpoint, was made from something else.
+        ValueError: the model that is there, or a checkpoint, was made from something else; the
+            trainer stands on another base than the run, or has been trained before.
         RuntimeError: the first loss is wrong, a loss is not finite, the saved model is not the
             trained one, or another process works in the run.
     """
+    _require_trainable(trainer, run, name)
     inputs = getattr(trainer, "consumed", None) or describe(trainer, run)
     model = _row_of(trainer, run, name, inputs)
+    run.require_name(model)
     place = model.adapter or model.base
 
     def make(folder: Path) -> None:
@@ -71,24 +72,62 @@ def train(
     return log
 
 
+def _require_trainable(trainer: Trainer, run: Run, name: str) -> None:
+    """Refuse a name that no trained model can have, and a trainer that cannot train it."""
+    run.require_name(name)
+    places = [row.adapter or row.base for row in run.models if row.name == name]
+    if places and places[0] not in run.record.artifacts:
+        raise ValueError(f"{name} is the run's base. Give the model that is trained another name.")
+    if trainer.model is None:
+        is_used = not places or not run.path(places[0]).exists()
+    else:
+        callbacks = trainer.callback_handler.callbacks
+        has_begun = any(isinstance(callback, Checkpoints) for callback in callbacks)
+        is_used = has_begun or trainer.state.global_step > 0
+    if is_used:
+        raise ValueError(
+            f"This trainer has been trained before. Build it anew for {name}, that is, run the "
+            "cell that makes it: an interrupted training then goes on from its last checkpoint."
+        )
+    if trainer.args.load_best_model_at_end:
+        raise ValueError(
+            "load_best_model_at_end = True needs all checkpoints, and `train` keeps the two "
+            "newest. Set it to False."
+        )
+
+
 def _row_of(trainer: Trainer, run: Run, name: str, inputs: Mapping[str, Any]) -> Model:
     """Settle the model's row of run.json: its base, where it is saved, what it goes on from."""
     known = [row for row in run.models if row.name == name]
     if trainer.model is None:  # it is spent: the model is there
         return known[0]
-    base_name = run.record.sources.get("base_model", {}).get("name")
-    over, parent = base_name, None
+    over, parent = None, None
     for row in run.models:
         artifact = run.record.artifacts.get(row.base)
-        if artifact is not None and artifact.sha256 == inputs["base_model"]:
+        is_base = artifact is not None and artifact.sha256 == inputs["base_model"]
+        if is_base and row.adapter is None:
             over, parent = row.base, row.name
-        if row.adapter and inputs["goes_on_from"] == _weights_of(run, row):
+        goes_on = row.adapter is not None and inputs["goes_on_from"] is not None
+        if goes_on and inputs["goes_on_from"] == _weights_of(run, row):
             parent = row.name
     if over is None:
-        over = trainer.accelerator.unwrap_model(trainer.model).config._name_or_path
+        over = _name_of_base(trainer, run, name, inputs)
     if inputs["adapter_config"] is None:
         return Model(name=name, base=f"models/{slug(name)}", adapter=None, parent=parent)
     return Model(name=name, base=over, adapter=f"adapters/{slug(name)}", parent=parent)
+
+
+def _name_of_base(trainer: Trainer, run: Run, name: str, inputs: Mapping[str, Any]) -> str:
+    """Give the name of the run's base, on which a trainer must stand."""
+    source = run.record.sources.get("base_model")
+    if source is None:
+        return trainer.accelerator.unwrap_model(trainer.model).config._name_or_path
+    if inputs["base_model"] not in (source["commit"], source["sha256"]):
+        raise ValueError(
+            f"The trainer of {name} stands on another base than the run, which has "
+            f"{source['name']}. A run's models share a base: choose another RUN for this one."
+        )
+    return source["name"]
 
 
 def _weights_of(run: Run, row: Model) -> str | None:
@@ -118,6 +157,7 @@ def _train_and_save(
     say_what_is_adapted(trainer)
     _prepare(trainer, run, name, {**inputs, "computing": computing})
     if check_first_loss and checkpoint is None:
+        trainer.args.logging_first_step = True
         trainer.add_callback(FirstLoss(expected_first_loss(trainer)))
     trainer.args.eval_on_start = trainer.args.eval_on_start and checkpoint is None
     try:
@@ -154,6 +194,7 @@ def _prepare(trainer: Trainer, run: Run, name: str, inputs: Mapping[str, Any]) -
     args.output_dir = str(run.path(f"checkpoints/{slug(name)}"))
     args.run_name = f"{run.name} {name}"
     args.save_total_limit = None  # transformers would delete old ones without emptying them
+    args.auto_find_batch_size = False  # it would take fewer pairs in a step
     args.logging_nan_inf_filter = False  # or a loss that is no number would be logged as the last
     evaluates = str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "epoch"
     if evaluates:
@@ -218,227 +259,13 @@ def clean_log(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def say_what_is_adapted(trainer: Trainer) -> None:
     """Say which of the layers that LoRA is to adapt a base does not have."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if not isinstance(model, PeftModel):
+    layers = model.peft_config["default"].target_modules if isinstance(model, PeftModel) else None
+    if layers is None or isinstance(layers, str):  # a text is a pattern
         return
-    wanted = {name.rsplit(".", 1)[-1] for name in model.peft_config["default"].target_modules}
+    wanted = {name.rsplit(".", 1)[-1] for name in layers}
     there = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     if wanted - there:
         print(
             f"This base has no layers {', '.join(sorted(wanted - there))}: LoRA adapts only "
             f"{', '.join(sorted(wanted & there))}."
         )
-
-
-# ---- the first loss
-
-
-def expected_first_loss(trainer: Trainer) -> float | None:
-    """Give the loss of a DPO trainer whose policy still is its reference, so that margins are 0.
-
-    Args:
-        trainer: built, not yet trained.
-
-    Returns:
-        The loss, None where it is not known: another trainer, another reference, several losses.
-    """
-    is_dpo = isinstance(trainer, DPOTrainer)
-    if not is_dpo or trainer.ref_model is not None or len(trainer.loss_types) != 1:
-        return None
-    beta = trainer.args.beta
-    losses = {
-        "sigmoid": math.log(2),
-        "robust": math.log(2),
-        "aot": math.log(2),
-        "aot_unpaired": math.log(2),
-        "sigmoid_norm": math.log(2),
-        "hinge": 1.0,
-        "apo_zero": 1.0,
-        "apo_down": 1.0,
-        "nca_pair": 2 * math.log(2),
-        "bco_pair": 2 * math.log(2),
-        "ipo": 1 / (2 * beta) ** 2,
-        "sppo_hard": 1 / (2 * beta**2),
-    }
-    return losses.get(trainer.loss_types[0])
-
-
-class FirstLoss(TrainerCallback):
-    """Stop a training whose first loss shows that policy and reference are not the same model."""
-
-    def __init__(self, expected: float | None):
-        self.expected = expected
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Compare the loss of the first step."""
-        if self.expected is None or state.global_step != 1 or "loss" not in logs:
-            return
-        # On a GPU the kernels with and without gradients may differ by some 2e-3 of ln 2; dropout
-        # makes 0.60 or 0.70 of it.
-        tolerance = 1e-2 if args.device.type == "cuda" else 1e-3
-        if not abs(logs["loss"] - self.expected) < tolerance * max(1.0, self.expected):
-            raise RuntimeError(
-                f"The first loss is {logs['loss']:.4f}, not {self.expected:.4f}: policy and "
-                "reference differ before any training. Is dropout on (load the model with dropout "
-                "0), or is the reference another model?"
-            )
-
-
-class FiniteLoss(TrainerCallback):
-    """Stop a training whose loss is no number any more: all later weights would be none either."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Look at every logged loss."""
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise RuntimeError(
-                f"At step {state.global_step} the loss is {logs['loss']}. Nothing was saved of "
-                "this model. A lower learning rate, or precision fp32, may help."
-            )
-
-
-# ---- progress and checkpoints
-
-
-class Progress(TrainerCallback):
-    """A bar, and lines: at every validation, and at least once a minute."""
-
-    def __init__(self, name: str):
-        self.name = name
-        self.loss = None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Begin to count."""
-        self.first = state.global_step
-        self.start = self.last_line = time.monotonic()
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, leave=False, unit="step")
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Say how far it is before the next step would make the silence too long."""
-        self.bar.update(state.global_step - self.bar.n)
-        now = time.monotonic()
-        seconds = (now - self.start) / (state.global_step - self.first)
-        if now - self.last_line + seconds < LONGEST_SILENCE:
-            return
-        self.last_line = now
-        loss = "" if self.loss is None else f"loss {self.loss:.3f}, "
-        minutes = (state.max_steps - state.global_step) * seconds / 60
-        tqdm.write(
-            f"{self.name}: step {state.global_step} of {state.max_steps}, {loss}"
-            f"{seconds:.1f} s a step, {minutes:.0f} minutes left"
-        )
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Keep the newest loss."""
-        self.loss = logs.get("loss", self.loss)
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        """Say what the held-out pairs give."""
-        names = {
-            "eval_loss": "loss",
-            "eval_rewards/accuracies": "accuracy",
-            "eval_rewards/margins": "margin",
-        }
-        values = [f"{names[key]} {metrics[key]:.3f}" for key in names if key in metrics]
-        tqdm.write(
-            f"{self.name}: step {state.global_step} of {state.max_steps}, held-out pairs: "
-            f"{', '.join(values)}"
-        )
-
-    def on_train_end(self, args, state, control, **kwargs):
-        """Take the bar away."""
-        self.bar.close()
-
-
-class Checkpoints(TrainerCallback):
-    """Make a training resumable, to the bit on a CPU.
-
-    Checkpoints are transformers' own, written at steps that are multiples of `logging_steps`, since
-    the sums behind a logged mean are not saved; each is entered into the run's record, and the two
-    newest are kept.
-    """
-
-    def __init__(self, run: Run, place: str, inputs: Mapping[str, Any], evaluates: bool):
-        """Take note of what belongs to all checkpoints.
-
-        Args:
-            run: the run that is trained.
-            place: the checkpoints' folder in it.
-            inputs: what they are made from.
-            evaluates: whether every epoch ends with a validation.
-        """
-        self.run = run
-        self.place = place
-        self.inputs = inputs
-        self.evaluates = evaluates
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Settle the steps between two checkpoints."""
-        self.epoch_steps = math.ceil(state.max_steps / args.num_train_epochs)
-        state.save_steps = args.logging_steps * math.ceil(state.save_steps / args.logging_steps)
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        """Set the random state, on which an epoch's order hangs in the length-grouping sampler.
-
-        It would hang on all that was drawn before, which a resumed training has not drawn.
-        """
-        set_seed(args.seed + state.global_step // self.epoch_steps)
-
-    # The state that is saved with an epoch's last step is that after its validation.
-    on_evaluate = on_epoch_begin
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Validate with an epoch's last step, not after it, so that its checkpoint holds that."""
-        if self.evaluates:
-            control.should_evaluate = state.global_step % self.epoch_steps == 0
-        if state.global_step % args.logging_steps or state.global_step == state.max_steps:
-            control.should_save = False  # the end is saved as a model
-
-    def on_save(self, args, state, control, **kwargs):
-        """Enter a checkpoint into the record, and remove those before the last two."""
-        folder = Path(args.output_dir)
-        name = f"checkpoint-{state.global_step}"
-        self.run.seal(f"{self.place}/{name}", self.inputs)
-        for old in list_checkpoints(folder)[2:]:
-            self.run.forget(f"{self.place}/{old.name}")
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """List the checkpoints in a folder, the newest first."""
-    return sorted(
-        folder.glob("checkpoint-[0-9]*"), key=lambda path: -int(path.name.split("-")[1])
-    )
-
-
-def last_checkpoint(
-    run: Run, place: str, inputs: Mapping[str, Any], computing: Mapping[str, Any]
-) -> Path | None:
-    """Find the newest checkpoint that is whole; name and remove those that are not.
-
-    Args:
-        run: the run that is trained.
-        place: the folder of the model's checkpoints in it.
-        inputs: what the training consumes.
-        computing: precision, device and processes, which a checkpoint is bound to.
-
-    Returns:
-        The checkpoint's folder, None without one.
-
-    Raises:
-        ValueError: it was made from something else, or computed in another way.
-    """
-    for path in list_checkpoints(run.path(place)):
-        name = f"{place}/{path.name}"
-        if not run.is_whole(name):
-            print(f"{path} is not whole. Training goes on without it.")
-            run.forget(name)
-            continue
-        then = dict(run.record.artifacts[name].inputs["computing"])
-        for key, value in computing.items():
-            if then[key] != value:
-                raise ValueError(
-                    f"{path} was trained with {key} = {then[key]!r}, and here it is {value!r}. Go "
-                    f"on with this model where it was begun, or remove {path.parent}: its training "
-                    "then begins anew."
-                )
-        run.require_same(name, {**inputs, "computing": then})
-        return path
-    return None

@@ -11,6 +11,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_DATASETS_CACHE=tempfile.mkdtemp(prefix="datasets-"),
     TOKENIZERS_PARALLELISM="false",
+    TQDM_DISABLE="1",
     OMP_NUM_THREADS="1",
 )
 
