@@ -1,14 +1,14 @@
-"""Simulate how often the intervals hold the truth, and how often a family of equal models is called different.
+"""How often intervals hold the truth, and how often equal models are called different.
 
     python -m benchmarks.coverage
 
-Writes benchmarks/coverage.md and coverage.json, about ten minutes on one core. Exits with 1 where coverage lies below
-93% anywhere, or on average outside 94 to 97.5%, or where more than 5% of families of true nulls hold a decision.
+Simulates data sets with a known truth. Writes benchmarks/coverage.md and coverage.json, about ten
+minutes on one core. Exits with 1 where coverage lies below 93% anywhere, or on average outside 94
+to 97.5%, or where more than 5% of families of true nulls hold a significant difference.
 """
 
-import gc
-import json
 import sys
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -16,130 +16,284 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from posttrain import comparisons, stats
+from posttrain import comparisons, metrics
+from posttrain.files import write
 
 HERE = Path(__file__).resolve().parent
-SIZES = (20, 50, 300)
-# (probability that a label is gained, that it is lost): from no difference to a large one, few and many that differ
-CHANGES = ((0.02, 0.02), (0.1, 0.1), (0.25, 0.25), (0.1, 0.02), (0.2, 0.1), (0.3, 0.2), (0.35, 0.05), (0.5, 0.1))
+SIZES = (20, 50, 300)  # prompts of each kind
+# The probabilities that a label is gained and that it is lost: from no difference to a large one,
+# few and many that differ
+CHANGES = (
+    (0.02, 0.02),
+    (0.1, 0.1),
+    (0.25, 0.25),
+    (0.1, 0.02),
+    (0.2, 0.1),
+    (0.3, 0.2),
+    (0.35, 0.05),
+    (0.5, 0.1),
+)
+PAIRS_OF_CHANGES = [  # on harmful and on helpful prompts: unlike ones, then alike
+    *zip(CHANGES[:4], reversed(CHANGES[4:])),
+    *zip(CHANGES[:4], CHANGES[:4]),
+]
 RATES = (0.05, 0.2, 0.5, 0.9)
+MODELS = ("A", "B", "C", "D")
+FAMILIES = ((20, 0.5), (50, 0.5), (50, 0.85))  # prompts of each kind, and the rate of all models
+
+Settings = list[tuple[str, float]]  # of each setting its description and a share
+
+
+# ---- intervals
 
 
 @cache
-def rate_interval(gained, lost, n):
-    """Return the interval of a paired difference, computed once for each outcome."""
-    return tuple(stats.paired_difference(gained, lost, n).values())
+def difference_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
+    """Compute the interval of a paired difference, once for each outcome."""
+    interval = metrics.paired_difference(gained, lost, n)
+    return interval["low"], interval["high"]
 
 
-def coverage_of_differences(n, change, data_sets, rng):
-    """Return how often the interval of a rate's paired difference holds it."""
-    gain, loss = change
-    drawn = rng.multinomial(n, [gain, loss, 1 - gain - loss], data_sets)
-    ends = np.array([rate_interval(gained, lost, n) for gained, lost, _ in drawn.tolist()])
-    return float(((ends[:, 0] <= 100 * (gain - loss)) & (100 * (gain - loss) <= ends[:, 1])).mean())
+def cover_differences(
+    n: int, change: tuple[float, float], data_sets: int, rng: np.random.Generator
+) -> float:
+    """Compute how often the interval of a rate's paired difference holds the true one.
 
-
-def coverage_of_cas_differences(n, both, data_sets, rng):
-    """Return how often the interval of a difference of CAS holds it; `both`: the changes of either kind."""
-    drawn = [rng.multinomial(n, [gain, loss, 1 - gain - loss], data_sets).tolist() for gain, loss in both]
-    true = 50 * sum(gain - loss for gain, loss in both)
-    held = 0
-    for changes in zip(*drawn):
-        estimates = [100 * (gained - lost) / n for gained, lost, _ in changes]
-        intervals = [dict(zip(("low", "high"), rate_interval(gained, lost, n))) for gained, lost, _ in changes]
-        ends = stats.mean_of_two(estimates, intervals)
-        held += ends["low"] <= true <= ends["high"]
-    return held / data_sets
-
-
-def coverage_of_cas(n, rates, data_sets, rng):
-    """Return how often the interval of a CAS holds it; `rates`: the true HmR and HpR."""
-    drawn, held = [rng.binomial(n, rate, data_sets).tolist() for rate in rates], 0
-    for counts in zip(*drawn):
-        ends = stats.mean_of_two([100 * k / n for k in counts], [stats.wilson(k, n) for k in counts])
-        held += ends["low"] <= 50 * sum(rates) <= ends["high"]
-    return held / data_sets
-
-
-def coverage_of_rewards(n, skewed, data_sets, rng):
-    """Return how often the bootstrap interval of a mean reward difference holds it."""
-    held = 0
-    for i in range(data_sets):
-        values = rng.exponential(1, n) - 1 if skewed else rng.normal(0, 1, n)
-        ends = stats.percentiles(values, stats.bootstrap_means(values[:, None], 1000, i)[:, 0])
-        held += ends["low"] <= 0 <= ends["high"]
-    return held / data_sets
-
-
-def wrong_decisions(n, rate, data_sets, rng):
-    """Return {measure: share of families of six true nulls with a decision}: four models alike on the same prompts.
-
-    A prompt is easier or harder for all models; given that, their labels and rewards are drawn apart.
+    Args:
+        n: prompts.
+        change: the probabilities that a label is gained and that it is lost.
+        data_sets: how many are drawn.
+        rng: what they are drawn with.
     """
-    wrong = dict.fromkeys(stats.MEASURES, 0)
-    gc.freeze()  # statsmodels collects garbage at every correction: there is less to look through now
-    for i in range(data_sets):
-        scores = {}
-        for kind in stats.KINDS:
-            level = rng.normal(0, 1, (n, 1)) + np.quantile(rng.normal(0, 2**0.5, 2000), rate)
-            scores[kind] = pd.DataFrame(level + rng.normal(0, 1, (n, 4)), columns=list(stats.MODELS))
-        rewards = pd.concat(scores)
-        found = comparisons.compare(rewards, scores["harmful"] >= 0, scores["helpful"] > 0, 200, i, power=False)
-        for measure in {record["measure"] for record in found if record["decision"] == "decided"}:
+    gain, loss = change
+    true = 100 * (gain - loss)
+    held = 0
+    for gained, lost, _ in _draw_changes(n, change, data_sets, rng):
+        low, high = difference_interval(gained, lost, n)
+        held += low <= true <= high
+    return held / data_sets
+
+
+def cover_cas_differences(
+    n: int,
+    changes: Sequence[tuple[float, float]],
+    data_sets: int,
+    rng: np.random.Generator,
+) -> float:
+    """Compute how often the interval of a difference of CAS holds the true one.
+
+    Args:
+        n: prompts of each kind.
+        changes: as `change` above, on harmful and on helpful prompts.
+        data_sets: how many are drawn.
+        rng: what they are drawn with.
+    """
+    drawn = [_draw_changes(n, change, data_sets, rng) for change in changes]
+    true = 50 * sum(gain - loss for gain, loss in changes)
+    held = 0
+    for of_both_kinds in zip(*drawn):
+        estimates, intervals = [], []
+        for gained, lost, _ in of_both_kinds:
+            low, high = difference_interval(gained, lost, n)
+            estimates.append(100 * (gained - lost) / n)
+            intervals.append({"low": low, "high": high})
+        interval = metrics.mover_mean(estimates, intervals)
+        held += interval["low"] <= true <= interval["high"]
+    return held / data_sets
+
+
+def _draw_changes(
+    n: int, change: tuple[float, float], data_sets: int, rng: np.random.Generator
+) -> list[list[int]]:
+    """Draw for each data set how many labels are gained, are lost and stay."""
+    gain, loss = change
+    return rng.multinomial(n, [gain, loss, 1 - gain - loss], data_sets).tolist()
+
+
+def cover_cas(
+    n: int, rates: tuple[float, float], data_sets: int, rng: np.random.Generator
+) -> float:
+    """Compute how often the interval of a CAS holds the true one.
+
+    Args:
+        n: prompts of each kind.
+        rates: the true HmR and HpR.
+        data_sets: how many are drawn.
+        rng: what they are drawn with.
+    """
+    drawn = [rng.binomial(n, rate, data_sets).tolist() for rate in rates]
+    true = 50 * sum(rates)
+    held = 0
+    for counts in zip(*drawn):
+        estimates = [100 * count / n for count in counts]
+        interval = metrics.mover_mean(estimates, [metrics.wilson(count, n) for count in counts])
+        held += interval["low"] <= true <= interval["high"]
+    return held / data_sets
+
+
+def cover_rewards(n: int, skewed: bool, data_sets: int, rng: np.random.Generator) -> float:
+    """Compute how often the bootstrap interval of a mean reward difference holds the true one.
+
+    Args:
+        n: prompts.
+        skewed: whether differences are drawn from a skewed distribution.
+        data_sets: how many are drawn.
+        rng: what they are drawn with.
+    """
+    held = 0
+    for seed in range(data_sets):
+        values = rng.exponential(1, n) - 1 if skewed else rng.normal(0, 1, n)
+        means = metrics.bootstrap_means(values[:, None], 1000, seed)[:, 0]
+        interval = metrics.percentiles(values, means)
+        held += interval["low"] <= 0 <= interval["high"]
+    return held / data_sets
+
+
+# ---- equal models
+
+
+def call_equal_models_different(
+    n: int, rate: float, families: int, rng: np.random.Generator
+) -> dict[str, float]:
+    """Compute how often equal models differ significantly somewhere, six true nulls a family.
+
+    A prompt is easier or harder for all models; given that, their rewards are drawn apart.
+
+    Args:
+        n: prompts of each kind.
+        rate: the true rate of all models.
+        families: how many are drawn.
+        rng: what they are drawn with.
+
+    Returns:
+        {measure: share of families}.
+    """
+    wrong = dict.fromkeys(metrics.MEASURES, 0)
+    for seed in range(families):
+        rewards = {}
+        for kind in metrics.KINDS:
+            levels = rng.normal(0, 1, (n, 1))
+            quantile = np.quantile(rng.normal(0, 2**0.5, 2000), rate)
+            rewards[kind] = levels + quantile + rng.normal(0, 1, (n, len(MODELS)))
+        compared = comparisons.compare(label_rewards(rewards), 200, seed, power=False)
+        significant = [row["measure"] for row in compared if row["decision"] == "significant"]
+        for measure in dict.fromkeys(significant):
             wrong[measure] += 1
-    gc.unfreeze()
-    return {measure: count / data_sets for measure, count in wrong.items()}
+    return {measure: count / families for measure, count in wrong.items()}
 
 
-def simulate(data_sets, families, seed=0):
-    """Return {what: [(setting, value), ...]}; the values are shares."""
+def label_rewards(rewards: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Make a table of answers, which pass with a reward above zero.
+
+    Args:
+        rewards: by kind of prompts, (prompts, models).
+    """
+    parts = []
+    for kind, of_models in rewards.items():
+        ids = [f"{kind}-{i:03d}" for i in range(len(of_models))]
+        for model, values in zip(MODELS, of_models.T):
+            labels = np.where(values > 0, *metrics.LABELS[kind])
+            columns = {"id": ids, "kind": kind, "model": model, "reward": values, "label": labels}
+            parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+# ---- all
+
+
+def simulate(data_sets: int, families: int, seed: int = 0) -> dict[str, Settings]:
+    """Simulate all settings.
+
+    Args:
+        data_sets: how many are drawn for a difference; a quarter for other intervals.
+        families: how many are drawn of equal models.
+        seed: of all draws.
+
+    Returns:
+        The settings and their shares, by kind of interval, and "wrong decisions".
+    """
     rng = np.random.default_rng(seed)
-    pairs = [(CHANGES[i], CHANGES[-i - 1]) for i in range(len(CHANGES) // 2)] + [(one, one) for one in CHANGES[:4]]
-    return {
-        "difference of a rate": [(f"n = {n}, gained {change[0]}, lost {change[1]}",
-                                  coverage_of_differences(n, change, data_sets, rng))
-                                 for n, change in product(SIZES, CHANGES)],
-        "difference of CAS": [(f"n = {n}, {both}", coverage_of_cas_differences(n, both, data_sets, rng))
-                              for n, both in product(SIZES, pairs)],
-        "CAS": [(f"n = {n}, {rates}", coverage_of_cas(n, rates, data_sets // 4, rng))
-                for n, rates in product(SIZES, product(RATES, RATES))],
-        "mean reward": [(f"n = {n}, {'skewed' if skewed else 'normal'}",
-                         coverage_of_rewards(n, skewed, data_sets // 4, rng))
-                        for n, skewed in product(SIZES, (False, True))],
-        "wrong decisions": [(f"n = {n}, rate {rate}, {measure}", value)
-                            for n, rate in ((20, 0.5), (50, 0.5), (50, 0.85))
-                            for measure, value in wrong_decisions(n, rate, families, rng).items()]}
+    shares: dict[str, Settings] = {
+        "difference of a rate": [],
+        "difference of CAS": [],
+        "CAS": [],
+        "mean reward": [],
+        "wrong decisions": [],
+    }
+    for n, change in product(SIZES, CHANGES):
+        share = cover_differences(n, change, data_sets, rng)
+        setting = f"n = {n}, gained {change[0]}, lost {change[1]}"
+        shares["difference of a rate"].append((setting, share))
+    for n, changes in product(SIZES, PAIRS_OF_CHANGES):
+        share = cover_cas_differences(n, changes, data_sets, rng)
+        shares["difference of CAS"].append((f"n = {n}, {changes}", share))
+    for n, rates in product(SIZES, product(RATES, RATES)):
+        shares["CAS"].append((f"n = {n}, {rates}", cover_cas(n, rates, data_sets // 4, rng)))
+    for n, skewed in product(SIZES, (False, True)):
+        share = cover_rewards(n, skewed, data_sets // 4, rng)
+        shares["mean reward"].append((f"n = {n}, {'skewed' if skewed else 'normal'}", share))
+    for n, rate in FAMILIES:
+        for measure, share in call_equal_models_different(n, rate, families, rng).items():
+            shares["wrong decisions"].append((f"n = {n}, rate {rate}, {measure}", share))
+    return shares
 
 
-def report(found):
-    """Return a markdown table: the mean and the extremes of every kind of interval, and the families."""
-    lines = ["| 95% interval of | settings | coverage, mean (%) | lowest (%) | at | highest (%) |",
-             "|---|---|---|---|---|---|"]
-    for what, settings in found.items():
-        values = {setting: 100 * value for setting, value in settings}
-        if what != "wrong decisions":
-            lowest = min(values, key=values.get)
-            lines.append(f"| {what} | {len(values)} | {np.mean(list(values.values())):.1f} | {values[lowest]:.1f} | "
-                         f"{lowest} | {max(values.values()):.1f} |")
+def as_table(shares: Mapping[str, Settings]) -> str:
+    """Write two markdown tables: mean and extremes of each kind of interval, and the families.
+
+    Args:
+        shares: of coverage.json.
+    """
+    lines = [
+        "| 95% interval of | settings | coverage, mean (%) | lowest (%) | at | highest (%) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, settings in shares.items():
+        if name == "wrong decisions":
+            continue
+        values = {setting: 100 * share for setting, share in settings}
+        mean = np.mean(list(values.values()))
+        lowest = min(values, key=values.get)
+        lines.append(
+            f"| {name} | {len(values)} | {mean:.1f} | {values[lowest]:.1f} | {lowest} | "
+            f"{max(values.values()):.1f} |"
+        )
     lines += ["", "| six true nulls | families with a wrong decision (%) |", "|---|---|"]
-    lines += [f"| {setting} | {100 * value:.1f} |" for setting, value in found["wrong decisions"]]
+    for setting, share in shares["wrong decisions"]:
+        lines.append(f"| {setting} | {100 * share:.1f} |")
     return "\n".join(lines) + "\n"
 
 
-def faults(found):
-    """Return what does not hold of what is promised of rates and CAS."""
-    wrong = [f"{setting}: {100 * value:.1f}%" for setting, value in found["wrong decisions"] if value > 0.05]
-    for what in ("difference of a rate", "difference of CAS", "CAS"):
-        values = [value for _, value in found[what]]
-        wrong += [f"{what}, {setting}: {100 * value:.1f}%" for setting, value in found[what] if value < 0.93]
-        if not 0.94 <= np.mean(values) <= 0.975:
-            wrong.append(f"{what} on average: {100 * np.mean(values):.1f}%")
-    return wrong
+def list_failures(shares: Mapping[str, Settings]) -> list[str]:
+    """List what does not keep the promises about rates, CAS and decisions.
+
+    Args:
+        shares: as `simulate` gives them.
+    """
+    failures = []
+    for setting, share in shares["wrong decisions"]:
+        if share > 0.05:
+            failures.append(f"{setting}: {100 * share:.1f}%")
+    for name in ("difference of a rate", "difference of CAS", "CAS"):
+        for setting, share in shares[name]:
+            if share < 0.93:
+                failures.append(f"{name}, {setting}: {100 * share:.1f}%")
+        mean = np.mean([share for _, share in shares[name]])
+        if not 0.94 <= mean <= 0.975:
+            failures.append(f"{name} on average: {100 * mean:.1f}%")
+    return failures
+
+
+def main() -> None:
+    """Simulate, write the shares, and fail where a promise is not kept."""
+    shares = simulate(data_sets=4000, families=1000)
+    write(HERE / "coverage.json", shares)
+    write(HERE / "coverage.md", as_table(shares))
+    print(as_table(shares))
+    failures = list_failures(shares)
+    if failures:
+        sys.exit("\n".join(["What does not hold:", *failures]))
 
 
 if __name__ == "__main__":
-    result = simulate(data_sets=4000, families=1000)
-    (HERE / "coverage.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (HERE / "coverage.md").write_text(report(result), encoding="utf-8")
-    print(report(result))
-    sys.exit("\n".join(["What does not hold:", *faults(result)]) if faults(result) else 0)
+    main()

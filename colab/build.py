@@ -27,7 +27,8 @@ ANY_VERSION = ("jupyter", "psutil", "tqdm")  # Colab has them, and any version w
 PACKAGE = """\
 ### The package
 
-The files of `posttrain/`, as they are in the repository. To change one, edit its cell, then choose Runtime > Run all."""
+The files of `posttrain/`, as they are in the repository. To change one of them, edit its cell,
+then choose Runtime > Run all."""
 
 FORGET = """\
 # Modules that were loaded before are forgotten, so that those above are imported as they are now.

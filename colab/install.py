@@ -23,7 +23,8 @@ for package, version in PINS.items():
     if installed_version(package) != version:
         missing.append(f"{package}=={version}")
 if missing:
-    held = [f"{package}=={installed_version(package)}" for package in KEPT]
+    kept_versions = {package: installed_version(package) for package in KEPT}
+    held = [f"{package}=={version}" for package, version in kept_versions.items() if version]
     print("Installing", ", ".join(missing))
     command = [sys.executable, "-m", "pip", "install", "--quiet", *missing, *held]
     pip = subprocess.run(command, capture_output=True, text=True)

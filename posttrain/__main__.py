@@ -12,6 +12,7 @@ A NAME alone takes its value from the environment, as make hands it on.
 """
 
 import ast
+import json
 import os
 import sys
 from pathlib import Path
@@ -29,10 +30,12 @@ COMMITTED = ("example", "published", "real-model")  # runs that nobody may write
 
 def _read_table(text: Any) -> Any:
     """Read a table as Python or JSON write it; what is none is left for pydantic to refuse."""
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
+    for read in (ast.literal_eval, json.loads):
+        try:
+            return read(text)
+        except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
+            continue
+    return text
 
 
 class Parameters(BaseModel):
@@ -126,6 +129,8 @@ def execute(notebook: str, folder: Path, parameters: dict[str, Any]) -> None:
             cwd=str(Path.cwd()),
             progress_bar=False,
             stdout_file=sys.stdout,
+            # Or the kernel warns of a port that only this machine sees.
+            extra_arguments=["--IPKernelApp.log_level=40"],
         )
     except PapermillExecutionError as error:
         raise RuntimeError(
@@ -183,21 +188,27 @@ def prepare(parameters: Parameters) -> Parameters:
 def _require_fitting_sources(
     parameters: Parameters, training: settings.Training, evaluation: settings.Evaluation
 ) -> None:
-    """Refuse a judge that is none, and more prompts than the data has, before training."""
+    """Refuse a judge that is none, and prompts that the data or the base has no room for."""
     run = Run(parameters.RESULTS, parameters.RUN)
-    if run.path("scores.json").exists():
+    if run.path("scores.json").exists() and not parameters.FRESH:
         return
     from posttrain import data, generation, hub, models
 
-    models.require_reward_model(hub.fetch("REWARD_MODEL", evaluation.reward_model))
-    if isinstance(parameters.N_PROMPTS, int):
-        base = hub.fetch("BASE_MODEL", training.base_model)
-        files = data.list_files("base", ["test"])
-        dataset = hub.fetch("DATASET", evaluation.dataset, files)
-        room = generation.room_for_prompt(base, evaluation.max_new_tokens)
-        tokenizer = models.load_tokenizer(base)
-        counts = data.count_prompts(dataset, evaluation.protocol, tokenizer, room)
-        data.require_prompts(parameters.N_PROMPTS, counts, dataset)
+    commits = {}  # a run keeps to those that it began with
+    if not parameters.FRESH:
+        for source in run.record.sources.values():
+            commits[source["name"]] = source["commit"]
+    judge = evaluation.reward_model
+    models.require_reward_model(hub.fetch("REWARD_MODEL", judge, commit=commits.get(judge)))
+    name = training.base_model
+    base = hub.fetch("BASE_MODEL", name, commit=commits.get(name))
+    name = evaluation.dataset
+    files = data.list_files("base", ["test"])
+    dataset = hub.fetch("DATASET", name, files, commits.get(name))
+    room = generation.room_for_prompt(base, evaluation.max_new_tokens)
+    tokenizer = models.load_tokenizer(base)
+    counts = data.count_prompts(dataset, evaluation.protocol, tokenizer, room)
+    data.require_prompts(parameters.N_PROMPTS, counts, dataset)
 
 
 def require_own_name(run: str, results: str) -> None:
@@ -270,16 +281,20 @@ def import_run(parameters: Parameters) -> None:
 
 def rejudge(parameters: Parameters) -> None:
     """Cut a run's responses where they open a human turn, and judge them as a run of its own."""
-    from posttrain.importing import import_results
+    from posttrain.importing import holds_texts_of, import_results
 
     source = Path(parameters.RESULTS) / (parameters.FROM or "published")
     name = parameters.RUN or f"{source.name}-cut"
     require_own_name(name, parameters.RESULTS)
     run = Run(parameters.RESULTS, name)
-    if run.path("run.json").exists() and not run.record.imported:
-        raise ValueError(f"{run.folder} holds a run of its own. Choose another RUN.")
     if not run.path("run.json").exists():
         import_results(source, run, cut_at_turn=True)
+    elif not run.record.imported:
+        raise ValueError(f"{run.folder} holds a run of its own. Choose another RUN.")
+    elif not holds_texts_of(run, source, cut_at_turn=True):
+        raise ValueError(
+            f"{run.folder} holds other responses than {source} has now, cut. Choose another RUN."
+        )
     execute(EVAL, run.folder, parameters.given() | {"RUN": name})
     print((run.folder / "summary.md").read_text(encoding="utf-8"))
 

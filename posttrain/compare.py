@@ -15,20 +15,33 @@ from posttrain.record import ABSENT, Record, list_differences
 from posttrain.run import Run
 
 # Settings on which no result depends.
-INDIFFERENT = ("preset", "checkpoint_share", "report_to", "batch_size", "judge_tokens")
-# What a trainer's argument is called where the setting has another name.
+INDIFFERENT = {
+    "training": ("preset", "checkpoint_share", "report_to", "max_new_tokens"),
+    "evaluation": ("preset", "batch_size", "judge_tokens"),
+}
+# What else differs in a trainer's inputs where a setting does; the setting's own name aside.
 ARGUMENTS = {
     "batch_size": ("pairs_in_a_step",),
     "dpo_epochs": ("num_train_epochs",),
     "dpo_learning_rate": ("learning_rate",),
-    "lora_alpha": ("lora_alpha",),
-    "lora_layers": ("target_modules",),
-    "lora_r": ("r",),
+    "dropout": ("share_prompts",),
+    "lora_layers": ("target_modules", "tensors", "sha256_of_names"),
+    "lora_r": ("r", "sha256_of_names"),
     "sft_epochs": ("num_train_epochs",),
     "sft_learning_rate": ("learning_rate",),
 }
-# Inputs that follow from the others: which pairs are drawn, and which adapter is gone on from.
+# Settings with which nearly all inputs of a trainer differ.
+FAR_REACHING = ("base_model", "sft_method")
+# Inputs that follow from the others: which pairs are drawn, and which model is gone on from.
 DERIVED = ("base_model", "goes_on_from", "train_dataset", "eval_dataset")
+# The settings that may give a source another content.
+SETTINGS_OF_SOURCES = {
+    "base_model": ("base_model",),
+    "dataset": ("dataset", "subsets"),
+    "test_dataset": ("dataset", "evaluation's dataset"),
+    "reward_model": ("evaluation's reward_model",),
+}
+THRESHOLDS = ("evaluation's harmless_from", "evaluation's helpful_above")
 
 
 @dataclass(frozen=True)
@@ -45,8 +58,7 @@ class Evaluated:
         settings = {}
         for stage, values in self.record.settings.items():
             for name, value in values.items():
-                is_batch = stage == "training" and name == "batch_size"
-                if name not in INDIFFERENT or is_batch:
+                if name not in INDIFFERENT.get(stage, ()):
                     settings[name if stage == "training" else f"evaluation's {name}"] = value
         return settings
 
@@ -83,38 +95,58 @@ def load_runs(results: str | Path, names: Sequence[str]) -> list[Evaluated]:
 def _require_comparable(runs: Sequence[Evaluated]) -> None:
     """Refuse runs whose differences could not be put down to one setting."""
     first = runs[0]
-    varied = differing(runs)
+    varied = list(differing(runs).index)
     if len(varied) > 1:
         raise ValueError(
-            f"RUNS: these runs differ in {len(varied)} settings, {', '.join(varied.index)}. No "
+            f"RUNS: these runs differ in {len(varied)} settings, {', '.join(varied)}. No "
             "difference between their results could be put down to one of them."
         )
-    expected = [*varied.index]
-    for name in varied.index:
-        expected += ARGUMENTS.get(name, ())
     for other in runs[1:]:
         if other.metrics["sha256"]["prompts.json"] != first.metrics["sha256"]["prompts.json"]:
             raise ValueError(f"RUNS: {other.name} was asked other prompts than {first.name}.")
-        if other.metrics["thresholds"] != first.metrics["thresholds"]:
+        same_thresholds = other.metrics["thresholds"] == first.metrics["thresholds"]
+        if not same_thresholds and not set(varied) & set(THRESHOLDS):
             raise ValueError(f"RUNS: {other.name} has other thresholds than {first.name}.")
-        for difference in _differing_inputs(first.record, other.record):
-            if difference not in expected and "sft_method" not in expected:
-                raise ValueError(
-                    f"RUNS: {other.name} differs from {first.name} in more than "
-                    f"{', '.join(varied.index) or 'no setting'}: its models were trained with "
-                    f"another {difference}."
-                )
+        differences = _differing_sources(first.record, other.record, varied)
+        differences += _differing_inputs(first.record, other.record, varied)
+        if differences:
+            raise ValueError(
+                f"RUNS: {other.name} differs from {first.name} in more than "
+                f"{', '.join(varied) or 'no setting'}: it was made with another "
+                f"{', '.join(differences)}."
+            )
 
 
-def _differing_inputs(first: Record, other: Record) -> list[str]:
-    """List what the trainers of two runs' models were given differently, by its last name."""
+def _differing_sources(first: Record, other: Record, varied: Sequence[str]) -> list[str]:
+    """List the sources whose content differs though the settings do not say so."""
+    names = []
+    for role, settings in SETTINGS_OF_SOURCES.items():
+        ours, theirs = first.sources.get(role), other.sources.get(role)
+        if ours is None or theirs is None or set(settings) & set(varied):
+            continue
+        if (ours["commit"], ours["sha256"]) != (theirs["commit"], theirs["sha256"]):
+            names.append(role)
+    return names
+
+
+def _differing_inputs(first: Record, other: Record, varied: Sequence[str]) -> list[str]:
+    """List what the trainers of two runs' models were given differently, by its last name.
+
+    Left out is what follows from the settings that vary.
+    """
+    if set(varied) & set(FAR_REACHING):
+        return []
+    expected = [*varied, *DERIVED]
+    for name in varied:
+        expected += ARGUMENTS.get(name, ())
     names = []
     for model in other.models:
-        ours, theirs = first.artifacts.get(model.adapter), other.artifacts.get(model.adapter)
+        place = model.adapter or model.base
+        ours, theirs = first.artifacts.get(place), other.artifacts.get(place)
         if ours is not None and theirs is not None:
             for difference in list_differences(ours.inputs, theirs.inputs):
                 name = difference.name.rsplit(".", 1)[-1]
-                if difference.name not in DERIVED and name not in names:
+                if name not in expected and name not in names:
                     names.append(name)
     return names
 
@@ -240,7 +272,7 @@ def conclude(records: Sequence[dict[str, Any]], runs: int) -> list[str]:
             verb = "includes" if includes else "excludes"
             text += (
                 f", by {record['mean']:+.1f} points on average; the interval over runs "
-                f"[{record['low']:+.1f}, {record['high']:+.1f}] {verb} no difference."
+                f"[{record['low']:+.1f}, {record['high']:+.1f}] {verb} zero."
             )
         sentences.append(text.replace("-", "−"))
     return sentences

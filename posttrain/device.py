@@ -110,7 +110,8 @@ def settle_pass(trainer: Trainer, pairs: int | None = None) -> int:
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     if pairs is None:
         divisors = [n for n in range(step, 0, -1) if step % n == 0]
-        pairs = _find_pass(trainer, divisors)
+        find = _estimate_pass if args.device.type == "cpu" else _try_passes
+        pairs = find(trainer, divisors)
     args.per_device_train_batch_size = pairs
     args.gradient_accumulation_steps = step // pairs
     # The trainer has read the pass when it was built; the argument alone would only change how
@@ -119,11 +120,14 @@ def settle_pass(trainer: Trainer, pairs: int | None = None) -> int:
     return pairs
 
 
-def _find_pass(trainer: Trainer, sizes: list[int]) -> int:
-    """Find the largest pass that fits: on a GPU by trying, on a CPU by the texts' length."""
-    if trainer.args.device.type == "cpu":
-        limit = _pairs_on_cpu(trainer)
-        return max((size for size in sizes if size <= limit), default=1)
+def _estimate_pass(trainer: Trainer, sizes: list[int]) -> int:
+    """Estimate the largest pass that suits a CPU, by the texts' length."""
+    limit = _pairs_on_cpu(trainer)
+    return max((size for size in sizes if size <= limit), default=1)
+
+
+def _try_passes(trainer: Trainer, sizes: list[int]) -> int:
+    """Find the largest pass that fits by trying, the largest first."""
     for size in sizes:
         if fits(trainer, size):
             return size

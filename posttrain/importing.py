@@ -3,14 +3,23 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from posttrain import metrics
 from posttrain.diagnostics import HUMAN
 from posttrain.files import fingerprint, read_json, sha256_of, write
 from posttrain.generation import require_fitting
-from posttrain.metrics import REFERENCES
-from posttrain.record import Model
+from posttrain.record import Artifact, Model
 from posttrain.run import Run
 
 Records = list[dict[str, Any]]
+
+
+class _Origin(BaseModel):
+    """What run.json (`imported`) and paper.json (`source`) say of where results come from."""
+
+    imported: dict[str, str] = {}
+    source: dict[str, str] = {}
 
 
 def import_results(source: Path, run: Run, cut_at_turn: bool = False) -> None:
@@ -30,42 +39,60 @@ def import_results(source: Path, run: Run, cut_at_turn: bool = False) -> None:
     """
     if run.path("run.json").exists():
         raise ValueError(f"{run.folder} is a run already. Choose another RUN.")
+    prompts, responses = _read_texts(source, cut_at_turn)
+    scores: Records = []
+    if (source / "scores.json").exists() and not cut_at_turn:
+        scores = read_json(source / "scores.json", Records)
+    answers = metrics.table(prompts, responses, scores)  # refuses what does not fit
+    names = metrics.models_of(answers)
+    origin = _read_origin(source)
+    if cut_at_turn:
+        origin["changed"] = "responses are cut where they open a human turn"
+    with run.hold():
+        write(run.path("prompts.json"), prompts)
+        sums = {"prompts.json": sha256_of(run.path("prompts.json"))}
+        sums |= _write_parts(run, "responses.json", names, responses)
+        if scores:
+            judged = list(dict.fromkeys(answers["model"]))
+            sums |= _write_parts(run, "scores.json", judged, scores)
+        artifacts = {}
+        for name, sha256 in sums.items():
+            inputs = {"imported": origin["from"]}
+            artifacts[name] = Artifact(inputs=inputs, sha256=sha256, seconds=None, environment={})
+        base = origin.get("base_model", "elsewhere")
+        rows = [Model(name=name, base=base, adapter=None) for name in names]
+        # All at once: a folder without a record can be taken in again.
+        run.note(imported=origin, models=rows, artifacts=artifacts)
+
+
+def holds_texts_of(run: Run, source: Path, cut_at_turn: bool = False) -> bool:
+    """Tell whether a run holds the texts that `import_results` would take in from a folder now."""
+    prompts, responses = _read_texts(source, cut_at_turn)
+    names = list(dict.fromkeys(response["model"] for response in responses))
+    files = {"prompts.json": prompts, "responses.json": _order_by_model(responses, names)}
+    return all(read_json(run.path(name)) == records for name, records in files.items())
+
+
+def _read_texts(source: Path, cut_at_turn: bool) -> tuple[Records, Records]:
+    """Read prompts and responses that fit each other."""
     for name in ("prompts.json", "responses.json"):
         if not (source / name).exists():
             raise ValueError(f"FROM: {source} has no {name}. A run's texts are needed.")
     prompts = read_json(source / "prompts.json", Records)
     responses = read_json(source / "responses.json", Records)
     require_fitting(prompts, responses)
-    scores: Records = []
-    if (source / "scores.json").exists() and not cut_at_turn:
-        scores = read_json(source / "scores.json", Records)
     if cut_at_turn:
         responses = [_cut(response) for response in responses]
-    names = list(dict.fromkeys(response["model"] for response in responses))
-    origin = _read_origin(source)
-    if cut_at_turn:
-        origin["changed"] = "responses are cut where they open a human turn"
-    with run.hold():
-        inputs = {"imported": origin["from"]}
-        write(run.path("prompts.json"), prompts)
-        run.enter("prompts.json", inputs, sha256_of(run.path("prompts.json")), None)
-        _write_parts(run, "responses.json", names, responses, inputs)
-        if scores:
-            references = [name for name in REFERENCES if name in {row["model"] for row in scores}]
-            _write_parts(run, "scores.json", names + references, scores, inputs)
-        base = origin.get("base_model", "elsewhere")
-        rows = [Model(name=name, base=base, adapter=None) for name in names]
-        run.note(imported=origin, models=rows)
+    return prompts, responses
 
 
 def _read_origin(source: Path) -> dict[str, str]:
     """Read where results come from, as far as it is known."""
-    origin = {"from": source.name}
-    record, paper = source / "run.json", source / "paper.json"
-    if record.exists():
-        origin |= read_json(record, dict[str, Any]).get("imported") or {}
-    if paper.exists():
-        origin |= read_json(paper, dict[str, Any]).get("source") or {}
+    origin = {"from": source.resolve().name}
+    if (source / "run.json").exists():
+        origin |= read_json(source / "run.json", _Origin).imported
+    if (source / "paper.json").exists():
+        origin |= read_json(source / "paper.json", _Origin).source
     return origin
 
 
@@ -78,13 +105,17 @@ def _cut(response: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_parts(
-    run: Run, name: str, parts: list[str], records: Records, inputs: dict[str, Any]
-) -> None:
-    """Write a list, and enter each model's part of it into the record."""
-    ordered: Records = []
+def _write_parts(run: Run, name: str, parts: list[str], records: Records) -> dict[str, str]:
+    """Write a list in the order of its parts, and give {its entry: sha256} for each of them."""
+    ordered = _order_by_model(records, parts)
+    sums = {}
     for part in parts:
-        rows = [row for row in records if row["model"] == part]
-        run.enter(f"{name}/{part}", inputs, fingerprint(rows), None)
-        ordered += rows
+        rows = [row for row in ordered if row["model"] == part]
+        sums[f"{name}/{part}"] = fingerprint(rows)
     write(run.path(name), ordered)
+    return sums
+
+
+def _order_by_model(records: Records, names: list[str]) -> Records:
+    """Order records by their model, those of one model as they are."""
+    return sorted(records, key=lambda record: names.index(record["model"]))

@@ -13,7 +13,7 @@ import subprocess
 import textwrap
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from types import CodeType
@@ -183,28 +183,56 @@ def source_of(item: Any) -> str:
         Its statements as Python writes them, or what its compiled code consists of where the
         source cannot be had.
     """
+    if isinstance(item, partial):
+        return f"{source_of(item.func)} {item.args} {item.keywords}"
     if inspect.isclass(item):
-        parts = [item.__name__, *(source_of(function) for function in functions_of(item))]
-        for name, member in sorted(vars(item).items()):
-            if not name.startswith("__") and isinstance(member, PLAIN):
-                parts.append(f"{name} = {member!r}")
-        return "\n".join(parts)
+        return _source_of_class(item)
     try:
-        text = textwrap.dedent(inspect.getsource(item))
-        return ast.unparse(ast.parse(text))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(item)))
     except (OSError, TypeError, SyntaxError):  # a lambda within a line, code without a file
-        return _list_code(item.__code__)
+        tree = None
+    if tree is not None and item.__name__ == "<lambda>":  # this is all of the line that it is on
+        lambdas = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda)]
+        tree = lambdas[0] if len(lambdas) == 1 else None
+    if tree is None:
+        return f"{_list_code(item.__code__)} {item.__defaults__} {item.__kwdefaults__}"
+    return ast.unparse(tree)
+
+
+def _source_of_class(item: type) -> str:
+    """Give the source of a class: of its functions, its values, and the classes within it."""
+    parts = [item.__name__, *(source_of(function) for function in functions_of(item))]
+    for name, member in sorted(vars(item).items()):
+        if _stands_within(member, item):
+            parts.append(_source_of_class(member))
+        elif not name.startswith("__") and isinstance(member, PLAIN):
+            parts.append(f"{name} = {member!r}")
+    return "\n".join(parts)
+
+
+def _stands_within(member: Any, item: type) -> bool:
+    """Tell whether a member of a class is a class that is defined in it."""
+    return inspect.isclass(member) and member.__qualname__.startswith(f"{item.__qualname__}.")
 
 
 def functions_of(item: Any) -> list[Any]:
-    """List the functions of a class, those behind its properties too; a function is its own."""
+    """List the functions of a class, also those behind its properties and in classes within it.
+
+    A function is its own.
+    """
     if not inspect.isclass(item):
         return [item]
     functions = []
     for _, member in sorted(vars(item).items()):
-        member = getattr(member, "fget", None) or getattr(member, "__func__", member)
-        if inspect.isfunction(member):
-            functions.append(member)
+        if isinstance(member, property):
+            members = [member.fget, member.fset, member.fdel]
+        else:
+            members = [getattr(member, "__func__", getattr(member, "func", member))]
+        for function in members:
+            if inspect.isfunction(function):
+                functions.append(function)
+            elif _stands_within(function, item):
+                functions += functions_of(function)
     return functions
 
 

@@ -275,7 +275,7 @@ def choose(
     try:
         return kind(**values)
     except ValidationError as error:
-        raise ValueError(_explain(error)) from None
+        raise ValueError(_explain(error, parameters)) from None
 
 
 def _preset_values(kind: type[Settings], preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -289,12 +289,13 @@ def _preset_values(kind: type[Settings], preset: str, changes: Mapping[str, Any]
     return values
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, parameters: Mapping[str, Any]) -> str:
     """Word the first value that is not allowed: its name, the value, and what would be."""
     first = error.errors()[0]
-    name = first["loc"][0]
+    name = str(first["loc"][0])
     reasons = [item["msg"] for item in error.errors() if item["loc"][0] == name]
+    way_out = "None takes" if name.upper() in parameters else "Leave it out to take"
     return (
-        f"{str(name).upper()} = {first['input']!r}: {' or: '.join(reasons)}. None takes the "
-        "preset's value."
+        f"{name.upper()} = {first['input']!r}: {' or: '.join(reasons)}. {way_out} the preset's "
+        "value."
     )

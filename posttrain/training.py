@@ -73,11 +73,8 @@ def train(
 
 
 def _require_trainable(trainer: Trainer, run: Run, name: str) -> None:
-    """Refuse a name that no trained model can have, and a trainer that cannot train it."""
-    run.require_name(name)
+    """Refuse a trainer that cannot train a model of this name, or that has done so already."""
     places = [row.adapter or row.base for row in run.models if row.name == name]
-    if places and places[0] not in run.record.artifacts:
-        raise ValueError(f"{name} is the run's base. Give the model that is trained another name.")
     if trainer.model is None:
         is_used = not places or not run.path(places[0]).exists()
     else:

@@ -1,0 +1,267 @@
+"""What the trainers compute in, and passes that fit: found without a trace, steps as they were."""
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import trl.trainer.utils
+from small_runs import OPT
+from small_trainers import LORA, make_dpo, make_sft, pairs
+
+from posttrain import device, models
+
+GIB = 2**30
+
+
+# ---- precision, with stand-ins of a device's answers
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((8, 9), "bf16")]
+)
+def test_precision_follows_the_card(monkeypatch, capability, name):
+    """A T4 only emulates bf16, so it trains in fp16; fp32 where that is asked for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
+    assert device.choose_precision("auto") == name
+    options = device.device_options("auto")
+    assert [option for option, value in options.items() if value] == [name]
+    assert device.choose_precision("fp32") == "fp32"
+    assert not any(device.device_options("fp32").values())
+
+
+@pytest.mark.parametrize(
+    ("able", "name"),
+    [
+        ({"amx_bf16": True}, "bf16"),
+        ({"avx512_bf16": True}, "bf16"),
+        ({"avx512_bf16": False}, "fp32"),
+        ({}, "fp32"),
+    ],
+)
+def test_precision_follows_the_processor(monkeypatch, able, name):
+    """bf16 where the processor multiplies it in hardware, by the weights' type alone."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert device.choose_precision("auto") == name
+    assert device.device_options("auto") == {"bf16": False, "fp16": False, "use_cpu": True}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "frozen", "dtype"),
+    [
+        ("auto", True, torch.bfloat16),
+        ("auto", False, torch.float32),
+        ("fp32", True, torch.float32),
+    ],
+)
+def test_only_a_frozen_base_is_bf16(monkeypatch, capsys, wanted, frozen, dtype):
+    """What is trained stays fp32; the notebook says what was taken."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert device.choose_dtype(wanted, frozen) == dtype
+    assert f"the base's weights are held in {str(dtype)[6:]}" in capsys.readouterr().out
+
+
+def test_what_a_checkpoint_is_bound_to():
+    expected = {"precision": "fp32", "weights": "float32", "device": "cpu", "processes": 1}
+    assert device.describe_computing(make_sft()) == expected
+    in_bf16 = make_sft(model=models.load_base(OPT, dtype=torch.bfloat16))
+    assert device.describe_computing(in_bf16)["weights"] == "bfloat16"
+
+
+# ---- only labels go through the vocabulary
+
+
+@pytest.mark.parametrize("make", [make_sft, make_dpo])
+def test_only_labels_go_through_the_vocabulary(monkeypatch, make):
+    """Prompt and padding never do; loss and gradients are those of all positions."""
+    head = trl.trainer.utils._ChunkedLogProbFunction
+    rows = []
+
+    def apply(hidden, *others):
+        rows.append(len(hidden))
+        return head.apply(hidden, *others)
+
+    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", SimpleNamespace(apply=apply))
+    losses, gradients = [], []
+    for uses_triton in (True, False):
+        monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device, it=uses_triton: it)
+        trainer = make(lora={**LORA, "lora_dropout": 0.0})
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+        is_label = batch["labels"] != -100 if "labels" in batch else batch["completion_mask"] == 1
+        loss = trainer.compute_loss(trainer.model.train(), dict(batch))
+        loss.backward()
+        losses.append(loss.item())
+        with_gradient = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
+        gradients.append(torch.cat(with_gradient))
+    labels, positions = is_label[:, 1:].sum().item(), is_label[:, 1:].numel()
+    assert rows[0] == labels < positions == rows[-1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-6)
+
+
+# ---- passes
+
+
+@pytest.mark.parametrize(
+    ("pairs_in_a_step", "that_fit", "pairs_in_a_pass"),
+    [(16, 1, 1), (16, 2, 2), (16, 9, 8), (16, 1024, 16), (6, 4, 3), (7, 4, 1)],
+)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_step_has_as_many_pairs_however_many_fit(
+    monkeypatch, pairs_in_a_step, that_fit, pairs_in_a_pass, accumulation
+):
+    """The pass that the trainer reads follows too, so the number of steps stays."""
+    monkeypatch.setattr(device, "_pairs_on_cpu", lambda trainer: that_fit)
+    if pairs_in_a_step % accumulation:
+        accumulation = 1
+    trainer = make_sft(
+        per_device_train_batch_size=pairs_in_a_step // accumulation,
+        gradient_accumulation_steps=accumulation,
+    )
+    assert device.settle_pass(trainer) == pairs_in_a_pass
+    args = trainer.args
+    assert args.per_device_train_batch_size == pairs_in_a_pass
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == pairs_in_a_step
+    assert trainer._train_batch_size == pairs_in_a_pass
+    assert next(iter(trainer.get_train_dataloader()))["input_ids"].shape[0] == pairs_in_a_pass
+
+
+def test_pass_that_is_settled_is_taken_untried(monkeypatch):
+    """As a checkpoint's is."""
+    monkeypatch.setattr(device, "_estimate_pass", None)
+    trainer = make_dpo()
+    assert device.settle_pass(trainer, 4) == 4
+    assert (trainer._train_batch_size, trainer.args.gradient_accumulation_steps) == (4, 4)
+
+
+def let_fit(monkeypatch, trainer, pairs_at_most):
+    """Let passes of more pairs run out of memory, and have passes tried as on a GPU."""
+    monkeypatch.setattr(device, "_estimate_pass", device._try_passes)
+    monkeypatch.setattr(device, "release_memory", lambda: None)  # a second a call, and no GPU here
+    compute_loss = trainer.compute_loss
+    tried = []
+
+    def limited(model, inputs, *args, **kwargs):
+        texts = len(inputs["input_ids"])
+        tried.append(texts // 2 if "completion_mask" in inputs else texts)
+        if tried[-1] > pairs_at_most:
+            # the forward pass has left something behind when the memory ends
+            compute_loss(model, inputs, *args, **kwargs)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return compute_loss(model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(trainer, "compute_loss", limited)
+    return tried
+
+
+@pytest.mark.parametrize("make", [make_sft, make_dpo])
+@pytest.mark.parametrize(
+    ("that_fit", "tries"), [(16, [16]), (5, [16, 8, 4]), (1, [16, 8, 4, 2, 1])]
+)
+def test_largest_pass_that_fits_is_found_by_trying(monkeypatch, capsys, make, that_fit, tries):
+    trainer = make()
+    tried = let_fit(monkeypatch, trainer, that_fit)
+    assert device.settle_pass(trainer) == tries[-1]
+    assert tried == tries
+    lines = capsys.readouterr().out.splitlines()
+    sentences = [f"A pass of {n} pairs does not fit into the device's memory." for n in tries[:-1]]
+    assert [line for line in lines if line.startswith("A pass")] == sentences
+
+
+def test_not_even_one_pair_is_refused_with_what_to_do(monkeypatch):
+    trainer = make_sft()
+    let_fit(monkeypatch, trainer, 0)
+    with pytest.raises(RuntimeError, match="Not even one pair fits .*max_length"):
+        device.settle_pass(trainer)
+
+
+def test_other_errors_of_a_trial_are_not_hidden(monkeypatch):
+    trainer = make_sft()
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(trainer, "compute_loss", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        device.fits(trainer, 2)
+
+
+@pytest.mark.parametrize("make", [make_sft, make_dpo])
+@pytest.mark.parametrize("that_fit", [16, 4])
+def test_trial_leaves_no_trace(monkeypatch, make, that_fit):
+    """Random states, gradients, the mode, TRL's metrics and its count of tokens are as before."""
+    trainer = make()
+    let_fit(monkeypatch, trainer, that_fit)
+    trainer.model.eval()
+    before = states_of(trainer)
+    assert device.fits(trainer, 8) == (that_fit == 16)
+    assert states_of(trainer) == before
+    assert all(weight.grad is None for weight in trainer.model.parameters())
+    assert not any(module.training for module in trainer.model.modules())
+
+
+def states_of(trainer):
+    """Give all that a pass outside of training may change."""
+    return (
+        random.getstate(),
+        str(np.random.get_state()),
+        torch.get_rng_state().tolist(),
+        {mode: dict(metrics) for mode, metrics in trainer._metrics.items()},
+        getattr(trainer, "_total_train_tokens", None),
+        [weight.detach().sum().item() for weight in trainer.model.parameters()],
+    )
+
+
+@pytest.mark.parametrize("make", [make_sft, make_dpo])
+def test_longest_texts_are_tried(monkeypatch, make):
+    """With one pair only, it is the one with the most tokens."""
+    trainer = make()
+    batches = []
+    compute_loss = trainer.compute_loss
+    monkeypatch.setattr(
+        trainer, "compute_loss", lambda *args: batches.append(args[1]) or compute_loss(*args)
+    )
+    assert device.fits(trainer, 1)
+    longest = 0
+    for pair in pairs().train:
+        replies = [len(pair["chosen_ids"])]
+        if make is make_dpo:
+            replies.append(len(pair["rejected_ids"]))
+        longest = max(longest, len(pair["prompt_ids"]) + sum(replies))
+    if make is make_sft:
+        assert batches[0]["input_ids"].shape == (1, longest)
+    else:
+        (prompt,) = {int(mask.sum()) for mask in prompt_masks(batches[0])}
+        assert int(batches[0]["attention_mask"].sum()) - prompt == longest
+
+
+def prompt_masks(batch):
+    """Give for each text of a DPO batch which of its tokens belong to the prompt."""
+    return batch["attention_mask"] * (1 - batch["completion_mask"])
+
+
+def test_memory_of_a_container_counts(tmp_path, monkeypatch):
+    """Where a container has less than its machine, that is what there is; "max" is no limit."""
+    total = device.psutil.virtual_memory().total
+    for text, expected in (("max\n", total), ("1073741824\n", GIB), (f"{2 * total}\n", total)):
+        (tmp_path / "memory.max").write_text(text)
+        monkeypatch.setattr(device, "Path", lambda path: tmp_path / "memory.max")
+        assert device._machine_memory() == expected
+
+
+def test_passes_on_a_cpu_follow_from_its_memory(monkeypatch):
+    """Less memory, fewer pairs; one always goes."""
+    trainer = make_sft()
+    limits = []
+    for memory in (64, 1.5, 1):
+        monkeypatch.setattr(device, "_machine_memory", lambda it=memory: it * GIB)
+        limits.append(device._pairs_on_cpu(trainer))
+    assert limits[0] > limits[1] > limits[2] == 1
+
+
+def test_peak_memory_is_this_processes():
+    peak = device.process_peak()
+    assert 0.1 < peak < 64
+    assert device.peak_memory() == f"peak memory {peak:.1f} GiB"

@@ -1,0 +1,381 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import HUB, ROOT, load
+from five_models import write_run
+
+from posttrain import __main__ as command_line
+from posttrain.__main__ import Parameters, execute, main, prepare, read_parameters
+from posttrain.files import write
+
+REFUSED_ALL = "There are PRESET, RUN, RESULTS, FIGURES, LABEL, FRESH, SETTINGS, DATASET, BASE_MODEL"
+
+
+# ---- parameters
+
+
+def test_values_are_read_as_their_types():
+    given = read_parameters(
+        [
+            "RUN=a b'c$d = ü",
+            "MAX_PAIRS=40",
+            "HARMLESS_FROM=-2.5",
+            "FRESH=True",
+            "LABEL=False",
+            "N_PROMPTS=all",
+            "RESULTS=/tmp/my results",
+        ]
+    ).given()
+    assert given == {
+        "PRESET": "auto",
+        "RUN": "a b'c$d = ü",
+        "MAX_PAIRS": 40,
+        "HARMLESS_FROM": -2.5,
+        "FRESH": True,
+        "LABEL": False,
+        "N_PROMPTS": "all",
+        "RESULTS": "/tmp/my results",
+        "SETTINGS": {},
+    }
+    assert read_parameters(["N_PROMPTS=7"]).N_PROMPTS == 7
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{'beta': 0.2, 'max_pairs': None}", '{"beta": 0.2, "max_pairs": null}'],
+    ids=["Python", "JSON"],
+)
+def test_settings_are_a_table_as_python_or_json_write_it(text):
+    assert read_parameters([f"SETTINGS={text}"]).SETTINGS == {"beta": 0.2, "max_pairs": None}
+
+
+def test_name_alone_takes_its_value_from_the_environment_as_make_hands_it_on(monkeypatch):
+    monkeypatch.setenv("RUN", "a 'b' $c")
+    monkeypatch.setenv("SEED", "3")
+    monkeypatch.delenv("DATASET", raising=False)
+    given = read_parameters(["RUN", "SEED", "DATASET"])
+    assert (given.RUN, given.SEED, given.DATASET) == ("a 'b' $c", 3, None)
+
+
+@pytest.mark.parametrize("text", ["", "None"])
+def test_nothing_and_none_leave_a_parameter_to_the_notebook(text):
+    given = read_parameters([f"{name}={text}" for name in ("PRESET", "N_PROMPTS", "SETTINGS")])
+    assert given == Parameters()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("MAX_PAIR=3", f"There is no parameter MAX_PAIR. {REFUSED_ALL}"),
+        ("MAX_PAIR=", "There is no parameter MAX_PAIR."),
+        ("max_pairs=3", "There is no parameter max_pairs."),
+        ("MAX_PAIRS=many", "MAX_PAIRS = 'many': Input should be a valid integer"),
+        ("N_PROMPTS=1.5", "N_PROMPTS = '1.5': Input should be a valid integer"),
+        ("FRESH=perhaps", "FRESH = 'perhaps': Input should be a valid boolean"),
+        ("SETTINGS=3", "SETTINGS = 3: Input should be a valid dictionary"),
+        ("SETTINGS={beta: 1", "SETTINGS = '{beta: 1': Input should be a valid dictionary"),
+        ("SETTINGS={[]: 1}", "SETTINGS = '{[]: 1}': Input should be a valid dictionary"),
+        ("SETTINGS={1: 2}", "SETTINGS = 1: Input should be a valid string"),
+        ("SETTINGS=__import__('os').getcwd()", "Input should be a valid dictionary"),
+    ],
+)
+def test_what_is_no_parameter_or_no_value_of_it_is_refused(argument, message):
+    with pytest.raises(ValueError, match="^") as refusal:
+        read_parameters([argument])
+    assert message in str(refusal.value)
+
+
+# ---- what is refused before anything is trained
+
+
+@pytest.fixture
+def executed(monkeypatch):
+    """Notebooks that the commands would execute: (name, folder, parameters) of each."""
+    calls = []
+
+    def note(notebook, folder, parameters):
+        calls.append((notebook, folder, parameters))
+        write(folder / "summary.md", f"The table of {folder.name}.\n")
+
+    monkeypatch.setattr(command_line, "execute", note)
+    return calls
+
+
+def copy_judge(folder, **config):
+    """A judge whose config says something else; no weight is looked at before it is needed."""
+    folder.mkdir()
+    for path in (HUB / "reward-model").iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / "config.json").unlink()
+    write(folder / "config.json", load(HUB / "reward-model" / "config.json") | config)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["N_PROMPTS=5000"], "N_PROMPTS = 5000, but the test split of harmless-base in demo/hub"),
+        (["N_PROMPTS=0"], "N_PROMPTS = 0: Input should be greater than or equal to 1"),
+        (["MAX_NEW_TOKENS=1016"], "MAX_NEW_TOKENS leaves 0 tokens for a prompt"),
+        (["REWARD_MODEL=demo/hub/reward-modl"], "REWARD_MODEL = 'demo/hub/reward-modl' cannot be"),
+        (["BASE_MODEL=demo/hub/hh-rlhf"], "BASE_MODEL = 'demo/hub/hh-rlhf' is no model"),
+        (["DATASET=nowhere"], "DATASET = 'nowhere' cannot be had"),
+        (["REPORT_TO=mlflow"], "REPORT_TO = 'mlflow': Input should be 'none', 'tensorboard'"),
+        (["SETTINGS={'bets': 1, 'draw': 2}"], "SETTINGS: bets, draw is no setting. There are"),
+        (["SETTINGS={'preset': 'full'}"], "SETTINGS: preset is no setting"),
+        (["SETTINGS={'beta': -1}"], "BETA = -1: Input should be greater than 0"),
+        (["SETTINGS={'draws': 5}"], "DRAWS = 5: Input should be greater than or equal to 100"),
+        (["SETTINGS={'n_prompts': 5}", "N_PROMPTS=6"], "N_PROMPTS = 6, and in SETTINGS it is 5"),
+        (["HARMLESS_FROM=nan"], "HARMLESS_FROM = nan: Input should be a finite number"),
+        (["PROTOCOL=papers"], "PROTOCOL = 'papers': Input should be 'default' or 'paper'"),
+        (["SEED=-1"], "SEED = -1: Input should be greater than or equal to 0"),
+        (["RUN=.."], "RUN = '..': it must be the plain name of a folder"),
+        (["RUN=a/b"], "RUN = 'a/b': it must be the plain name of a folder"),
+        (["PRESET=full"], "PRESET = 'full' needs a CUDA accelerator and none is visible"),
+        (["PRESET=fully"], "PRESET = 'fully' is unknown. Choose auto, demo, small, quick, full"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_run_is_refused_before_anything_is_trained(tmp_path, executed, arguments, message):
+    with pytest.raises(SystemExit) as refusal:
+        main(["run", "PRESET=demo", f"RESULTS={tmp_path / 'results'}", *arguments])
+    assert message in str(refusal.value.code)
+    assert executed == []
+    assert list(tmp_path.iterdir()) == []  # nothing was written
+
+
+def test_tracker_that_is_not_installed_is_refused(tmp_path, executed, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="REPORT_TO = 'wandb': .*not installed: pip install wandb"):
+        main(["run", "PRESET=demo", f"RESULTS={tmp_path}", "REPORT_TO=wandb"])
+    assert executed == []
+
+
+def test_judge_with_two_labels_is_refused_where_it_would_still_be_asked(tmp_path, executed):
+    labels = {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 0, "good": 1}}
+    judge = copy_judge(tmp_path / "judge", **labels)
+    results = tmp_path / "results"
+    arguments = ["run", "PRESET=demo", f"RESULTS={results}", f"REWARD_MODEL={judge}"]
+    with pytest.raises(SystemExit, match="REWARD_MODEL: .*2 labels"):
+        main(arguments)
+    write(results / "demo" / "scores.json", [])
+    main(arguments)  # the rewards are there: no judge is needed
+    assert [name for name, _, _ in executed] == ["main.ipynb", "eval.ipynb"]
+    with pytest.raises(SystemExit, match="REWARD_MODEL: .*2 labels"):
+        main([*arguments, "FRESH=True"])  # which would move them aside
+    assert len(executed) == 2
+
+
+@pytest.mark.parametrize("name", ["example", "published", "real-model"])
+@pytest.mark.parametrize("command", ["run", "seeds", "compare", "import", "rejudge"])
+def test_runs_of_the_repository_are_not_written_into(executed, command, name):
+    given = {"seeds": ["SEEDS=1 2"], "compare": ["RUNS=a b"], "import": ["FROM=results/published"]}
+    with pytest.raises(SystemExit, match=f"RUN = '{name}' is kept with the repository"):
+        main([command, "PRESET=demo", f"RUN={name}", *given.get(command, [])])
+    assert executed == []
+
+
+def test_their_names_may_be_taken_in_another_folder(tmp_path, executed):
+    main(["run", "PRESET=demo", "RUN=example", f"RESULTS={tmp_path}"])
+    assert {folder for _, folder, _ in executed} == {tmp_path / "example"}
+
+
+def test_what_a_preset_asks_for_beyond_the_data_is_no_refusal(tmp_path):
+    given = read_parameters(["PRESET=demo", "SETTINGS={'n_prompts': 5000}", f"RESULTS={tmp_path}"])
+    assert prepare(given).RUN == "demo"
+    prepare(read_parameters(["PRESET=demo", "N_PROMPTS=all", f"RESULTS={tmp_path}"]))
+
+
+def test_auto_is_the_demo_without_an_accelerator_and_says_so(tmp_path, capsys):
+    prepared = prepare(read_parameters([f"RESULTS={tmp_path}"]))
+    assert (prepared.PRESET, prepared.RUN) == ("demo", "demo")
+    assert "PRESET = 'auto' takes demo: torch sees no accelerator." in capsys.readouterr().out
+
+
+# ---- commands
+
+
+def test_run_trains_then_evaluates_and_prints_the_table(tmp_path, executed, capsys):
+    given = ["MAX_PAIRS=40", "SEED=3", "SETTINGS={'beta': 0.2, 'draws': 100}", "RUN=my run"]
+    main(["run", "PRESET=demo", f"RESULTS={tmp_path}", *given])
+    (first, folder, parameters), second = executed
+    assert (first, folder) == ("main.ipynb", tmp_path / "my run")
+    assert second == ("eval.ipynb", folder, parameters)
+    assert parameters == {
+        "PRESET": "demo",
+        "RUN": "my run",
+        "RESULTS": str(tmp_path),
+        "MAX_PAIRS": 40,
+        "SEED": 3,
+        "SETTINGS": {"beta": 0.2, "draws": 100},
+    }
+    printed = capsys.readouterr().out
+    assert "The table of my run." in printed
+    assert f"{folder}/report.html" in printed
+
+
+def test_seeds_vary_the_training_alone(tmp_path, executed):
+    main(["seeds", "SEEDS=3 14", "PRESET=demo", f"RESULTS={tmp_path}", "N_PROMPTS=4"])
+    steps = [(name, folder.name, given.get("SEED")) for name, folder, given in executed]
+    assert steps == [
+        ("main.ipynb", "demo-seed3", 3),
+        ("eval.ipynb", "demo-seed3", None),
+        ("main.ipynb", "demo-seed14", 14),
+        ("eval.ipynb", "demo-seed14", None),
+        ("compare.ipynb", "demo-seeds", None),
+    ]
+    assert executed[-1][2]["RUNS"] == "demo-seed3 demo-seed14"
+    for _, folder, given in executed:
+        assert given["RUN"] == folder.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "SEEDS: give two or more seeds, each once"),
+        (["SEEDS=1"], "SEEDS: give two or more seeds, each once"),
+        (["SEEDS=1 1"], "SEEDS: give two or more seeds, each once"),
+        (["SEEDS=a b"], "SEEDS: give two or more seeds, each once"),
+        (["SEEDS=1 2", "SEED=3"], "SEED: here the seeds of the training are named by SEEDS"),
+        (["SEEDS=1 2", "N_PROMPTS=5000"], "N_PROMPTS = 5000, but the test split"),
+    ],
+)
+def test_seeds_that_are_none_are_refused(tmp_path, executed, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["seeds", "PRESET=demo", f"RESULTS={tmp_path}", *arguments])
+    assert executed == []
+
+
+def test_compare_names_its_folder_after_the_first_run(tmp_path, executed):
+    main(["compare", "RUNS=a b", f"RESULTS={tmp_path}"])
+    main(["compare", "RUNS=a b", f"RESULTS={tmp_path}", "RUN=both"])
+    assert [(name, folder.name) for name, folder, _ in executed] == [
+        ("compare.ipynb", "a-compared"),
+        ("compare.ipynb", "both"),
+    ]
+    with pytest.raises(SystemExit, match="RUNS: name the runs to compare"):
+        main(["compare"])
+
+
+def test_report_makes_the_page_and_says_where_it_lies(tmp_path, capsys):
+    folder = write_run(tmp_path / "five")
+    main(["report", "RUN=five", f"RESULTS={tmp_path}"])
+    assert capsys.readouterr().out == f"Open it with a double-click: {folder / 'report.html'}\n"
+    assert "SimPO, β 2.5" in (folder / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit, match="RUN: name the run whose page is to be made"):
+        main(["report"])
+    with pytest.raises(SystemExit, match="nowhere"):
+        main(["report", "RUN=nowhere", f"RESULTS={tmp_path}"])
+    assert [path.name for path in tmp_path.iterdir()] == ["five"]
+
+
+def test_unknown_command_names_those_that_there_are():
+    with pytest.raises(SystemExit, match="There is no command train. There are run, seeds, comp"):
+        main(["train"])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_help_says_what_there_is(arguments, capsys):
+    main(arguments)
+    printed = capsys.readouterr().out
+    assert all(f"python -m posttrain {name}" in printed for name in command_line.COMMANDS)
+
+
+@pytest.mark.parametrize("name", list(command_line.COMMANDS))
+def test_help_of_a_command_does_nothing(name, executed, capsys):
+    main([name, "--help"])
+    assert len(capsys.readouterr().out) > 100
+    assert executed == []
+
+
+def test_makefile_and_command_line_offer_the_same():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (line,) = [line for line in makefile.splitlines() if line.startswith("run seeds")]
+    assert line == f"{' '.join(command_line.COMMANDS)}: install"
+
+
+def test_every_parameter_of_the_notebooks_can_be_given():
+    names = set()
+    for notebook in ("main.ipynb", "eval.ipynb", "compare.ipynb"):
+        cells = nbformat.read(ROOT / notebook, as_version=4).cells
+        (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+        names |= {line.split(" = ")[0] for line in cell.source.splitlines()}
+    of_commands = {"FROM", "SEEDS"}
+    assert set(Parameters.model_fields) - of_commands == names
+
+
+def test_help_takes_under_a_second_and_loads_neither_torch_nor_matplotlib():
+    code = (
+        "import time; start = time.perf_counter(); import sys; from posttrain.__main__ import main;"
+        "main(['--help']); seconds = time.perf_counter() - start;"
+        "heavy = {'torch', 'matplotlib', 'IPython', 'transformers', 'pandas'} & set(sys.modules);"
+        "print(); print(seconds, sorted(heavy))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "python -m posttrain run" in done.stdout
+    seconds, heavy = done.stdout.splitlines()[-1].split(maxsplit=1)
+    assert heavy == "[]"
+    assert float(seconds) < 1
+
+
+# ---- executing a notebook
+
+
+def write_notebook(path, *cells):
+    """Write a notebook whose first cell holds the parameters."""
+    notebook = nbformat.v4.new_notebook()
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
+    notebook.cells = [nbformat.v4.new_code_cell(source) for source in cells]
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(notebook, path)
+
+
+def test_notebook_is_executed_and_one_that_stops_is_kept_beside_it(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(command_line, "ROOT", tmp_path)
+    source = "print('the run is', repr(RUN), SETTINGS)\nassert SEED == 1, f'the seed is {SEED}'"
+    write_notebook(tmp_path / "main.ipynb", "RUN = None\nSEED = 0\nSETTINGS = {}", source)
+    folder = tmp_path / "results" / "my 'run' ü"
+    settings = {"beta": 0.2, "draws": 100}  # draws is the evaluation's
+    given = {"RUN": "my 'run' ü", "SEED": 1, "SETTINGS": settings, "PROTOCOL": "paper"}
+    execute("main.ipynb", folder, given)
+    assert capfd.readouterr().out == "the run is \"my 'run' ü\" {'beta': 0.2}\n"
+    assert [path.name for path in folder.iterdir()] == ["main.ipynb"]
+    before = (folder / "main.ipynb").read_bytes()
+
+    message = r"main.ipynb stopped: AssertionError: the seed is 2\nThe whole of it is in .*stopped"
+    with pytest.raises(RuntimeError, match=message):
+        execute("main.ipynb", folder, given | {"SEED": 2})
+    assert (folder / "main.ipynb").read_bytes() == before
+    stopped = json.loads((folder / "main-stopped.ipynb").read_text(encoding="utf-8"))
+    assert "the seed is 2" in json.dumps(stopped)
+    execute("main.ipynb", folder, given)
+    assert [path.name for path in folder.iterdir()] == ["main.ipynb"]
+
+
+# ---- the whole demo run
+
+
+def test_run_prints_its_progress_its_table_and_where_all_is(demo_run):
+    printed = (demo_run.folder / "output.txt").read_text(encoding="utf-8")
+    for name in ("SFT", "DPO", "SFT+DPO"):
+        assert f"{name}: step 0 of 113, held-out pairs: loss " in printed
+        assert f"{name} is trained: " in printed
+    assert "harmless-base/test has 153 usable harmful prompts; 50 were drawn" in printed
+    assert (demo_run.run / "summary.md").read_text(encoding="utf-8") in printed
+    assert f"{demo_run.run.as_posix()}".replace("demo_run/", "demo_run.unfinished/") in printed
+
+
+def test_executed_notebooks_lie_in_the_runs_folder(demo_run):
+    for name in ("main.ipynb", "eval.ipynb"):
+        notebook = load(demo_run.run / name)
+        counts = [c["execution_count"] for c in notebook["cells"] if c["cell_type"] == "code"]
+        assert None not in counts
+        assert not Path(demo_run.run / name.replace(".", "-stopped.")).exists()
+    assert os.environ.get("TQDM_DISABLE") in (None, "1")
