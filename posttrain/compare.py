@@ -173,8 +173,11 @@ def differing(runs: Sequence[Evaluated]) -> pd.DataFrame:
 
 def common_models(runs: Sequence[Evaluated]) -> list[str]:
     """List the models that all runs have, in the first one's order."""
-    tables = [[row["model"] for row in run.metrics["models"]] for run in runs]
-    return [name for name in tables[0] if all(name in table for table in tables)]
+    common = [row["model"] for row in runs[0].metrics["models"]]
+    for run in runs[1:]:
+        names = [row["model"] for row in run.metrics["models"]]
+        common = [name for name in common if name in names]
+    return common
 
 
 def rates_across(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
@@ -187,7 +190,9 @@ def rates_across(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
         A record for each measure and model: measure, model, values (one for each run), mean, and
         sd, the standard deviation of a sample (n - 1).
     """
-    tables = [{row["model"]: row for row in run.metrics["models"]} for run in runs]
+    tables = []
+    for run in runs:
+        tables.append({row["model"]: row for row in run.metrics["models"]})
     records = []
     for measure in MEASURES:
         for model in common_models(runs):

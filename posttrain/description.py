@@ -8,29 +8,22 @@ computing is done: paths, logging, saving, devices, precision.
 """
 
 import dataclasses
-import dis
-import functools
 import hashlib
 import inspect
-import json
 import re
-from collections.abc import Iterator, Mapping
-from enum import Enum
+from collections.abc import Mapping
 from pathlib import Path
-from types import CodeType, ModuleType
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
-import torch
 from peft import PeftModel, get_peft_model_state_dict
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from posttrain import hub
 from posttrain.files import fingerprint, sha256_of
-from posttrain.record import PLAIN, functions_of, source_of
 from posttrain.run import Run
+from posttrain.values import Notebook, describe_value, fingerprint_weights
 
 # Arguments of a config on which no result depends. How a step is split into passes is one of them:
 # their product, the pairs in a step, is described instead.
@@ -53,7 +46,6 @@ ELSEWHERE = (
     "self", "args", "kwargs", "model", "train_dataset", "eval_dataset", "processing_class",
     "peft_config", "callbacks", "optimizers", "model_init", "quantization_config",
 )  # fmt: skip
-LONGEST_VALUE = 2000  # characters of a notebook's value; of a longer one the sha256 is kept
 
 
 def describe(trainer: Trainer, run: Run) -> dict[str, Any]:
@@ -72,7 +64,7 @@ def describe(trainer: Trainer, run: Run) -> dict[str, Any]:
     notebook = Notebook()
     model = trainer.accelerator.unwrap_model(trainer.model)
     return {
-        "trainer": _describe_value(type(trainer), notebook),
+        "trainer": describe_value(type(trainer), notebook),
         "constructor": _describe_constructor(trainer, notebook),
         "arguments": _describe_arguments(trainer, notebook),
         "model_config": _without(model.config.to_dict(), OF_NO_CONFIG),
@@ -89,13 +81,13 @@ def describe(trainer: Trainer, run: Run) -> dict[str, Any]:
 def _without(table: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """Give a table of plain values without some of its names."""
     plain = {name: value for name, value in table.items() if name not in names}
-    return _describe_value(plain, Notebook())
+    return describe_value(plain, Notebook())
 
 
 # ---- the config and the constructor
 
 
-def _describe_arguments(trainer: Trainer, notebook: "Notebook") -> dict[str, Any]:
+def _describe_arguments(trainer: Trainer, notebook: Notebook) -> dict[str, Any]:
     """Describe the arguments of the config that can change the result."""
     args = trainer.args
     described = {
@@ -106,11 +98,11 @@ def _describe_arguments(trainer: Trainer, notebook: "Notebook") -> dict[str, Any
     for field in dataclasses.fields(args):
         decisive = field.name in STILL_DECISIVE or not INDIFFERENT.fullmatch(field.name)
         if decisive and not field.name.startswith("_"):
-            described[field.name] = _describe_value(getattr(args, field.name), notebook)
+            described[field.name] = describe_value(getattr(args, field.name), notebook)
     return described
 
 
-def _describe_constructor(trainer: Trainer, notebook: "Notebook") -> dict[str, Any]:
+def _describe_constructor(trainer: Trainer, notebook: Notebook) -> dict[str, Any]:
     """Describe the other arguments of the constructor, as far as the trainer keeps them."""
     described = {}
     for kind in type(trainer).__mro__:
@@ -118,11 +110,11 @@ def _describe_constructor(trainer: Trainer, notebook: "Notebook") -> dict[str, A
             continue
         for name in inspect.signature(kind.__init__).parameters:
             if name not in ELSEWHERE and hasattr(trainer, name):
-                described[name] = _describe_value(getattr(trainer, name), notebook)
-    described["optimizer"] = _describe_value(trainer.optimizer, notebook)
-    described["lr_scheduler"] = _describe_value(trainer.lr_scheduler, notebook)
+                described[name] = describe_value(getattr(trainer, name), notebook)
+    described["optimizer"] = describe_value(trainer.optimizer, notebook)
+    described["lr_scheduler"] = describe_value(trainer.lr_scheduler, notebook)
     described["callbacks"] = [
-        _describe_value(callback, notebook)
+        describe_value(callback, notebook)
         for callback in trainer.callback_handler.callbacks
         if not _is_transformers_own(callback)
     ]
@@ -191,15 +183,6 @@ def fingerprint_adapter(model: PreTrainedModel | PeftModel) -> str | None:
     return None if is_new else fingerprint_weights(weights)
 
 
-def fingerprint_weights(weights: Mapping[str, torch.Tensor]) -> str:
-    """Compute the sha256 of tensors and their names, wherever they lie."""
-    sums = {}
-    for name in sorted(weights):
-        numbers = weights[name].detach().to("cpu", torch.float32).contiguous().numpy()
-        sums[name] = hashlib.sha256(numbers.tobytes()).hexdigest()
-    return fingerprint(sums)
-
-
 # ---- datasets
 
 
@@ -242,124 +225,3 @@ class _HashingSink:
 
     def flush(self) -> None:
         """There is nothing to flush."""
-
-
-# ---- values
-
-
-def _describe_value(value: Any, notebook: "Notebook") -> Any:
-    """Describe a value as JSON; the source of what a notebook defines is collected."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value.value if isinstance(value, Enum) else value
-    if isinstance(value, Enum):
-        return _describe_value(value.value, notebook)
-    if isinstance(value, Mapping):
-        return {str(name): _describe_value(item, notebook) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_describe_value(item, notebook) for item in value]
-    if isinstance(value, set | frozenset):
-        return sorted(str(item) for item in value)
-    if inspect.isclass(value) or inspect.isroutine(value):
-        notebook.collect(value)
-        return f"{value.__module__}.{value.__qualname__}"
-    if isinstance(value, torch.dtype | torch.device | Path):
-        return str(value)
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    parts = {"class": type(value)} | _list_parts(value)
-    return {name: _describe_value(part, notebook) for name, part in parts.items()}
-
-
-def _list_parts(value: Any) -> dict[str, Any]:
-    """List what makes an object what it is: its plain attributes, or a model's weights."""
-    if isinstance(value, torch.Tensor):
-        return {"shape": list(value.shape), "weights": fingerprint_weights({"tensor": value})}
-    if isinstance(value, torch.nn.Module):
-        return {"weights": fingerprint_weights(value.state_dict())}
-    if isinstance(value, torch.optim.Optimizer):
-        groups = [group | {"params": len(group["params"])} for group in value.param_groups]
-        return {"defaults": value.defaults, "groups": groups}
-    if isinstance(value, PreTrainedTokenizerBase):
-        return {"special_tokens": value.special_tokens_map}
-    if isinstance(value, functools.partial):
-        return {"function": value.func, "args": value.args, "keywords": value.keywords}
-    if isinstance(value, Trainer):
-        return {}
-    parts = {}
-    for name, item in sorted(getattr(value, "__dict__", {}).items()):
-        if isinstance(item, (*PLAIN, torch.Tensor, np.ndarray)) or inspect.isroutine(item):
-            parts[name] = item
-    return parts
-
-
-# ---- what a notebook defines
-
-
-class Notebook:
-    """What a notebook defines of a trainer's parts, and the values that these read from it.
-
-    Attributes:
-        definitions: {name: source or value}.
-    """
-
-    def __init__(self):
-        self.definitions: dict[str, Any] = {}
-        self._seen: list[Any] = []
-
-    def collect(self, item: Any) -> None:
-        """Enter a class or function, if a notebook defines it, and whatever it uses."""
-        item = inspect.unwrap(getattr(item, "__func__", item))
-        if inspect.isclass(item):
-            for base in item.__bases__:
-                self.collect(base)
-        if getattr(item, "__module__", None) != "__main__" or item in self._seen:
-            return
-        self._seen.append(item)
-        name = item.__qualname__
-        namesakes = sum(seen.__qualname__ == name for seen in self._seen)
-        if namesakes > 1:  # as all lambdas are
-            name = f"{name} ({namesakes})"
-        self.definitions[name] = source_of(item)
-        for function in functions_of(item):
-            self._collect_used(inspect.unwrap(function), name)
-
-    def _collect_used(self, function: Any, name: str) -> None:
-        """Enter what a function takes from around it: names of the notebook, closure, defaults."""
-        for variable, attribute in _names_read(function.__code__):
-            if variable in function.__globals__:
-                self._enter(variable, function.__globals__[variable], attribute)
-        for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
-            try:
-                self._enter(f"{name}.{variable}", cell.cell_contents)
-            except ValueError:  # nothing is in the cell yet
-                continue
-        defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        if defaults:
-            self._enter(f"{function.__qualname__}, defaults", defaults)
-
-    def _enter(self, name: str, value: Any, attribute: str | None = None) -> None:
-        """Enter a value that a function reads, or that attribute of it that is read."""
-        if attribute is not None and isinstance(getattr(value, attribute, value), PLAIN):
-            name, value = f"{name}.{attribute}", getattr(value, attribute, value)
-        if isinstance(value, ModuleType):
-            return
-        if inspect.isclass(value) or inspect.isroutine(value):
-            self.collect(value)
-            return
-        described = _describe_value(value, self)
-        if len(json.dumps(described)) > LONGEST_VALUE:
-            described = fingerprint(described)
-        self.definitions[name] = described
-
-
-def _names_read(code: CodeType) -> Iterator[tuple[str, str | None]]:
-    """Give the names that code takes from its module, with the attribute that it asks them for."""
-    instructions = list(dis.get_instructions(code))
-    for place, instruction in enumerate(instructions):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            following = instructions[place + 1]
-            asks = following.opname in ("LOAD_ATTR", "LOAD_METHOD")
-            yield instruction.argval, following.argval if asks else None
-    for constant in code.co_consts:
-        if inspect.iscode(constant):
-            yield from _names_read(constant)

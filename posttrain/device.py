@@ -151,13 +151,14 @@ def fits(trainer: Trainer, pairs: int) -> bool:
     trainable = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     with _no_trace(trainer):
         try:
-            moments = [torch.zeros_like(weight) for weight in trainable for _ in range(2)]
+            first_moments = [torch.zeros_like(weight) for weight in trainable]
+            second_moments = [torch.zeros_like(weight) for weight in trainable]
             batch = trainer._prepare_inputs(trainer.data_collator(rows))
             trainer.model.train()
             with trainer.accelerator.autocast():
                 loss = trainer.compute_loss(trainer.model, batch)
             loss.backward()
-            del moments, batch, loss
+            del first_moments, second_moments, batch, loss
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise

@@ -192,7 +192,7 @@ def distributions(
         name_ticks(axis, list(styles))
         axis.grid(axis="x", visible=False)
         axis.label_outer()
-    figure.suptitle("Reward of every answer, mean with 95% interval in black")
+    figure.suptitle("Reward of every answer, and the mean with its 95% interval")
     return figure
 
 

@@ -20,7 +20,8 @@ from posttrain.data import PROMPT_END, TURN, draw_prompts
 from posttrain.models import load_config, load_models, load_tokenizer, plain, switched_to
 
 if TYPE_CHECKING:
-    from posttrain.run import Run, Source
+    from posttrain.run import Run
+    from posttrain.sources import Source
 
 
 SLACK = 8  # tokens of the base's positions that stay free

@@ -18,7 +18,8 @@ from posttrain.models import load_judge
 from posttrain.record import source_of
 
 if TYPE_CHECKING:
-    from posttrain.run import Run, Source
+    from posttrain.run import Run
+    from posttrain.sources import Source
 
 
 @dataclass(frozen=True)

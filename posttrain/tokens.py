@@ -83,7 +83,9 @@ def cut_prompts(
         For each prompt its longest end that begins with a turn of the human and fits, or None
         where the last turn alone is too long.
     """
-    turns = [[match.start() for match in re.finditer(TURN, prompt)] for prompt in prompts]
+    turns = []
+    for prompt in prompts:
+        turns.append([match.start() for match in re.finditer(TURN, prompt)])
     # A binary search for the first turn that is kept, in all prompts at once: it is at least the
     # prompt's `low`, at most its `high`, and the number of turns where not even the last one fits.
     low = [0] * len(prompts)

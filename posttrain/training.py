@@ -18,12 +18,13 @@ from transformers.utils.notebook import NotebookProgressCallback
 
 from posttrain.callbacks import FiniteLoss, FirstLoss, Progress, expected_first_loss
 from posttrain.checkpoints import Checkpoints, last_checkpoint
-from posttrain.description import describe, fingerprint_weights
+from posttrain.description import describe
 from posttrain.device import describe_computing, peak_memory, settle_pass
 from posttrain.files import read_json, write
 from posttrain.models import save_trained
 from posttrain.record import Model, slug
 from posttrain.run import Run
+from posttrain.values import fingerprint_weights
 
 
 def train(
@@ -61,7 +62,8 @@ def train(
         _train_and_save(trainer, run, name, inputs, check_first_loss, folder)
 
     run.stage(place, make, inputs)
-    run.add_model(model)
+    if model not in run.models:  # else nothing is written, which another process might be doing
+        run.add_model(model)
     run.forget(f"checkpoints/{slug(name)}")
     _spend(trainer, inputs)
     log = read_json(run.path(place) / "log.json", list[dict[str, Any]])

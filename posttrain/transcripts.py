@@ -31,7 +31,10 @@ Row = dict[str, Any] | str
 
 def list_files(subsets: str, splits: Sequence[str] = ("train", "test")) -> list[str]:
     """List the files of a dataset in HH-RLHF's layout that hold the subsets `base` or `all`."""
-    return [f"{subset}/{split}.jsonl.gz" for subset in SUBSETS[subsets] for split in splits]
+    names = []
+    for subset in SUBSETS[subsets]:
+        names += [f"{subset}/{split}.jsonl.gz" for split in splits]
+    return names
 
 
 def _parse_line(line: bytes) -> Row:

@@ -1,6 +1,7 @@
 """Trainers of a second: the demo's base on fifty pairs, three steps an epoch, as in main.ipynb."""
 
 import functools
+import gc
 import linecache
 import tempfile
 import types
@@ -16,6 +17,9 @@ from posttrain import data, models
 from posttrain.pair_trainer import PairTrainer
 from posttrain.record import Model
 from posttrain.run import Run
+
+# `train` collects garbage; to look for it among the modules would take longer than a training.
+gc.freeze()
 
 BASE = "demo/hub/opt"
 LORA = {

@@ -5,13 +5,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
 from datasets import Dataset, IterableDataset
-from peft import LoraConfig, PeftModel
 from small_runs import HUB, OPT, copy_run, make_run
 from small_trainers import LORA, begin_run, define, make_dpo, make_sft, pairs
 from transformers import TrainerCallback, get_cosine_schedule_with_warmup
@@ -19,6 +17,7 @@ from trl import SFTTrainer
 
 from posttrain import models
 from posttrain.description import describe, fingerprint_adapter, fingerprint_dataset
+from posttrain.files import fingerprint
 from posttrain.pair_trainer import PairTrainer
 from posttrain.record import list_differences
 from posttrain.run import Run
@@ -56,7 +55,6 @@ def test_trainers_built_alike_are_described_alike(run, as_they_are, make):
 
 NOTEBOOK = """
 SCALE = 2.0
-KINDS = {"harmless", "helpful", "honest", "harmful"}
 def scaled(loss):
     return loss * SCALE if "honest" in {"harmless", "helpful", "honest"} else loss
 class Mine(Trainer):
@@ -67,31 +65,34 @@ CHILD = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from small_trainers import *
-from posttrain.description import describe
-from posttrain.files import fingerprint
-mine = define({source!r}, with_source=False, Trainer=SFTTrainer)["Mine"]
-run = begin_run(Path({folder!r}), {hash_seed!r})
-for make in (lambda: make_sft(mine), make_dpo):
-    print(fingerprint(describe(make(), run)))
+from test_description import fingerprints
+print(*fingerprints(Path({folder!r})))
 """
+
+
+def fingerprints(folder):
+    """Describe several trainers, one of a notebook whose source Python knows and one without."""
+    run = begin_run(folder)
+    described = [describe(make_dpo(), run)]
+    for with_source in (True, False):
+        mine = define(NOTEBOOK, with_source, Trainer=SFTTrainer)["Mine"]
+        described.append(describe(make_sft(mine), run))
+    return [fingerprint(description) for description in described]
 
 
 def test_another_process_describes_them_alike(tmp_path):
     """Whatever order sets have there."""
-    outputs = []
-    for hash_seed in ("1", "2"):
-        code = CHILD.format(
-            tests=str(ROOT / "tests"), source=NOTEBOOK, folder=str(tmp_path), hash_seed=hash_seed
-        )
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=environment
-        )
-        assert not done.returncode, done.stderr
-        outputs.append(done.stdout)
-    assert outputs[0] == outputs[1]
-    assert len(set(outputs[0].split())) == 2
+    code = CHILD.format(tests=str(ROOT / "tests"), folder=str(tmp_path / "there"))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+    )
+    assert not done.returncode, done.stderr
+    expected = fingerprints(tmp_path / "here")
+    assert done.stdout.split() == expected
+    assert len(set(expected)) == 3
 
 
 # ---- noticed
@@ -368,6 +369,7 @@ def decorated(function):
         return function(*args, **kwargs)
     return wrapper
 @decorated
+@torch.no_grad()
 def helper(loss, add=0.5):
     # a comment
     return [loss * weight + SCALE * add for weight in WEIGHTS][0] + TABLE["helpful"]
@@ -415,7 +417,7 @@ def describe_notebooks(run, source, edit, with_source=True, make=make_sft, kind=
     assert source.count(edit[0]) == 1
     described = []
     for text in (source, source.replace(*edit)):
-        names = define(text, with_source, Trainer=kind, functools=functools)
+        names = define(text, with_source, Trainer=kind, functools=functools, torch=torch)
         described.append(describe(make(names["Mine"]), run))
     return described
 
@@ -440,6 +442,7 @@ def test_edit_is_named_by_what_was_edited(run):
     before, after = describe_notebooks(run, LOSS, CODE_EDITS["an object's attribute"])
     assert [tuple(d) for d in list_differences(before, after)] == [("notebook.s.beta", 0.1, 0.2)]
     assert "math.pi" in before["notebook"]
+    assert not [name for name in before["notebook"] if "ctx_factory" in name]
 
 
 def test_preference_trainer_of_a_notebook_is_noticed(run, as_they_are):
@@ -463,8 +466,8 @@ def test_loss_function_is_noticed(run, as_they_are):
     edited = FUNCTIONS.replace("* scale", "/ scale")
     for source in (FUNCTIONS, edited):
         loss_of = define(source)["loss_of"]
-        for function in (loss_of, functools.partial(loss_of, scale=2.0),
-                         functools.partial(loss_of, scale=3.0)):
+        partial = functools.partial
+        for function in (loss_of, partial(loss_of, scale=2.0), partial(loss_of, scale=3.0)):
             constructor = {"compute_loss_func": function}
             described.append(describe(make_sft(constructor=constructor), run))
     for i, before in enumerate(described):

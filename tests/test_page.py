@@ -109,7 +109,13 @@ def test_script_uses_no_markup():
     script = (ROOT / "posttrain" / "page" / "report.js").read_text(encoding="utf-8")
     markup = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function"
     assert not re.search(markup, script)
-    assert len(script.splitlines()) <= 350
+
+
+def test_template_style_and_script_are_readable():
+    """Like the rest of the code they have lines of at most 100 columns."""
+    for kind in ("html", "css", "js"):
+        text = (ROOT / "posttrain" / "page" / f"report.{kind}").read_text(encoding="utf-8")
+        assert max(map(len, text.splitlines())) <= 100, kind
 
 
 def test_every_part_of_the_page_shows_the_fifth_model(html):
@@ -180,10 +186,10 @@ def test_imported_results_say_where_they_come_from(five, tmp_path):
     origin = {"what": "published answers", "repository": "a/b (MIT)"}
     rewrite(folder / "run.json", lambda data: data | {"imported": origin})
     facts = render.collect_facts(reading.read_run(folder))
-    assert facts["What"] == "published answers"
+    assert facts["What was imported"] == "published answers"
     assert facts["Repository"] == "a/b (MIT)"
     assert facts["Judge"] == "tiny/judge"
-    assert facts["Prompts"] == "15 harmful, 15 helpful"
+    assert facts["Prompts"] == "15 harmful and 15 helpful"
 
 
 @pytest.mark.parametrize(

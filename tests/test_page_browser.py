@@ -125,9 +125,9 @@ FILTERS = [
     ({"kind": "harmful"}, lambda answers, texts: answers["Base"]["kind"] == "harmful"),
     ({"differ": "yes"}, lambda answers, texts: len(labels_of(answers)) > 1),
     (
-        {"differ": "no", "kind": "helpful"},
+        {"differ": "no", "kind": "harmful"},
         lambda answers, texts: (
-            answers["Base"]["kind"] == "helpful" and len(labels_of(answers)) == 1
+            answers["Base"]["kind"] == "harmful" and len(labels_of(answers)) == 1
         ),
     ),
     ({"label": "harmful"}, lambda answers, texts: "harmful" in labels_of(answers)),
@@ -198,7 +198,7 @@ def test_filters_count_what_python_counts(show, five):
     assert shown_ids(view) == sorted(answers)
     for choices, holds in FILTERS:
         expected = [name for name in sorted(answers) if holds(answers[name], searched[name])]
-        assert expected or "label" in choices, choices
+        assert 0 < len(expected) < COUNT, choices
         select(view, **choices)
         assert shown_ids(view) == expected, choices
         count = f"{len(expected)} of {COUNT} prompts"
@@ -240,7 +240,7 @@ def test_orders_are_pythons(show, five):
     }
     for order, key in keys.items():
         select(view, order=order)
-        for name, model in (("by", FIFTH), ("over", "SFT")):
+        for name, model in (("ranked", FIFTH), ("baseline", "SFT")):
             if view.locator(f"[name={name}]").is_enabled():
                 select(view, **{name: model})
         assert key[shown_ids(view)].is_monotonic_increasing, order
@@ -353,6 +353,16 @@ def test_address_holds_filter_and_prompt(show):
     assert again.locator("#detail-heading").inner_text() == "harmful-07"
 
 
+def test_row_of_the_prompt_in_the_address_is_in_sight(show):
+    """The list scrolls to it, and stays there when the rows around it are drawn."""
+    view = show("#prompt=helpful-09")
+    settle(view)
+    row = view.locator(".row[aria-current=true]").bounding_box()
+    frame = view.locator("#list").bounding_box()
+    assert row["y"] > frame["y"]
+    assert row["y"] + row["height"] < frame["y"] + frame["height"]
+
+
 def test_nonsense_in_the_address_does_no_harm(show):
     view = show("#kind=what&model=nobody&low=x&order=7&prompt=<b>&%E0%A4%A=1")
     assert len(shown_ids(view)) == COUNT
@@ -370,10 +380,10 @@ def test_every_model_has_its_card_and_its_mark(show):
     assert view.locator("#detail svg.strip path").count() == len(MODELS) + 4  # and references
     assert view.locator("#legend span").all_text_contents() == MODELS
     settle(view)
-    inside = view.locator("#list li").first.evaluate(
-        """(item) => {
-          const row = item.getBoundingClientRect();
-          const paths = [...item.querySelectorAll("path")];
+    inside = view.locator("#list .row[aria-current=true]").evaluate(
+        """(button) => {
+          const row = button.getBoundingClientRect();
+          const paths = [...button.querySelectorAll("path")];
           return paths.length === 5 && paths.every((path) => {
             const mark = path.getBoundingClientRect();
             return mark.width > 0 && mark.top >= row.top && mark.bottom <= row.bottom;
@@ -496,6 +506,7 @@ def test_page_is_accessible_and_fits(show, width, scheme):
     [
         ["run.json"],
         ["run.json", "training.json"],
+        ["prompts.json"],
         ["scores.json"],
         ["prompts.json", "responses.json"],
         ["scores.json", "metrics.json"],
@@ -515,7 +526,12 @@ def test_page_of_a_part_of_a_run_works(show, five, tmp_path, names):
     view.keyboard.press("n")
     view.locator(".uncover").click()
     detail = view.locator("#detail").inner_text()
-    assert ("The text is not in this run." in detail) == ("responses.json" not in names)
+    answered = names != ["prompts.json"]
+    assert view.locator("#detail .cards").first.locator(".card").count() == (
+        len(MODELS) if answered else 0
+    )
+    textless = answered and "responses.json" not in names
+    assert ("The text is not in this run." in detail) == textless
     assert view.locator("[name=label]").is_enabled() == ("classification.json" in names)
     assert view.locator("[name=low]").is_enabled() == ("scores.json" in names)
     if "scores.json" in names:
@@ -531,6 +547,27 @@ def test_printed_page_leaves_out_what_only_a_screen_needs(show):
     assert not hidden.evaluate_all("(all) => all.some((part) => part.checkVisibility())")
     assert view.locator("#detail .card").first.is_visible()
     assert view.locator("#figure-differences svg").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_more_certain_a_difference_the_more_it_stands_out(show, scheme):
+    """From the paper: significant ones most, inconclusive ones least, in light and dark."""
+    view = show(color_scheme=scheme)
+    contrasts = view.evaluate(
+        """() => {
+          const brightness = (color) => Number(color.match(/\\d+/)[0]);
+          const paper = brightness(getComputedStyle(document.body).backgroundColor);
+          const contrasts = [];
+          for (const color of ["currentColor", "var(--suggestive)", "var(--inconclusive)"]) {
+            const line = document.querySelector(`#figure-differences [stroke="${color}"]`);
+            contrasts.push(Math.abs(brightness(getComputedStyle(line).stroke) - paper));
+          }
+          return contrasts;
+        }"""
+    )
+    assert contrasts == sorted(contrasts, reverse=True)
+    assert len(set(contrasts)) == 3
+    assert contrasts[-1] > 50
 
 
 def test_page_without_scripts_says_so(show):

@@ -1,639 +1,1062 @@
-"""The notebook's own trainers: tokens, losses, references; and what surrounds them: precision, memory, checkpoints."""
+"""Training around a trainer: known, stopped and gone on with to the bit, checked, saved, freed."""
 
-import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import weakref
-from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 
 import pytest
 import torch
-import trl.trainer.utils
-from conftest import dialogue, load
-from peft import PeftModel
-from test_models import out_of_memory, write_pickle
-from transformers import AutoModelForCausalLM, OPTConfig, TrainerCallback
-from transformers.trainer_utils import SaveStrategy
+from conftest import load
+from peft import AutoPeftModelForCausalLM, PeftModel
+from small_runs import OPT, copy_run
+from small_trainers import (
+    BASE,
+    LORA,
+    StopBefore,
+    Stopped,
+    StopWithin,
+    begin_run,
+    define,
+    make_dpo,
+    make_sft,
+    make_sft_dpo,
+    pairs,
+    tokenizer,
+)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_models import write_pickle
+from trl import DPOTrainer
 
-from posttrain import hh, models, training
-from posttrain.ledger import ADAPTERS
+from posttrain import callbacks, checkpoints, device, models, training
+from posttrain.checkpoints import Checkpoints, last_checkpoint
 from posttrain.models import PROBES, logits_of
-from posttrain.presets import Training, choose
-from posttrain.runs import Run
-from posttrain.training import Checkpoints
+from posttrain.pair_trainer import PairTrainer
+from posttrain.training import train
 
+MAKERS = {
+    "SFT": lambda run, **changes: make_sft(**changes),
+    "DPO": lambda run, **changes: make_dpo(**changes),
+    "SFT+DPO": make_sft_dpo,
+}
+ADAPTERS = {"SFT": "adapters/sft", "DPO": "adapters/dpo", "SFT+DPO": "adapters/sft_dpo"}
+WEIGHTS = "adapter_model.safetensors"
 LN2 = math.log(2)
-ROWS = 32  # texts in a pass: a step of the demo's sixteen pairs in one
-SFT = "unfinished/adapters/sft"
-STATE = ["optimizer.pt", "scheduler.pt", "rng_state.pth"]
 
 
-def first(records, key):
-    """Return the first value that a log has under a key."""
-    return next(record[key] for record in records if key in record)
+def stopped(monkeypatch, stop, make, run, name, **changes):
+    """Train until a callback stops it; the trainer is built as it is without that callback."""
+
+    class Stopping(Checkpoints):
+        def on_step_begin(self, *args, **kwargs):
+            stop.on_step_begin(*args, **kwargs)
+
+        def on_optimizer_step(self, *args, **kwargs):
+            if hasattr(stop, "on_optimizer_step"):
+                stop.on_optimizer_step(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(training, "Checkpoints", Stopping)
+        train(make(run, **changes), run, name)
 
 
-def dpo_trainer(notebook, folder, model=None, rows=ROWS):
-    """Return the notebook's DPO trainer, of its base unless told otherwise."""
-    model = model or models.load_base(notebook.base.folder)
-    return notebook.dpo(model, notebook.lora, folder, rows)
+def results_of(run, name):
+    """Give all that must be the same when a model is trained again."""
+    artifact = run.record.artifacts[ADAPTERS[name]]
+    return {
+        "weights": (run.folder / ADAPTERS[name] / WEIGHTS).read_bytes(),
+        "log": (run.folder / ADAPTERS[name] / "log.json").read_bytes(),
+        "training": load(run.folder / "training.json")[name],
+        "sha256": artifact.sha256,
+        "inputs": artifact.inputs,
+        "model": next(model for model in run.models if model.name == name),
+    }
 
 
 @pytest.fixture(scope="module")
-def sft(notebook, tmp_path_factory):
-    """The notebook's SFT trainer, trained."""
-    trainer = notebook.sft(tmp_path_factory.mktemp("sft"), ROWS)
-    trainer.train()
-    return trainer
+def saved():
+    """What each model was when it was saved: {(run's folder, name): logits and more}."""
+    return {}
 
 
 @pytest.fixture(scope="module")
-def dpo(notebook, tmp_path_factory):
-    """The notebook's DPO trainer, trained."""
-    trainer = dpo_trainer(notebook, tmp_path_factory.mktemp("dpo"))
-    trainer.train()
-    return trainer
+def whole(tmp_path_factory, saved):
+    """A run whose three models were trained in one go; not to be changed."""
+    run = begin_run(tmp_path_factory.mktemp("whole"))
+    logs = {}
+    save_trained = training.save_trained
+
+    def watched(model, folder, *arguments):
+        saved[folder.name.removesuffix(".tmp")] = logits_of(model, tokenizer(), PROBES)
+        if "ref" in model.peft_config:
+            model.set_adapter("ref")
+            saved["reference"] = logits_of(model, tokenizer(), PROBES)
+            model.set_adapter("default")
+        save_trained(model, folder, *arguments)
+
+    training.save_trained = watched
+    try:
+        for name, make in MAKERS.items():
+            logs[name] = train(make(run), run, name)
+    finally:
+        training.save_trained = save_trained
+    return SimpleNamespace(run=run, logs=logs)
 
 
-def reply_logps(model, tokenizer, pair, side):
-    """Return log p(reply, EOS | prompt), computed the plain way, one text at a time."""
-    prompt = tokenizer(pair["prompt"], return_tensors="pt")["input_ids"]
-    ids = tokenizer(f"{pair['prompt']} {pair[side]}{tokenizer.eos_token}", return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        logps = model(ids).logits[0, :-1].float().log_softmax(-1)
-    return logps.gather(1, ids[0, 1:, None])[prompt.shape[1] - 1 :].sum().item()
+# ---- a model that is there
 
 
-# ---- what the trainers get
+def forbid_training(monkeypatch):
+    """Let a training fail."""
 
-def test_sft_loss_is_on_the_reply_and_its_end(notebook, sft, tokenizer):
-    """The prompt carries no label, BOS included; every token of the reply and the EOS after it does."""
-    pairs = notebook.pairs.train[:8]
-    batch = sft.data_collator([sft.train_dataset[i] for i in range(8)])
-    for ids, labels, mask, pair in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], pairs):
-        prompt = tokenizer(pair["prompt"])["input_ids"]
-        reply = tokenizer(f" {pair['chosen']}", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-        assert ids[mask.bool()].tolist() == prompt + reply
-        assert labels[mask.bool()].tolist() == [-100] * len(prompt) + reply
-        assert (labels[~mask.bool()] == -100).all()
+    def fail(*arguments, **options):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(training, "_train_and_save", fail)
 
 
-def test_sft_validation_before_the_first_step_is_the_bases_loss(notebook, sft, tokenizer):
-    """The first validation is the mean over pairs of the base's cross-entropy a reply token, computed the plain way."""
-    base, pairs = models.load_base(notebook.base.folder).eval(), notebook.pairs.validation
-    tokens = [len(tokenizer(f" {pair['chosen']}", add_special_tokens=False)["input_ids"]) + 1 for pair in pairs]
-    losses = [-reply_logps(base, tokenizer, pair, "chosen") / n for pair, n in zip(pairs, tokens)]
-    assert first(sft.state.log_history, "eval_loss") == pytest.approx(sum(losses) / len(pairs), rel=1e-4)
+@pytest.mark.parametrize("name", MAKERS)
+def test_model_that_is_there_is_not_trained_again(whole, monkeypatch, name):
+    """A trainer built alike gives back the log, and its memory is freed."""
+    forbid_training(monkeypatch)
+    before = (whole.run.folder / "run.json").read_bytes()
+    trainer = MAKERS[name](whole.run)
+    assert train(trainer, whole.run, name) == whole.logs[name]
+    assert trainer.model is None
+    assert (whole.run.folder / "run.json").read_bytes() == before
 
 
-def test_dpo_tokens_are_clean_at_the_border(notebook, dpo, tokenizer):
-    """Prompt and reply, joined, are the tokens of the whole text, with one BOS before and one EOS after."""
-    for one, pair in zip(dpo.train_dataset, notebook.pairs.train):
-        for side in ("chosen", "rejected"):
-            whole = tokenizer(f"{pair['prompt']} {pair[side]}{tokenizer.eos_token}")["input_ids"]
-            assert one["prompt_ids"] + one[f"{side}_ids"] == whole
-            assert whole.count(tokenizer.eos_token_id) == 2  # OPT's BOS is its EOS
+def test_edited_trainer_is_refused_with_both_values_and_what_to_do(whole):
+    """The sentence names the argument."""
+    message = (
+        "adapters/sft was made with learning_rate = 0.001, now it is 0.002. Set it back, give the "
+        r"model another name in train\(...\), choose another RUN, or set FRESH = True"
+    )
+    with pytest.raises(ValueError, match=message):
+        train(make_sft(learning_rate=2e-3), whole.run, "SFT")
+    with pytest.raises(ValueError, match="adapters/dpo was made with beta = 0.1, now it is 0.3"):
+        train(make_dpo(beta=0.3), whole.run, "DPO")
 
 
-def test_nothing_is_truncated(notebook, tokenizer, tmp_path, monkeypatch):
-    """Pairs that were fitted into max_length reach TRL's batches whole, also one that fills it to the last token."""
-    def length(pair):
-        return max(len(tokenizer(f"{pair['prompt']} {pair[side]}{tokenizer.eos_token}")["input_ids"])
-                   for side in ("chosen", "rejected"))
-
-    prompts = [dialogue(*["one two three four"] * (2 * n + 1)) + "\n\nAssistant:" for n in range(8)]
-    long = [{"prompt": prompt, "chosen": "five" + " six" * n, "rejected": "six", "subset": "s"}
-            for prompt in prompts for n in (1, 9)]
-    limit, report = length(long[7]), {"s": {"cut": 0, "too long": 0}}
-    fitting = hh.fit_pairs(long, tokenizer, limit, set(), report)
-    assert report["s"]["cut"] > 0
-    monkeypatch.setitem(notebook.common, "max_length", limit)
-    monkeypatch.setitem(notebook.globals, "pairs", hh.Pairs(fitting, fitting[:1], None))
-    trainer = dpo_trainer(notebook, tmp_path)
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(fitting))])
-    lengths = batch["attention_mask"].sum(1).view(2, -1).max(0).values.tolist()
-    assert lengths == [length(pair) for pair in fitting]
-    assert max(lengths) == limit
+def test_trainer_of_another_model_is_refused(whole):
+    with pytest.raises(ValueError, match="adapters/dpo was made with loss_type = .'sigmoid'.*nll"):
+        train(make_sft(), whole.run, "DPO")
+    with pytest.raises(ValueError, match="adapters/sft_dpo was made with "):
+        train(make_dpo(), whole.run, "SFT+DPO")
 
 
-# ---- DPO
-
-def test_first_dpo_loss_is_ln2(dpo):
-    """Before training policy and reference are one model: loss ln 2, margins zero, in training and in validation."""
-    records = dpo.state.log_history
-    assert first(records, "loss") == pytest.approx(LN2, abs=1e-6)
-    assert first(records, "eval_loss") == pytest.approx(LN2, abs=1e-6)
-    assert first(records, "rewards/margins") == pytest.approx(0, abs=1e-6)
-    assert first(records, "eval_rewards/accuracies") == 0
-
-
-def test_dpo_learns_the_preference(dpo, notebook, tokenizer):
-    """A few steps raise the mean margin of the training pairs above zero."""
-    model, base = dpo.model.eval(), models.load_base(notebook.base.folder)
-    margins = []
-    for pair in notebook.pairs.train[:20]:
-        moved = [reply_logps(model, tokenizer, pair, side) - reply_logps(base, tokenizer, pair, side)
-                 for side in ("chosen", "rejected")]
-        margins.append(notebook.s.beta * (moved[0] - moved[1]))
-    assert sum(margins) / len(margins) > 0
+def test_another_name_trains_another_model(whole, tmp_path):
+    """The first one stays as it is."""
+    run = copy_run(whole.run, tmp_path)
+    before = results_of(run, "SFT")
+    log = train(make_sft(learning_rate=2e-3, max_steps=1), run, "SFT 2")
+    assert [model.name for model in run.models] == ["Base", "SFT", "DPO", "SFT+DPO", "SFT 2"]
+    assert run.models[-1].adapter == "adapters/sft_2"
+    assert load(run.folder / "training.json")["SFT 2"] == log != whole.logs["SFT"]
+    assert results_of(run, "SFT") == before
 
 
-def test_dropout_stops_a_dpo_run(notebook, tmp_path):
-    """With the dropout that the checkpoint's config asks for, the first loss is not ln 2, and the run ends there."""
-    noisy = AutoModelForCausalLM.from_pretrained(notebook.base.folder, dtype=torch.float32)
-    trainer = dpo_trainer(notebook, tmp_path, noisy)
-    with pytest.raises(RuntimeError, match="not ln 2.*dropout"):
-        trainer.train()
-    assert trainer.state.global_step == 1
+@pytest.mark.parametrize("name", ["Base", "sft", "Human chosen"])
+def test_name_that_a_model_cannot_have_is_refused_before_it_is_trained(whole, monkeypatch, name):
+    forbid_training(monkeypatch)
+    with pytest.raises(ValueError, match="[Nn]ame"):
+        train(make_sft(learning_rate=3e-3), whole.run, name)
 
 
-@pytest.mark.parametrize(("device", "loss", "holds"), [
-    ("cpu", 0.6931, True), ("cpu", 0.6961, False), ("cuda", 0.6961, True), ("cuda", 0.6891, True),
-    ("cuda", 0.604, False), ("cuda", 0.704, False), ("cpu", math.nan, False), ("cuda", math.nan, False)])
-def test_first_loss_has_room_for_a_gpus_kernels_alone(device, loss, holds):
-    """Kernels that differ by 2e-3 pass on a GPU, dropout passes nowhere."""
-    arguments = SimpleNamespace(device=SimpleNamespace(type=device)), SimpleNamespace(global_step=1), None
-    if holds:
-        training.FirstLossIsLn2().on_log(*arguments, logs={"loss": loss})
-    else:
-        with pytest.raises(RuntimeError, match="not ln 2"):
-            training.FirstLossIsLn2().on_log(*arguments, logs={"loss": loss})
+def test_changed_files_of_a_model_are_refused(whole, tmp_path):
+    run = copy_run(whole.run, tmp_path)
+    path = run.folder / "adapters" / "dpo" / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="adapters/dpo is not what was made"):
+        train(make_dpo(), run, "DPO")
 
 
-def test_dpo_on_sft_starts_at_the_sft_model_and_keeps_it_as_reference(notebook, tokenizer, tmp_path):
-    """SFT+DPO goes on from the SFT adapter: no margin at first; its reference still is the SFT model at the end."""
-    trainer = notebook.sft_dpo(tmp_path, ROWS)
-    base = models.load_base(notebook.base.folder)
-    started = PeftModel.from_pretrained(base, notebook.run.folder / ADAPTERS["SFT"])
-    trainer.train()
-    records = trainer.state.log_history
-    pairs = notebook.pairs.validation
-    for side in ("chosen", "rejected"):
-        expected = sum(reply_logps(started, tokenizer, pair, side) for pair in pairs) / len(pairs)
-        assert first(records, f"eval_logps/{side}") == pytest.approx(expected, rel=1e-4)
-    assert first(records, "loss") == pytest.approx(LN2, abs=1e-6)
-    expected = logits_of(started, tokenizer, PROBES)
-    assert (logits_of(trainer.model, tokenizer, PROBES) - expected).abs().max() > 1e-2
-    trainer.model.set_adapter("ref")
-    assert torch.allclose(logits_of(trainer.model, tokenizer, PROBES), expected, atol=1e-4)
+def test_base_other_than_the_runs_is_refused_before_training(whole, monkeypatch, tmp_path):
+    forbid_training(monkeypatch)
+    models.load_base(OPT).save_pretrained(tmp_path)
+    trainer = make_sft(model=models.load_base(tmp_path))
+    message = f"another base than the run, which has {BASE}.*another RUN"
+    with pytest.raises(ValueError, match=message):
+        train(trainer, whole.run, "Other")
 
 
-# ---- precision and memory, with stand-ins of a GPU's answers
+# ---- a trainer that is spent
 
-OPT_350M = OPTConfig(num_hidden_layers=24, hidden_size=1024, ffn_dim=4096, vocab_size=50272, word_embed_proj_dim=512)
-GIB = 2**30
+
+@pytest.fixture(scope="module")
+def spent(tmp_path_factory):
+    """A trainer after its one step, its run, its log, and what is left of what it held."""
+    run = begin_run(tmp_path_factory.mktemp("spent"))
+    trainer = make_dpo(max_steps=1, eval_on_start=False)
+    held = [weakref.ref(trainer.model), weakref.ref(trainer.model.base_model)]
+    held += [weakref.ref(weight) for weight in list(trainer.model.parameters())[:3]]
+    log = train(trainer, run, "DPO")
+    return SimpleNamespace(trainer=trainer, run=run, log=log, held=held)
+
+
+def test_memory_of_a_spent_trainer_is_freed(spent):
+    """Nothing of its model or optimizer is left, though the notebook still has the trainer."""
+    trainer = spent.trainer
+    assert (trainer.model, trainer.optimizer, trainer.lr_scheduler) == (None, None, None)
+    assert [reference() for reference in spent.held] == [None] * len(spent.held)
+
+
+def test_spent_trainer_gives_back_its_log(spent, monkeypatch):
+    forbid_training(monkeypatch)
+    assert train(spent.trainer, spent.run, "DPO") == spent.log
+
+
+def test_spent_trainer_does_not_train_another_model(spent, tmp_path):
+    message = "has been trained before. Build it anew for IPO, that is, run the cell"
+    with pytest.raises(ValueError, match=message):
+        train(spent.trainer, spent.run, "IPO")
+    run = copy_run(spent.run, tmp_path)
+    shutil.rmtree(run.folder / "adapters")
+    with pytest.raises(ValueError, match="Build it anew for DPO"):
+        train(spent.trainer, run, "DPO")
+    with pytest.raises(ValueError, match="Build it anew for DPO"):
+        train(spent.trainer, begin_run(tmp_path, "fresh"), "DPO")
+
+
+def test_trainer_that_was_stopped_is_not_trained_on(tmp_path, monkeypatch):
+    """Its weights are not those that its inputs say, which nobody could tell of full weights."""
+    run = begin_run(tmp_path)
+    trainer = make_sft(lora=None)
+    stopped(monkeypatch, StopBefore(2), lambda run: trainer, run, "SFT")
+    with pytest.raises(ValueError, match="goes on from its last checkpoint"):
+        train(trainer, run, "SFT")
+    trained_elsewhere = make_sft(max_steps=1, eval_on_start=False)
+    trained_elsewhere.train()
+    with pytest.raises(ValueError, match="trained before"):
+        train(trained_elsewhere, run, "SFT")
+
+
+def test_best_checkpoint_is_not_promised(whole):
+    """Only the two newest are kept."""
+    trainer = make_sft()
+    trainer.args.load_best_model_at_end = True
+    with pytest.raises(ValueError, match="load_best_model_at_end .*Set it to False"):
+        train(trainer, whole.run, "SFT")
+
+
+# ---- gone on with, to the bit
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_training_that_is_stopped_again_and_again_ends_as_one_that_is_not(
+    whole, tmp_path, monkeypatch, name
+):
+    """Stopped in the first epoch, after the validation that ends it, and within the second."""
+    run = copy_run(whole.run, tmp_path) if name == "SFT+DPO" else begin_run(tmp_path)
+    run.forget(ADAPTERS[name])
+    for stop in (StopBefore(2), StopBefore(4), StopWithin(6)):
+        stopped(monkeypatch, stop, MAKERS[name], run, name)
+    steps = [path.name for path in checkpoints.list_checkpoints(run.path(place_of(name)))]
+    assert steps == ["checkpoint-5", "checkpoint-4"]
+    log = train(MAKERS[name](run), run, name)
+    assert log == whole.logs[name]
+    assert results_of(run, name) == results_of(whole.run, name)
+    validated = [record["step"] for record in log if "eval_loss" in record]
+    assert validated == [0, 3, 6]
+
+
+def place_of(name):
+    """Give the folder of a model's checkpoints."""
+    return ADAPTERS[name].replace("adapters", "checkpoints")
+
+
+OTHER_WAYS = {
+    "means over two steps": ({"logging_steps": 2}, StopBefore(6), 4),
+    "a share of steps": ({"save_steps": 0.3, "logging_steps": 0.3}, StopBefore(4), 2),
+    "checkpoints at epochs": ({"save_strategy": "epoch"}, StopBefore(5), 3),
+    "logs at epochs": ({"logging_strategy": "epoch"}, StopBefore(5), 4),
+    "validation at steps": (
+        {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2},
+        StopBefore(6),
+        4,
+    ),
+    "an epoch and a half": ({"num_train_epochs": 1.5}, StopBefore(5), 4),
+    "so many steps": ({"max_steps": 4}, StopBefore(4), 3),
+    "dropout in the base": (
+        {"model": 0.1, "train_sampling_strategy": "random"},
+        StopBefore(5),
+        4,
+    ),
+    "all weights": ({"lora": None}, StopBefore(5), 4),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", OTHER_WAYS)
+def test_other_ways_of_training_are_gone_on_with_to_the_bit(tmp_path, monkeypatch, way):
+    changes, stop, step = OTHER_WAYS[way]
+
+    def make(run, model=None, **changes):
+        model = models.load_base(OPT, dropout=model or 0.0)
+        return make_sft(model=model, **changes)
+
+    runs = [begin_run(tmp_path / part) for part in ("whole", "stopped")]
+    logs = [train(make(runs[0], **changes), runs[0], "SFT")]
+    stopped(monkeypatch, stop, make, runs[1], "SFT", **changes)
+    newest = checkpoints.list_checkpoints(runs[1].path("checkpoints/sft"))[0]
+    assert newest.name == f"checkpoint-{step}"
+    logs.append(train(make(runs[1], **changes), runs[1], "SFT"))
+    assert logs[0] == logs[1]
+    artifacts = []
+    for run in runs:
+        artifacts += [entry.sha256 for entry in run.record.artifacts.values()]
+    assert len(artifacts) == 2
+    assert artifacts[0] == artifacts[1]
+
+
+def test_validations_come_at_the_ends_of_epochs_and_of_the_training(tmp_path):
+    """Also where the last epoch is not a whole one."""
+    run = begin_run(tmp_path)
+    log = train(make_sft(max_steps=4, eval_on_start=False), run, "SFT")
+    assert [record["step"] for record in log if "eval_loss" in record] == [3, 4]
+
+
+@pytest.mark.slow
+def test_dpo_under_dropout_is_gone_on_with_to_the_bit(tmp_path, monkeypatch):
+    """As the preset `paper` trains; its first loss is no ln 2, and is not asked to be."""
+
+    def make(run):
+        model = models.load_base(OPT, dropout=0.1)
+        return make_dpo(model=model, constructor={"share_prompts": False})
+
+    logs = []
+    for steps in ((), (3, 5)):
+        run = begin_run(tmp_path / str(len(steps)))
+        monkeypatch.setattr(callbacks.FirstLoss, "on_log", lambda *arguments, **options: None)
+        for step in steps:
+            stopped(monkeypatch, StopBefore(step), make, run, "DPO")
+        logs.append(train(make(run), run, "DPO", check_first_loss=False))
+    assert logs[0] == logs[1]
+
+
+# ---- killed, which no exception handler sees
+
+MOMENTS = {
+    "a checkpoint is begun": ("transformers.Trainer._save_optimizer_and_scheduler", 3),
+    "a checkpoint is all but whole": ("transformers.TrainerState.save_to_json", 4),
+    "a checkpoint is not yet in the record": ("posttrain.run.Run.seal", 2),
+    "an old checkpoint is being removed": ("posttrain.run.shutil.rmtree", 1),
+    "the model is being saved": ("posttrain.training.save_trained", 1),
+    "the model's log is being written": ("posttrain.training.write", 1),
+    "the model is in the record and has no folder yet": ("pathlib.Path.replace", -1),
+    "the model is in no list yet": ("posttrain.run.Run.add_model", 1),
+    "its checkpoints are being removed": ("posttrain.run.Run.forget", -1),
+    "its log is being written": ("posttrain.training.write", 2),
+}
+
+
+def kill_when(patch, target, count, run):
+    """Let this process be killed when a function is called for the n-th time.
+
+    With -1 it is when the model has been entered into the record.
+    """
+    original = resolve_name(target)
+    calls = []
+
+    def deadly(*arguments, **options):
+        calls.append(target)
+        is_entered = "adapters/sft" in run.record.artifacts
+        if len(calls) == count or count == -1 and is_entered:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **options)
+
+    patch.setattr(target, deadly)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_training_ends_as_one_that_is_not(whole, tmp_path, monkeypatch, moment):
+    """In a process of its own, by SIGKILL."""
+    run = begin_run(tmp_path)
+    child = os.fork()
+    if child == 0:
+        try:
+            kill_when(monkeypatch, *MOMENTS[moment], run)
+            train(make_sft(), run, "SFT")
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert train(make_sft(), run, "SFT") == whole.logs["SFT"]
+    assert results_of(run, "SFT") == results_of(whole.run, "SFT")
+    assert [model.name for model in run.models] == ["Base", "SFT"]
+    left = [path.name for path in run.folder.iterdir() if not path.name.startswith(".")]
+    assert sorted(left) == ["adapters", "run.json", "training.json"]
+    assert list(run.record.artifacts) == ["adapters/sft"]
+    assert not list(run.folder.rglob("*.tmp"))
+
+
+# ---- checkpoints
+
+
+def test_checkpoints_are_few_and_come_with_a_log(tmp_path, monkeypatch):
+    """At steps that are multiples of `logging_steps`; the two newest are kept, none in the end."""
+    run = begin_run(tmp_path)
+    seen = []
+
+    class Watched(Checkpoints):
+        def on_save(self, args, state, control, **kwargs):
+            super().on_save(args, state, control, **kwargs)
+            entries = [name for name in self.run.record.artifacts if name.startswith(self.place)]
+            folders = [path.name for path in self.run.path(self.place).glob("checkpoint-*")]
+            assert sorted(folders) == sorted(name.rsplit("/", 1)[-1] for name in entries)
+            assert all(self.run.is_whole(name) for name in entries)
+            assert state.log_history[-1]["step"] == state.global_step
+            seen.append([state.global_step, len(folders)])
+
+    monkeypatch.setattr(training, "Checkpoints", Watched)
+    changes = {"num_train_epochs": 3, "logging_steps": 2, "save_steps": 0.1, "eval_steps": None}
+    log = train(make_sft(**changes), run, "SFT")
+    assert [record["step"] for record in log if "loss" in record] == [1, 2, 4, 6, 8]
+    assert seen == [[2, 1], [4, 2], [6, 2], [8, 2]]
+    assert not run.path("checkpoints").exists()
+    assert list(run.record.artifacts) == ["adapters/sft"]
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A run whose SFT was stopped: checkpoints 2 and 3 are there. Not to be changed."""
+    run = begin_run(tmp_path_factory.mktemp("interrupted"))
+    with pytest.MonkeyPatch.context() as patch:
+        stopped(patch, StopBefore(4), MAKERS["SFT"], run, "SFT")
+    return run
 
 
 @pytest.fixture
-def cuda(monkeypatch):
-    """Return a function that lets torch say that there is a card of a compute capability and a memory (GiB)."""
-    def card(capability=(8, 0), memory=40):
-        properties = SimpleNamespace(total_memory=int(memory * GIB))
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    return card
+def stopped_run(interrupted, tmp_path):
+    """A copy of that run."""
+    return copy_run(interrupted, tmp_path)
 
 
-@pytest.mark.parametrize(("capability", "name"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((8, 9), "bf16")])
-def test_precision_follows_the_card(cuda, capability, name):
-    """A T4 only emulates bf16, so it trains in fp16; fp32 where that is asked for."""
-    cuda(capability)
-    assert training.precision("auto") == name
-    assert {option for option, value in training.device_options("auto").items() if value} == {name}
-    assert training.precision("fp32") == "fp32"
-    assert not any(training.device_options("fp32").values())
+PLACE = "checkpoints/sft"
 
 
-@pytest.mark.parametrize(("able", "name"), [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "bf16"),
-                                            ({"avx512_bf16": False}, "fp32"), ({}, "fp32")])
-def test_precision_follows_the_processor(monkeypatch, able, name):
-    """bf16 where the processor multiplies it in hardware, by the weights' type alone, without autocast."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
-    assert training.precision("auto") == name
-    assert training.device_options("auto") == {"bf16": False, "fp16": False, "use_cpu": True}
+def inputs_of(run, name=f"{PLACE}/checkpoint-3"):
+    """Give what a checkpoint was made from, and how it was computed."""
+    inputs = dict(run.record.artifacts[name].inputs)
+    return inputs, inputs.pop("computing")
 
 
-@pytest.mark.parametrize(("preset", "settings", "dtype"), [
-    ("small", {}, torch.bfloat16), ("small", {"precision": "fp32"}, torch.float32), ("demo", {}, torch.float32),
-    ("paper", {}, torch.float32)])
-def test_only_a_frozen_base_is_bf16(monkeypatch, capsys, preset, settings, dtype):
-    """What is trained stays fp32, so the weights of full fine-tuning do; the notebook says what was taken."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    s = choose(Training, preset, settings)
-    assert training.base_dtype(s.precision, s.sft_method == "lora") == dtype
-    assert f"the base's weights in {str(dtype)[6:]}" in capsys.readouterr().out
+def find(run, **computing):
+    """Find the newest whole checkpoint."""
+    inputs, then = inputs_of(run)
+    return last_checkpoint(run, PLACE, inputs, {**then, **computing})
 
 
-@pytest.mark.parametrize("stage", ["SFT", "DPO"])
-def test_only_labels_go_through_the_vocabulary(notebook, tmp_path, monkeypatch, stage):
-    """Prompt and padding never do; loss and gradients are those of all positions."""
-    head, rows = trl.trainer.utils._ChunkedLogProbFunction, []
-    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", SimpleNamespace(
-        apply=lambda hidden, *more: rows.append(len(hidden)) or head.apply(hidden, *more)))
-    found = {}
-    for way in ("labels", "all"):
-        if way == "all":
-            monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device: False)
-        torch.manual_seed(0)
-        trainer = notebook.sft(tmp_path / way, 4) if stage == "SFT" else dpo_trainer(notebook, tmp_path / way, rows=8)
-        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
-        labels = (batch["labels"] != -100) if stage == "SFT" else batch["completion_mask"].bool()
-        rows.clear()
-        loss = trainer.compute_loss(trainer.model.train(), dict(batch))
-        loss.backward()
-        gradients = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
-        found[way] = rows[0], labels[:, 1:].sum().item(), labels[:, 1:].numel(), loss.item(), gradients
-    assert found["labels"][0] == found["labels"][1] < found["all"][2] == found["all"][0]
-    assert found["labels"][3] == pytest.approx(found["all"][3], rel=1e-5)
-    torch.testing.assert_close(found["labels"][4], found["all"][4], rtol=1e-3, atol=1e-6)
+FILES = ["optimizer.pt", "scheduler.pt", "rng_state.pth", WEIGHTS, "trainer_state.json"]
 
 
-@pytest.mark.parametrize(("memory", "rows"), [(7.6, 8), (11.75, 16), (14.56, 16), (22.0, 32), (39.4, 64), (79.1, 128)])
-def test_rows_follow_from_the_cards_memory(cuda, memory, rows):
-    """OPT-350M: what the formula allows leaves a tenth of the card free by the measured 34 bytes, and is not timid."""
-    cuda((8, 0), memory)
-    assert training.device_memory() == int(memory * GIB)
-    assert training.rows_that_fit(OPT_350M, 512, False, training.device_memory(), fp32=False, on_cpu=False) == rows
-    peak = (331e6 * 4 + rows * 512 * 34 * 24 * 1024) / GIB + 1
-    assert 0.3 * memory < peak < 0.9 * memory
-
-
-def test_rows_of_full_fine_tuning_and_of_cpus():
-    """Trained weights cost sixteen bytes each; a CPU is fastest with few; one text always goes."""
-    on_cpu = training.rows_that_fit(OPT_350M, 512, False, 24 * GIB, fp32=True, on_cpu=True)
-    lora, full = (training.rows_that_fit(OPT_350M, 512, everything, 11.75 * GIB, fp32=False, on_cpu=False)
-                  for everything in (False, True))
-    assert (on_cpu, lora, full) == (2, 16, 8)
-    assert training.rows_that_fit(OPT_350M, 512, False, GIB, fp32=False, on_cpu=False) == 1
-
-
-@pytest.mark.parametrize(("batch_size", "at_once", "pairs"),
-                         [(16, 1, 1), (16, 2, 2), (16, 8, 8), (16, 1024, 16), (6, 4, 3), (7, 4, 1)])
-def test_step_has_as_many_pairs_however_many_fit(batch_size, at_once, pairs):
-    """The effective batch is the setting's; an odd one is shared out evenly too."""
-    options = training.batches(batch_size, at_once)
-    assert options["per_device_train_batch_size"] == pairs
-    assert options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] == batch_size
-
-
-@pytest.mark.parametrize(("name", "rows", "at_once"), [("SFT", 128, 16), ("SFT", 8, 8), ("DPO", 8, 4), ("DPO", 1, 1)])
-def test_pass_is_no_larger_than_a_step(notebook, tmp_path, monkeypatch, name, rows, at_once):
-    """SFT reads one text of a pair, DPO two; more than a step holds would be halved in vain where memory runs out."""
-    asked, run = [], begin(notebook, tmp_path)
-    monkeypatch.setattr(training, "rows_that_fit", lambda *arguments: rows)
-
-    def make_trainer(folder, fitting):
-        asked.append(fitting)
-        raise RuntimeError("asked")
-
-    with pytest.raises(RuntimeError, match="asked"):
-        training.once(run, name, make_trainer, notebook.base, {})
-    assert asked == [at_once]
-    run.release()
-
-
-def test_layers_that_a_base_does_not_have_are_said(dpo, capsys):
-    """Another architecture names its layers otherwise, and LoRA would leave them alone silently."""
-    training._say_what_is_adapted(dpo.model)
-    assert capsys.readouterr().out == ""
-    config = dpo.model.peft_config["default"]
-    config.target_modules.add("gate_proj")
-    training._say_what_is_adapted(dpo.model)
-    config.target_modules.remove("gate_proj")
-    assert "This base has no layers gate_proj: LoRA adapts only" in capsys.readouterr().out
-
-
-# ---- a stage
-
-class EveryStep(TrainerCallback):
-    """Keeps a copy of every checkpoint, one a step, in a folder."""
-
-    def __init__(self, run, kept):
-        self.run, self.kept = run, kept
-
-    def on_save(self, args, state, control, **kwargs):
-        name = f"checkpoint-{state.global_step}"
-        entry = self.run.ledger.artifacts[f"{SFT}/{name}"].model_dump()
-        shutil.copytree(Path(args.output_dir) / name, self.kept / name)
-        (self.kept / f"{name}.json").write_text(json.dumps(entry))
-
-
-def save_every_step(trainer):
-    """Let a trainer write a checkpoint after every step, beside those that are due by time."""
-    trainer.args.save_strategy, trainer.args.save_steps, trainer.state.save_steps = SaveStrategy.STEPS, 1, 1
-    return trainer
-
-
-def begin(notebook, folder):
-    """Return a run in a new folder that holds what the notebook's run was begun with."""
-    run = Run(folder, "demo", begin=True)
-    run.save(**{name: getattr(notebook.run.ledger, name) for name in ("preset", "settings", "models", "data")})
-    return run
-
-
-def train(notebook, run, make_trainer=None):
-    """Train the SFT stage into a run's folder; return its log."""
-    return training.once(run, "SFT", make_trainer or notebook.sft, notebook.base, {"seed": 0})
-
-
-@pytest.fixture(scope="module")
-def steps(notebook, tmp_path_factory):
-    """An SFT stage with a checkpoint of every step kept: their folder, the log, the weights."""
-    folder, trained = tmp_path_factory.mktemp("steps"), {}
-    run = begin(notebook, folder)
-
-    def make_trainer(place, rows):
-        trained["trainer"] = save_every_step(notebook.sft(place, rows))
-        return trained["trainer"]
-
-    resume = training.resume
-
-    def watched(trainer, *arguments):
-        add = trainer.add_callback
-
-        def add_both(callback):
-            add(callback)
-            if isinstance(callback, Checkpoints):
-                add(EveryStep(run, folder / "kept"))
-
-        trainer.add_callback = add_both
-        resume(trainer, *arguments)
-        trained["weights"] = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
-
-    training.resume = watched
-    try:
-        log = train(notebook, run, make_trainer)
-    finally:
-        training.resume = resume
-    run.release()
-    return SimpleNamespace(kept=folder / "kept", log=log, weights=trained["weights"])
-
-
-def interrupted(notebook, folder, steps, *numbers):
-    """Return a run that was interrupted: with the checkpoints of these steps."""
-    run = begin(notebook, folder)
-    for number in numbers:
-        name = f"{SFT}/checkpoint-{number}"
-        shutil.copytree(steps.kept / f"checkpoint-{number}", run.folder / name)
-        entry = load(steps.kept / f"checkpoint-{number}.json")
-        run.seal(name, entry["made_from"])
-        assert run.ledger.artifacts[name].sha256 == entry["sha256"]
-    return run
-
-
-@pytest.mark.parametrize("number", [1, 4, 6])
-def test_every_checkpoint_leads_to_the_same_weights(notebook, steps, tmp_path, number):
-    """Gone on with from any step, the first and the last among them, training ends with the same bits and log."""
-    assert len(list(steps.kept.glob("checkpoint-*/"))) == 6
-    run = interrupted(notebook, tmp_path, steps, number)
-    assert train(notebook, run) == steps.log
-    again = PeftModel.from_pretrained(models.load_base(notebook.base.folder), run.folder / ADAPTERS["SFT"]).state_dict()
-    lora = {name: weight for name, weight in steps.weights.items() if "lora" in name}
-    assert len(lora) > 10
-    assert [name for name, weight in lora.items() if not torch.equal(weight, again[name])] == []
-    assert [record["step"] for record in steps.log if "eval_loss" in record] == [0, 6]
-    assert not (run.folder / "unfinished").exists()
-    assert list(run.ledger.artifacts) == ["adapters/sft"]
-    assert run.ledger.artifacts["adapters/sft"].seconds is None
-    run.release()
-
-
-@pytest.mark.parametrize("sft_first", [False, True])
-def test_dpo_goes_on_under_dropout(notebook, tmp_path, monkeypatch, sft_first):
-    """With the paper's dropout too, and on an SFT adapter, DPO of two epochs ends with the same bits from any step."""
-    noisy = notebook.s.model_copy(update={"dropout": 0.1, "dpo_epochs": 2})
-    monkeypatch.setitem(notebook.globals, "s", noisy)
-    monkeypatch.setattr(notebook.lora, "lora_dropout", 0.05)
-
-    def go(folder, checkpoint=None):
-        run = begin(notebook, folder)
-        model = None if sft_first else models.load_base(notebook.base.folder, 0.1)
-        place = run.folder / "x"
-        trainer = save_every_step(notebook.sft_dpo(place, ROWS) if sft_first else dpo_trainer(notebook, place, model))
-        trainer.args.eval_on_start = checkpoint is None
-        trainer.add_callback(Checkpoints(run, "x", {}, 10))
-        monkeypatch.setattr(run, "forget", lambda name: None)
-        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-        run.release()
-        return trainer.model.state_dict(), training.clean_log(trainer.state.log_history), place
-
-    weights, log, place = go(tmp_path / "whole")
-    for number in (1, 6, 11):
-        again, log_again, _ = go(tmp_path / str(number), place / f"checkpoint-{number}")
-        assert [name for name, weight in weights.items() if not torch.equal(weight, again[name])] == []
-        assert [one for one in log_again if "eval_loss" in one] == [one for one in log if "eval_loss" in one]
-
-
-def test_stage_that_is_there_is_not_trained_again(notebook, steps, tmp_path):
-    """Its log comes from its folder."""
-    def make_trainer(folder, rows):
-        raise AssertionError("trained again")
-
-    run = interrupted(notebook, tmp_path, steps)
-    log = train(notebook, run)
-    assert train(notebook, run, make_trainer) == log == steps.log
-    run.release()
-
-
-@pytest.mark.parametrize("name", [*STATE, "adapter_model.safetensors", "trainer_state.json"])
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "changed"])
-def test_checkpoint_that_is_not_whole_is_named_and_not_used(notebook, steps, tmp_path, capsys, name, damage):
-    """Whatever is missing, empty, cut or changed: the one before is taken, and the message names the folder."""
-    run = interrupted(notebook, tmp_path, steps, 2, 3)
-    path = run.folder / SFT / "checkpoint-3" / name
+def test_checkpoint_that_is_not_whole_is_named_and_not_used(stopped_run, capsys, name, damage):
+    """Whatever is missing, empty, cut or changed: the one before is taken."""
+    path = stopped_run.path(PLACE) / "checkpoint-3" / name
     content = path.read_bytes()
     path.unlink()
+    changed = content.replace(content[50:52], b"\x00\x01")
+    damaged = {"empty": b"", "cut": content[: len(content) // 2], "changed": changed}
     if damage != "missing":
-        path.write_bytes({"empty": b"", "cut": content[: len(content) // 2],
-                          "changed": content.replace(content[50:52], b"\x00\x01")}[damage])
-    begun = {"seed": 0, "model": "SFT", "precision": "fp32"}
-    assert training.last_checkpoint(run, SFT, begun) == run.folder / SFT / "checkpoint-2"
+        path.write_bytes(damaged[damage])
+    assert find(stopped_run) == stopped_run.path(PLACE) / "checkpoint-2"
     assert "checkpoint-3 is not whole. Training goes on without it." in capsys.readouterr().out
     assert not path.parent.exists()
-    run.release()
+    assert f"{PLACE}/checkpoint-3" not in stopped_run.record.artifacts
 
 
-def test_checkpoint_that_was_not_sealed_is_not_used(notebook, steps, tmp_path):
-    """One that was being written when the process was killed; hidden files of file managers do no harm."""
-    run = interrupted(notebook, tmp_path, steps, 2)
-    shutil.copytree(steps.kept / "checkpoint-3", run.folder / SFT / "checkpoint-3")
-    (run.folder / SFT / "checkpoint-2" / ".DS_Store").write_bytes(b"x")
-    begun = {"seed": 0, "model": "SFT", "precision": "fp32"}
-    assert training.last_checkpoint(run, SFT, begun) == run.folder / SFT / "checkpoint-2"
-    assert training.last_checkpoint(run, "unfinished/none", begun) is None
-    run.release()
+def test_checkpoint_that_is_not_in_the_record_is_not_used(stopped_run):
+    """It was being written when the process was killed; a file manager's files do no harm."""
+    folder = stopped_run.path(PLACE)
+    shutil.copytree(folder / "checkpoint-3", folder / "checkpoint-4")
+    (folder / "checkpoint-3" / ".DS_Store").write_bytes(b"x")
+    assert find(stopped_run) == folder / "checkpoint-3"
+    assert not (folder / "checkpoint-4").exists()
 
 
-@pytest.mark.parametrize(("changed", "message"), [
-    ({"seed": 1}, "checkpoint-3 was made with seed = 0, now it is 1"),
-    ({"precision": "fp16"}, r"checkpoint-3 was trained in fp32 on CPU.* in fp16\. .* remove .*adapters/sft"),
-    ({"precision": "bf16"}, r"checkpoint-3 was trained in fp32 on CPU.* in bf16\. .* remove .*adapters/sft")])
-def test_checkpoint_of_something_else_is_refused(notebook, steps, tmp_path, changed, message):
-    """Other settings, or another precision, are not gone on from; the checkpoint stays."""
-    run = interrupted(notebook, tmp_path, steps, 3)
+def test_damaged_checkpoints_end_in_the_same_model(whole, stopped_run, capsys):
+    (stopped_run.path(PLACE) / "checkpoint-3" / "optimizer.pt").write_bytes(b"")
+    assert train(make_sft(), stopped_run, "SFT") == whole.logs["SFT"]
+    assert "checkpoint-3 is not whole" in capsys.readouterr().out
+    assert results_of(stopped_run, "SFT") == results_of(whole.run, "SFT")
+
+
+def test_none_is_found_where_there_is_none(stopped_run):
+    inputs, computing = inputs_of(stopped_run)
+    assert last_checkpoint(stopped_run, "checkpoints/dpo", inputs, computing) is None
+
+
+def test_checkpoint_of_another_trainer_is_refused(stopped_run):
+    """It stays, and the argument is named."""
+    message = "checkpoint-3 was made with seed = 0, now it is 1. Set it back, give the model anot"
     with pytest.raises(ValueError, match=message):
-        training.last_checkpoint(run, SFT, {"seed": 0, "model": "SFT", "precision": "fp32"} | changed)
-    assert (run.folder / SFT / "checkpoint-3").exists()
-    run.release()
+        train(make_sft(seed=1), stopped_run, "SFT")
+    assert stopped_run.is_whole(f"{PLACE}/checkpoint-3")
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
-def test_pickle_in_a_checkpoint_does_not_run(notebook, steps, tmp_path, name):
-    """A checkpoint of somebody else's, sealed, whose pickles hold more than numbers: named, or never read."""
-    run = interrupted(notebook, tmp_path, steps, 3)
-    write_pickle(run.folder / SFT / "checkpoint-3" / name, tmp_path / "ran")
-    run.seal(f"{SFT}/checkpoint-3", {"seed": 0, "model": "SFT", "precision": "fp32"})
-    if name == "training_args.bin":  # the trainer writes it and never reads it
-        assert train(notebook, run) == steps.log
-    else:
-        with pytest.raises(ValueError, match="checkpoint-3 holds more than a checkpoint does. Move it away"):
-            train(notebook, run)
+@pytest.mark.parametrize(
+    ("name", "then", "now"),
+    [("precision", "fp32", "fp16"), ("processes", 1, 2), ("device", "cpu", "cuda")],
+)
+def test_checkpoint_that_was_computed_otherwise_is_refused(stopped_run, name, then, now):
+    message = f"checkpoint-3 was trained with {name} = {then!r}, and here it is {now!r}.*remove"
+    with pytest.raises(ValueError, match=message):
+        find(stopped_run, **{name: now})
+    assert stopped_run.is_whole(f"{PLACE}/checkpoint-3")
+
+
+def test_type_of_the_weights_binds_a_checkpoint_and_no_finished_model(whole, stopped_run):
+    def make():
+        return make_sft(model=models.load_base(OPT, dtype=torch.bfloat16))
+
+    with pytest.raises(ValueError, match="weights = 'float32', and here it is 'bfloat16'"):
+        train(make(), stopped_run, "SFT")
+    assert train(make(), whole.run, "SFT") == whole.logs["SFT"]
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_pickle_in_a_checkpoint_does_not_run(stopped_run, tmp_path, name):
+    """A checkpoint of somebody else's whose pickles hold more than numbers is named."""
+    seal_pickle(stopped_run, name, tmp_path)
+    with pytest.raises(ValueError, match="checkpoint-3 holds more than a checkpoint.*Move it away"):
+        train(make_sft(), stopped_run, "SFT")
     assert not (tmp_path / "ran").exists()
-    run.release()
 
 
-@pytest.mark.parametrize(("minutes", "expected"), [(0, [10, 20]), (10, [])])
-def test_checkpoints_come_by_time(notebook, tmp_path, monkeypatch, minutes, expected):
-    """They are written when they are due, with a log record, and at most the two newest are there."""
-    seen, run = [], begin(notebook, tmp_path)
-
-    class Seen(TrainerCallback):
-        def on_save(self, args, state, control, **kwargs):
-            seen.append(state.global_step)
-            assert len(list((run.folder / "x").glob("checkpoint-*"))) <= 2
-
-    monkeypatch.setitem(notebook.globals, "s", notebook.s.model_copy(update={"sft_epochs": 4}))
-    trainer = notebook.sft(run.folder / "x", ROWS)
-    trainer.add_callback(Checkpoints(run, "x", {}, minutes))
-    trainer.add_callback(Seen())
-    trainer.train()
-    assert seen == expected
-    assert list(run.ledger.artifacts) == [f"x/checkpoint-{step}" for step in expected[-2:]]
-    run.release()
+def test_pickled_arguments_are_never_read(whole, stopped_run, tmp_path):
+    """The trainer writes them."""
+    seal_pickle(stopped_run, "training_args.bin", tmp_path)
+    assert train(make_sft(), stopped_run, "SFT") == whole.logs["SFT"]
+    assert not (tmp_path / "ran").exists()
 
 
-class Overflow(TrainerCallback):
-    """Makes the first gradient norm infinite, as GradScaler's first step in fp16 may."""
-
-    def on_log(self, args, state, control, **kwargs):
-        if "grad_norm" in state.log_history[-1] and state.global_step == 1:
-            state.log_history[-1]["grad_norm"] = math.inf
-
-
-def test_overflow_in_the_log_does_not_stop_a_run(notebook, tmp_path):
-    """A gradient norm that is no number is null in the records, and the stage ends."""
-    def overflowing(folder, rows):
-        trainer = notebook.sft(folder, rows)
-        trainer.add_callback(Overflow())
-        return trainer
-
-    run = begin(notebook, tmp_path)
-    log = train(notebook, run, overflowing)
-    assert [record["grad_norm"] for record in log if "grad_norm" in record][0] is None
-    assert training.clean_log([{"loss": math.nan, "step": 1}]) == [{"loss": None, "step": 1}]
-    run.release()
+def seal_pickle(run, name, folder):
+    """Put a pickle that runs code into a checkpoint, and let the record vouch for it."""
+    inputs, computing = inputs_of(run)
+    write_pickle(run.path(PLACE) / "checkpoint-3" / name, folder / "ran")
+    run.seal(f"{PLACE}/checkpoint-3", {**inputs, "computing": computing})
 
 
-@pytest.mark.parametrize("fits", [4, 8])
-def test_stage_that_runs_out_of_memory_goes_on_with_less(notebook, steps, tmp_path, capsys, monkeypatch, fits):
-    """Rows are halved until they fit, from the last checkpoint on; steps and pairs in a step stay the same."""
+# ---- passes
+
+
+def test_training_after_a_trial_is_that_without_one(whole, tmp_path, monkeypatch):
+    """A pass that is found by trying, with one that does not fit before, leaves no trace."""
+    run = begin_run(tmp_path)
+    monkeypatch.setattr(device, "_estimate_pass", device._try_passes)
     tried = []
-    monkeypatch.setattr(training, "rows_that_fit", lambda *arguments: 16)
-
-    def small_card(folder, rows):
-        trainer = save_every_step(notebook.sft(folder, rows))
-        step = trainer.training_step
-        tried.append((rows, trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps))
-
-        def training_step(*inputs):
-            return out_of_memory() if rows > fits and trainer.state.global_step > 1 else step(*inputs)
-
-        trainer.training_step = training_step
-        return trainer
-
-    run = begin(notebook, tmp_path)
-    log = train(notebook, run, small_card)
-    assert tried == [(rows, 16) for rows in (16, 8, 4) if rows >= fits]
-    assert max(record["step"] for record in log) == 6
-    assert capsys.readouterr().out.count("Out of memory. Once more, with") == len(tried) - 1
-    assert run.ledger.artifacts["adapters/sft"].made_from == {"seed": 0, "model": "SFT"}
-    losses = [[record["eval_loss"] for record in one if "eval_loss" in record] for one in (log, steps.log)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    run.release()
+    fits = device.fits
+    monkeypatch.setattr(device, "fits", lambda *args: tried.append(args[1]) or fits(*args))
+    for name in ("SFT", "DPO"):
+        assert train(MAKERS[name](run), run, name) == whole.logs[name]
+        assert results_of(run, name) == results_of(whole.run, name)
+    assert tried == [16, 16]
 
 
-def test_memory_of_a_container_counts(tmp_path, monkeypatch):
-    """Where a container has less than its machine, that is what there is; "max" is no limit."""
-    total = training.psutil.virtual_memory().total
-    for text, expected in (("max\n", total), ("1073741824\n", GIB), (f"{2 * total}\n", total)):
-        (tmp_path / "memory.max").write_text(text)
-        monkeypatch.setattr(training, "Path", lambda path: tmp_path / "memory.max")
-        assert training.device_memory() == expected
+@pytest.mark.parametrize("name", ["SFT", "DPO"])
+def test_pass_changes_neither_the_steps_nor_their_pairs(tmp_path, monkeypatch, name):
+    """Weights are those of whole steps, up to rounding, and the pass is in the checkpoint."""
+    weights, logs = [], []
+    for pairs_in_a_pass in (16, 4):
+        run = begin_run(tmp_path / str(pairs_in_a_pass))
+        monkeypatch.setattr(device, "_pairs_on_cpu", lambda trainer, it=pairs_in_a_pass: it)
+        changes = {"lora": {**LORA, "lora_dropout": 0.0}, "max_steps": 2, "optim": "sgd"}
+        logs.append(train(MAKERS[name](run, **changes), run, name))
+        path = run.folder / ADAPTERS[name]
+        adapted = PeftModel.from_pretrained(models.load_base(OPT), path)
+        weights.append({key: value for key, value in adapted.state_dict().items() if "lora" in key})
+    assert len(weights[0]) > 10
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, atol=1e-5, rtol=0)
+    steps = [[record["step"] for record in log] for log in logs]
+    assert steps[0] == steps[1]
+    losses = [[record["loss"] for record in log if "loss" in record] for log in logs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_one_text_too_many_is_said():
-    """Where not even one text fits, torch's own error stays; other errors are not tried again."""
-    tried = []
-    with pytest.raises(torch.OutOfMemoryError):
-        training.halve_until_it_fits(lambda rows: tried.append(rows) or out_of_memory(), 4)
-    assert tried == [4, 2, 1]
-    with pytest.raises(RuntimeError, match="something else"):
-        training.halve_until_it_fits(lambda rows: (_ for _ in ()).throw(RuntimeError("something else")), 4)
+def test_training_that_goes_on_takes_the_checkpoints_pass(tmp_path, monkeypatch):
+    """Even where another one would fit now."""
+    results = []
+    for is_stopped in (False, True):
+        run = begin_run(tmp_path / str(is_stopped))
+        monkeypatch.setattr(device, "_pairs_on_cpu", lambda trainer: 4)
+        if is_stopped:
+            stopped(monkeypatch, StopBefore(3), MAKERS["DPO"], run, "DPO")
+            entry = run.record.artifacts["checkpoints/dpo/checkpoint-2"]
+            assert entry.inputs["computing"]["pairs_in_a_pass"] == 4
+            monkeypatch.setattr(device, "_pairs_on_cpu", lambda trainer: 16)
+        train(make_dpo(), run, "DPO")
+        results.append(results_of(run, "DPO"))
+    assert results[0] == results[1]
 
 
-def test_model_of_a_finished_stage_is_freed(notebook, tmp_path):
-    """Once a stage is done nothing of its trainer, model or optimizer is left in memory."""
-    left = []
+def test_memory_that_ends_is_no_end(tmp_path, monkeypatch, capsys):
+    """With a pass that fits the training takes the same steps."""
+    run = begin_run(tmp_path)
+    monkeypatch.setattr(device, "_estimate_pass", device._try_passes)
+    trainer = make_sft(max_steps=1)
+    compute_loss = trainer.compute_loss
+    rows = []
 
-    def watched(folder, rows):
-        trainer = notebook.sft(folder, rows)
-        left.extend((weakref.ref(trainer), weakref.ref(trainer.model), weakref.ref(trainer.model.base_model)))
-        return trainer
+    def limited(model, inputs, *args, **kwargs):
+        rows.append(len(inputs["input_ids"]))
+        if rows[-1] > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return compute_loss(model, inputs, *args, **kwargs)
 
-    run = begin(notebook, tmp_path)
-    train(notebook, run, watched)
-    assert [one() for one in left] == [None] * 3
-    run.release()
+    monkeypatch.setattr(trainer, "compute_loss", limited)
+    log = train(trainer, run, "SFT")
+    trial_and_step = [count for count in rows if count > 1]  # held-out pairs are read one by one
+    assert trial_and_step == [16, 8, 4, 4, 4, 4, 4]
+    assert max(record["step"] for record in log) == 1
+    assert "A pass of 8 pairs does not fit" in capsys.readouterr().out
 
 
-def test_progress_is_a_line_a_validation(notebook, tmp_path, capsys):
-    """No table that runs off the page: a bar, and one line for every validation."""
-    run = begin(notebook, tmp_path)
-    train(notebook, run)
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split(",")[0] for line in said if "held-out" in line] == ["step 0 of 6", "step 6 of 6"]
-    assert not [line for line in said if "No Log" in line or line.startswith("{")]
-    run.release()
+# ---- the first loss, and losses that are no numbers
+
+
+def first(records, key):
+    """Give the first value that a log has under a key."""
+    return next(record[key] for record in records if key in record)
+
+
+@pytest.mark.parametrize("name", ["DPO", "SFT+DPO"])
+def test_first_dpo_loss_is_ln2(whole, name):
+    """Policy and reference are one model at first, in training and in validation."""
+    log = whole.logs[name]
+    assert first(log, "loss") == pytest.approx(LN2, abs=1e-6)
+    assert first(log, "eval_loss") == pytest.approx(LN2, abs=1e-6)
+    assert first(log, "rewards/margins") == pytest.approx(0, abs=1e-6)
+
+
+LOSSES = {
+    "sigmoid": LN2,
+    "robust": LN2,
+    "aot": LN2,
+    "aot_unpaired": LN2,
+    "sigmoid_norm": LN2,
+    "hinge": 1,
+    "apo_zero": 1,
+    "apo_down": 1,
+    "nca_pair": 2 * LN2,
+    "bco_pair": 2 * LN2,
+    "ipo": 25,
+    "sppo_hard": 50,
+    "discopop": 0.8466,
+}
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_first_loss_of_every_kind_is_what_is_expected(loss_type):
+    trainer = make_dpo(loss_type=loss_type, label_smoothing=0.1)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, batch).item()
+    expected = callbacks.expected_first_loss(trainer)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert expected == pytest.approx(LOSSES[loss_type], rel=1e-4)
+
+
+def test_first_loss_follows_beta():
+    trainer = make_dpo(loss_type="ipo", beta=0.5)
+    assert callbacks.expected_first_loss(trainer) == 1.0
+
+
+OWN_LOSS = """
+class Mine(Trainer):
+    def compute_loss(self, *args, **kwargs):
+        return 2 * super().compute_loss(*args, **kwargs)
+"""
+
+
+def test_first_loss_that_is_not_known_is_not_checked():
+    """SFT, another reference, several losses, weights, or a loss of the notebook's own."""
+    own = define(OWN_LOSS, Trainer=PairTrainer)["Mine"]
+    reference = {"ref_model": models.load_base(OPT)}
+    for trainer in (
+        make_sft(),
+        make_dpo(lora=None, constructor=reference),
+        make_dpo(loss_type=["sigmoid", "sft"]),
+        make_dpo(loss_weights=[0.5]),
+        make_dpo(use_weighting=True),
+        make_dpo(loss_type="exo_pair", label_smoothing=1e-3),
+        make_dpo(own),
+    ):
+        assert callbacks.expected_first_loss(trainer) is None
+    assert callbacks.expected_first_loss(make_dpo()) == LN2
+
+
+@pytest.mark.parametrize("changes", [{"loss_type": "ipo"}, {"kind": DPOTrainer}])
+def test_first_loss_that_is_right_passes(tmp_path, changes):
+    run = begin_run(tmp_path)
+    if "kind" in changes:
+        changes = {**changes, "constructor": texts()}
+    trainer = make_dpo_of(**changes, max_steps=1, eval_on_start=False, logging_first_step=False)
+    log = train(trainer, run, "X")
+    assert first(log, "loss") == pytest.approx(25 if "loss_type" in changes else LN2, rel=1e-5)
+
+
+def make_dpo_of(kind=PairTrainer, **changes):
+    """Build a DPO trainer, TRL's own without the option of ours."""
+    if kind is PairTrainer:
+        return make_dpo(**changes)
+    return make_dpo(lambda share_prompts, **options: kind(**options), **changes)
+
+
+def texts():
+    """Give datasets of texts, as TRL's own trainer tokenises them."""
+    from datasets import Dataset
+
+    rows = []
+    for pair in pairs().train:
+        replies = {side: f" {pair[side]}" for side in ("chosen", "rejected")}
+        rows.append({"prompt": pair["prompt"], **replies, "length": pair["length"]})
+    return {"train_dataset": Dataset.from_list(rows), "eval_dataset": Dataset.from_list(rows[:4])}
+
+
+def require_nothing_left(run, name):
+    """Check that nothing was saved of a model that failed."""
+    assert not list(run.folder.glob("adapters/*"))
+    assert [model.name for model in run.models] == ["Base"]
+    assert not run.path("training.json").exists()
+    assert not list(run.folder.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("reason", ["dropout", "another reference"])
+@pytest.mark.parametrize("logging_first_step", [True, False])
+def test_wrong_first_loss_stops_a_training(tmp_path, reason, logging_first_step):
+    """At its first step, whether or not that is to be logged."""
+    run = begin_run(tmp_path)
+    changes = {"logging_first_step": logging_first_step, "logging_steps": 5, "save_steps": 5}
+    if reason == "dropout":
+        model = models.load_base(OPT, dropout=0.1)
+        changes |= {"model": model, "constructor": {"share_prompts": False}}
+    else:  # the adapter changes the base at once, and the reference is the base
+        changes["lora"] = {**LORA, "init_lora_weights": False}
+    trainer = make_dpo(**changes)
+    with pytest.raises(RuntimeError, match="first loss is .*, not 0.6931: .*check_first_loss=Fal"):
+        train(trainer, run, "DPO")
+    assert trainer.state.global_step == 1
+    require_nothing_left(run, "DPO")
+
+
+def test_dropout_may_be_asked_for(tmp_path):
+    run = begin_run(tmp_path)
+    model = models.load_base(OPT, dropout=0.1)
+    constructor = {"share_prompts": False}
+    trainer = make_dpo(model=model, constructor=constructor, max_steps=1, eval_on_start=False)
+    log = train(trainer, run, "DPO", check_first_loss=False)
+    assert abs(first(log, "loss") - LN2) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss", "holds"),
+    [
+        ("cpu", 0.6931, True),
+        ("cpu", 0.6961, False),
+        ("cuda", 0.6961, True),
+        ("cuda", 0.6891, True),
+        ("cuda", 0.604, False),
+        ("cuda", 0.704, False),
+        ("cpu", math.nan, False),
+        ("cuda", math.nan, False),
+    ],
+)
+def test_first_loss_has_room_for_a_gpus_kernels_alone(kind, loss, holds):
+    """Kernels that differ by 2e-3 pass on a GPU, dropout passes nowhere."""
+    args = SimpleNamespace(device=SimpleNamespace(type=kind))
+    state = SimpleNamespace(global_step=1)
+    callback = callbacks.FirstLoss(LN2)
+    if holds:
+        callback.on_log(args, state, None, logs={"loss": loss})
+    else:
+        with pytest.raises(RuntimeError, match="first loss"):
+            callback.on_log(args, state, None, logs={"loss": loss})
+
+
+@pytest.mark.parametrize("name", ["SFT", "DPO"])
+def test_loss_that_is_not_finite_stops_with_nothing_saved(tmp_path, name):
+    """Even where the loss of the step before would be logged in its place."""
+    run = begin_run(tmp_path)
+    trainer = MAKERS[name](run, learning_rate=1e30, max_grad_norm=0.0, weight_decay=0.0)
+    with pytest.raises(RuntimeError, match=r"step \d the loss is (nan|inf).*Nothing was saved"):
+        train(trainer, run, name)
+    assert trainer.state.global_step > 1
+    require_nothing_left(run, name)
+
+
+def test_gradient_that_overflows_is_null_in_the_log():
+    """As GradScaler's first may in fp16; JSON knows no infinity."""
+    records = [
+        {"step": 1, "loss": 1.0, "grad_norm": math.inf, "train_num_tokens": 3},
+        {"step": 1, "eval_loss": 1.0, "eval_runtime": 2.0, "eval_samples_per_second": 2.0},
+        {"step": 1, "train_runtime": 2.0, "train_loss": 1.0},
+    ]
+    expected = [{"grad_norm": None, "loss": 1.0, "step": 1}, {"eval_loss": 1.0, "step": 1}]
+    cleaned = training.clean_log(records)
+    assert cleaned == expected
+    assert list(cleaned[0]) == sorted(cleaned[0])
+
+
+# ---- what is learned
+
+
+def log_probability(model, pair, side):
+    """Compute log p(reply, EOS | prompt) the plain way, of one text."""
+    prompt = tokenizer()(pair["prompt"])["input_ids"]
+    text = f"{pair['prompt']} {pair[side]}{tokenizer().eos_token}"
+    ids = tokenizer()(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        log_probabilities = model(ids).logits[0, :-1].float().log_softmax(-1)
+    of_tokens = log_probabilities.gather(1, ids[0, 1:, None])
+    return of_tokens[len(prompt) - 1 :].sum().item()
+
+
+def test_sft_validation_before_the_first_step_is_the_bases_loss(whole):
+    """The mean over pairs of the base's cross-entropy a reply token, computed the plain way."""
+    base = models.load_base(OPT).eval()
+    losses = []
+    for pair in pairs().validation:
+        losses.append(-log_probability(base, pair, "chosen") / len(pair["chosen_ids"]))
+    expected = sum(losses) / len(losses)
+    assert first(whole.logs["SFT"], "eval_loss") == pytest.approx(expected, rel=1e-4)
+
+
+def test_dpo_learns_the_preference(whole):
+    """A few steps raise the mean margin of the training pairs above zero."""
+    loaded = models.load_models(whole.run, OPT, ["DPO"])["DPO"]
+    base = models.load_base(OPT)
+    margins = []
+    for pair in pairs().train[:10]:
+        moved = []
+        for side in ("chosen", "rejected"):
+            moved.append(log_probability(loaded, pair, side) - log_probability(base, pair, side))
+        margins.append(moved[0] - moved[1])
+    assert sum(margins) > 0
+
+
+def test_dpo_on_sft_starts_at_the_sft_model_and_keeps_it_as_reference(whole, saved):
+    sft = models.load_models(whole.run, OPT, ["SFT"])["SFT"]
+    for side in ("chosen", "rejected"):
+        expected = sum(log_probability(sft, pair, side) for pair in pairs().validation) / 4
+        value = first(whole.logs["SFT+DPO"], f"eval_logps/{side}")
+        assert value == pytest.approx(expected, rel=1e-4)
+    assert torch.allclose(saved["reference"], saved["sft"], atol=1e-4)
+    assert (saved["sft_dpo"] - saved["sft"]).abs().max() > 1e-2
+
+
+# ---- what is saved
+
+
+def test_saved_adapters_give_the_same_logits(whole, saved):
+    """Loaded by the evaluation, and by PEFT's own ways over the run's base."""
+    loaded = models.load_models(whole.run, OPT)
+    for name, adapter in ADAPTERS.items():
+        expected = saved[adapter.removeprefix("adapters/")]
+        with models.switched_to(loaded[name], name):
+            assert torch.allclose(logits_of(loaded[name], tokenizer(), PROBES), expected, atol=1e-4)
+        folder = whole.run.folder / adapter
+        over_base = PeftModel.from_pretrained(models.load_base(OPT), folder)
+        assert torch.allclose(logits_of(over_base, tokenizer(), PROBES), expected, atol=1e-4)
+        by_name = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        assert torch.allclose(logits_of(by_name, tokenizer(), PROBES), expected, atol=1e-4)
+        assert load(folder / "adapter_config.json")["base_model_name_or_path"] == BASE
+
+
+def test_rows_of_the_record_say_base_and_parent(whole):
+    rows = [tuple(model.model_dump().values()) for model in whole.run.models]
+    assert rows == [
+        ("Base", BASE, None, None),
+        ("SFT", BASE, "adapters/sft", None),
+        ("DPO", BASE, "adapters/dpo", None),
+        ("SFT+DPO", BASE, "adapters/sft_dpo", "SFT"),
+    ]
+    assert load(whole.run.folder / "training.json") == whole.logs
+    assert list(load(whole.run.folder / "training.json")) == list(MAKERS)
+    names = [path.name for path in whole.run.folder.iterdir() if not path.name.startswith(".")]
+    assert sorted(names) == ["adapters", "run.json", "training.json"]
+
+
+def test_full_fine_tuning_and_dpo_over_it(tmp_path, monkeypatch):
+    """The fine-tuned model lies under models/, and is the base of the adapter over it."""
+    run = begin_run(tmp_path)
+    few = {"max_steps": 2, "eval_on_start": False, "eval_strategy": "no"}
+
+    def make():
+        return make_sft(lora=None, reply_only=False, **few)
+
+    def make_over_it(name="SFT"):
+        return make_dpo(model=models.load_adapter(run, name, OPT), **few)
+
+    logits = []
+    monkeypatch.setattr(training, "_spend", lambda trainer, inputs: logits.append(trainer.model))
+    logs = {"SFT": train(make(), run, "SFT"), "SFT+DPO": train(make_over_it(), run, "SFT+DPO")}
+    expected = [
+        ("Base", BASE, None, None),
+        ("SFT", "models/sft", None, None),
+        ("SFT+DPO", "models/sft", "adapters/sft_dpo", "SFT"),
+    ]
+    assert [tuple(model.model_dump().values()) for model in run.models] == expected
+    loaded = models.load_models(run, OPT)
+    for model, name in zip(logits, logs):
+        with models.switched_to(loaded[name], name):
+            same = logits_of(loaded[name], tokenizer(), PROBES)
+        assert torch.allclose(logits_of(model, tokenizer(), PROBES), same, atol=1e-4)
+    base = logits_of(models.load_base(OPT), tokenizer(), PROBES)
+    assert (logits_of(loaded["SFT"], tokenizer(), PROBES) - base).abs().max() > 1e-3
+    # found again, in the same rows, and known by the weights that they stand on
+    forbid_training(monkeypatch)
+    assert train(make(), run, "SFT") == logs["SFT"]
+    assert train(make_over_it(), run, "SFT+DPO") == logs["SFT+DPO"]
+    assert [tuple(model.model_dump().values()) for model in run.models] == expected
+    with pytest.raises(ValueError, match="sft_dpo was made with base_model = "):
+        train(make_dpo(**few), run, "SFT+DPO")
+
+
+def test_model_that_reloads_otherwise_is_not_saved(tmp_path):
+    """As over a base whose weights were changed in memory, which no file would show."""
+    run = begin_run(tmp_path)
+    base = models.load_base(OPT)
+    with torch.no_grad():
+        base.model.decoder.embed_tokens.weight.mul_(1.5)
+    trainer = make_sft(model=base, max_steps=1, eval_on_start=False)
+    with pytest.raises(RuntimeError, match="logits differ .* It was not saved"):
+        train(trainer, run, "SFT")
+    require_nothing_left(run, "SFT")
+
+
+def test_layers_that_a_base_does_not_have_are_said(capsys):
+    """Another architecture names its layers otherwise, and LoRA would pass over them silently."""
+    trainer = make_sft(lora={**LORA, "target_modules": ["q_proj", "gate_proj"]})
+    training.say_what_is_adapted(trainer)
+    expected = "This base has no layers gate_proj: LoRA adapts only q_proj."
+    assert expected in capsys.readouterr().out
+    for lora in (LORA, {**LORA, "target_modules": r".*\.fc1"}, None):
+        training.say_what_is_adapted(make_sft(lora=lora))
+        assert capsys.readouterr().out == ""
+
+
+def test_another_process_in_the_run_is_refused(whole, tmp_path):
+    """A model that is there is given back all the same: nothing is made."""
+    from filelock import FileLock
+
+    run = copy_run(whole.run, tmp_path)
+    with FileLock(run.folder / ".lock", is_singleton=False):
+        assert train(make_sft(), run, "SFT") == whole.logs["SFT"]
+        with pytest.raises(RuntimeError, match="demo is in use by another process"):
+            train(make_sft(max_steps=1), run, "SFT 2")
+
+
+# ---- trackers and progress
+
+
+def test_each_trainings_events_lie_in_its_own_folder(tmp_path):
+    """They stay when the checkpoints go."""
+    run = begin_run(tmp_path)
+    few = {"max_steps": 2, "report_to": "tensorboard", "eval_on_start": False}
+    train(make_sft(**few), run, "SFT")
+    train(make_dpo(**few), run, "DPO")
+    for name, tag in (("sft", "train/entropy"), ("dpo", "train/rewards/margins")):
+        (events,) = [path for path in run.path(f"logs/{name}").rglob("*") if path.is_file()]
+        assert events.name.startswith("events.out.tfevents.")
+        accumulated = EventAccumulator(str(events)).Reload()
+        assert [event.step for event in accumulated.Scalars(tag)] == [1, 2]
+        assert "eval/loss" in accumulated.Tags()["scalars"]
+    assert not run.path("checkpoints").exists()
+    assert len(list(run.path("logs").iterdir())) == 2
+
+
+@pytest.mark.parametrize("seconds", [0.5, 25, 45, 100])
+def test_progress_is_a_line_at_least_once_a_minute(monkeypatch, capsys, seconds):
+    """Not two lines closer than they need be; a step that takes longer gives a line of its own."""
+    now = [1000.0]
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    progress = callbacks.Progress("SFT")
+    state = SimpleNamespace(global_step=0, max_steps=400)
+    progress.on_train_begin(None, state, None)
+    moments = [now[0]]
+    for _ in range(400):
+        state.global_step += 1
+        now[0] += seconds
+        progress.on_log(None, state, None, logs={"loss": 0.5})
+        progress.on_step_end(None, state, None)
+        if capsys.readouterr().out:
+            moments.append(now[0])
+    progress.on_train_end(None, state, None)
+    gaps = [after - before for before, after in zip(moments, moments[1:])]
+    assert max(gaps) <= max(60, seconds)
+    assert min(gaps) > 60 - 2 * seconds
+    assert now[0] - moments[-1] < max(60, seconds)
+
+
+def test_progress_says_how_far_it_is(monkeypatch, capsys):
+    """From where a training goes on, the time is that of the steps since then."""
+    now = [0.0]
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    progress = callbacks.Progress("SFT+DPO")
+    state = SimpleNamespace(global_step=10, max_steps=100)
+    progress.on_train_begin(None, state, None)
+    state.global_step, now[0] = 12, 120.0
+    progress.on_log(None, state, None, logs={"loss": 0.51234})
+    progress.on_step_end(None, state, None)
+    expected = "SFT+DPO: step 12 of 100, loss 0.512, 60.0 s a step, 88 minutes left\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_output_of_a_training_is_a_line_a_validation(tmp_path, capsys):
+    """No table that runs off the page."""
+    run = begin_run(tmp_path)
+    capsys.readouterr()
+    train(make_dpo(num_train_epochs=1), run, "DPO")
+    lines = capsys.readouterr().out.splitlines()
+    validations = [line for line in lines if "held-out pairs" in line]
+    assert len(validations) == 2
+    assert validations[0] == (
+        "DPO: step 0 of 3, held-out pairs: loss 0.693, accuracy 0.000, margin 0.000"
+    )
+    assert validations[1].startswith("DPO: step 3 of 3, held-out pairs: loss 0.")
+    assert lines[-1].startswith("DPO is trained: ")
+    assert len(lines) == 3
 
 
 # ---- a disk that gets full
 
+
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 1 MiB; skipped where none can be mounted."""
+    """A file system of 2 MiB; skipped where none can be mounted."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
-    if os.name != "posix" or subprocess.run(mount, capture_output=True).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder]
+    try:
+        is_mounted = not subprocess.run(mount, capture_output=True).returncode
+    except OSError:
+        is_mounted = False
+    if not is_mounted:
         pytest.skip("needs the right to mount a tmpfs")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("free", [40, 200, 400, 600])
-def test_full_disk_at_a_checkpoint(notebook, steps, small_disk, tmp_path, free):
-    """Training on a disk with so many KiB left stops with the message; where there is room it goes on to the end."""
-    run = begin(notebook, small_disk)
-    (run.folder / "ballast").write_bytes(bytes(shutil.disk_usage(run.folder).free - free * 1024))
+def test_full_disk_stops_a_training_which_goes_on_where_there_is_room(
+    whole, small_disk, tmp_path, free
+):
+    """On a disk with so many KiB left it stops with a message; elsewhere it ends as ever."""
+    run = begin_run(small_disk)
+    ballast = run.folder / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(run.folder).free - free * 1024))
     with pytest.raises(OSError, match="no room left to write into"):
-        train(notebook, run, lambda folder, rows: save_every_step(notebook.sft(folder, rows)))
-    run.release()
+        train(make_sft(), run, "SFT")
     assert not (run.folder / "adapters" / "sft").exists()
-    shutil.copytree(run.folder, tmp_path / "larger" / "demo", ignore=shutil.ignore_patterns("ballast"))
-    run = Run(tmp_path / "larger", "demo")
-    assert train(notebook, run) == steps.log
-    run.release()
+    ballast.unlink()
+    larger = copy_run(run, tmp_path / "larger")
+    assert train(make_sft(), larger, "SFT") == whole.logs["SFT"]
+    assert results_of(larger, "SFT") == results_of(whole.run, "SFT")

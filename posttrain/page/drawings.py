@@ -6,21 +6,30 @@ from io import BytesIO
 from typing import NamedTuple
 
 import matplotlib as mpl
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from posttrain import figures
 from posttrain.diagnostics import sweep
 from posttrain.metrics import KINDS
 from posttrain.page.reading import RunFiles, damage_named
+from posttrain.style import DECISIONS
 
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
-PAGE_COLORS = {"#000000": "currentColor", "#ffffff": "var(--paper)"}  # the page's ink and paper
+# The page's ink and paper, and the greys of what is less certain, which change with the scheme.
+PAGE_COLORS = {
+    "#000000": "currentColor",
+    "#ffffff": "var(--paper)",
+    to_hex(DECISIONS["suggestive"]["color"]): "var(--suggestive)",
+    to_hex(DECISIONS["inconclusive"]["color"]): "var(--inconclusive)",
+}
 
 READINGS = {  # figure: its heading on the page, and how to read it
     "differences": (
         "Differences between two models",
-        "Each line is the 95% confidence interval of a difference. Black with a full dot is "
-        "significant, grey suggestive, and pale with a hollow dot inconclusive.",
+        "Each line is the 95% confidence interval of a difference. It stands out most where the "
+        "difference is significant, less where it is suggestive, and it is pale with a hollow dot "
+        "where it is inconclusive.",
     ),
     "metrics": (
         "Rates",
@@ -33,8 +42,8 @@ READINGS = {  # figure: its heading on the page, and how to read it
     ),
     "distributions": (
         "Every reward",
-        "A small mark is an answer, and the black dot the mean with its 95% confidence interval. "
-        "An answer passes if it lies above the dashed line, the threshold.",
+        "A coloured mark is an answer, and the dot beside them the mean with its 95% confidence "
+        "interval. An answer passes if it lies above the dashed line, the threshold.",
     ),
     "thresholds": (
         "Other thresholds",

@@ -24,6 +24,7 @@ RATE_NAMES = {
     "HpR": "Helpfulness (HpR)",
     "CAS": "Both together (CAS)",
 }
+IMPORTED_NAMES = {"from": "Imported from", "what": "What was imported"}
 SOURCE_NAMES = {"base_model": "Base model", "dataset": "Dataset", "reward_model": "Judge"}
 
 Fields = dict[str, Any]
@@ -192,8 +193,8 @@ def _tabulate_behaviour(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame | 
     rows = []
     for record in records:
         row = {
-            "prompts": record["kind"],
-            "model": record["model"],
+            "Prompts": record["kind"],
+            "Model": record["model"],
             "empty": f"{record['empty']:.0f}",
             "opened a human turn": f"{record['human_turn']:.0f}",
             "begins like a refusal": f"{record['refusal']:.0f}",
@@ -272,13 +273,14 @@ def collect_facts(files: RunFiles) -> dict[str, str]:
     record = files.record
     if record:
         for name, text in record.imported.items():
-            facts[name.replace("_", " ").capitalize()] = text
+            heading = IMPORTED_NAMES.get(name, name.replace("_", " ").capitalize())
+            facts[heading] = text
         facts["Preset"] = record.preset
         for role, name in SOURCE_NAMES.items():
             facts.setdefault(name, record.sources.get(role, {}).get("name"))
     if files.answers is not None:
         counts = files.answers.groupby("kind")["id"].nunique()
-        facts["Prompts"] = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+        facts["Prompts"] = " and ".join(f"{n} {kind}" for kind, n in counts.items())
     if record:
         facts["Made"] = _period(record.artifacts.values())
     if files.metrics:
