@@ -289,17 +289,22 @@ def list_changes(record: Record) -> list[str]:
     """Word every difference of versions, device or code between what was made and now.
 
     Returns:
-        A sentence each; none where all was made as it would be made now.
+        A sentence for each, with all results that it concerns; none where all was made as it would
+        be made now.
     """
     now = _flatten(environment())
-    sentences = []
+    names_by_change: dict[tuple[str, Any], list[str]] = {}
     for name, artifact in record.artifacts.items():
         then = _flatten(artifact.environment)
         for label, value in now.items():
             if artifact.environment and then.get(label) != value:
-                sentences.append(
-                    f"{name} was made with {label} {then.get(label)}, now it is {value}."
-                )
+                names_by_change.setdefault((label, then.get(label)), []).append(name)
+    sentences = []
+    for (label, value), names in names_by_change.items():
+        verb = "was" if len(names) == 1 else "were"
+        sentences.append(
+            f"{', '.join(names)} {verb} made with {label} {value}, now it is {now[label]}."
+        )
     return sentences
 
 

@@ -80,11 +80,9 @@ class Run(Store):
             origin = record.imported.get("what", "results from elsewhere")
             judge = record.sources.get("reward_model", {}).get("name")
             return f"{self.name} ({origin}{f', judged by {judge}' if judge else ''})"
-        names = [
-            record.sources[role]["name"]
-            for role in ("base_model", "reward_model")
-            if role in record.sources
-        ]
+        # A judge has no part in what main.ipynb draws, also where it runs again after eval.ipynb.
+        roles = ("base_model",) if self.begun else ("base_model", "reward_model")
+        names = [record.sources[role]["name"] for role in roles if role in record.sources]
         text = f"{self.name}, preset {record.preset}, {' judged by '.join(names)}"
         if record.preset == "demo":
             text += " (stand-ins, not OPT-350M)"

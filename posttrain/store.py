@@ -133,18 +133,19 @@ class Store:
         if parts:
             return self._stage_parts(name, make, inputs)
         path = self.path(name)
-        if path.exists():
-            self.require_same(name, inputs)
-            self.require_whole(name)
-        else:
-            self._make(name, make, inputs)
+        if not path.exists():
+            with self.hold():
+                if not path.exists():  # another process may have made it just now
+                    self._make(name, make, inputs)
+        self.require_same(name, inputs)
+        self.require_whole(name)
         return read_json(path) if name.endswith(".json") else path
 
     def _make(self, name: str, make: Callable[..., Any], inputs: Mapping[str, Any]) -> None:
         """Make a file or folder, whole or not at all."""
         path = self.path(name)
         start = time.perf_counter()
-        with self.hold(), written_whole(path) as temporary:
+        with written_whole(path) as temporary:
             if name.endswith(".json"):
                 write(temporary, make())
             else:
@@ -288,14 +289,13 @@ class Store:
     def forget(self, name: str) -> None:
         """Remove a file or folder, and what is in it, from the run's folder and its record."""
         remove(self.path(name))
-        record = self.record
-        names = [
-            entry for entry in record.artifacts if entry == name or entry.startswith(f"{name}/")
-        ]
+        entries = self.record.artifacts
+        names = [entry for entry in entries if entry == name or entry.startswith(f"{name}/")]
         if names:
             with self.hold():
+                record = self.record  # as it is under the lock
                 for entry in names:
-                    del record.artifacts[entry]
+                    record.artifacts.pop(entry, None)
                 write(self.folder / "run.json", record.model_dump())
         parent = self.path(name).parent
         if parent != self.folder and parent.is_dir() and not any(parent.iterdir()):

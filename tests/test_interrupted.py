@@ -1,121 +1,224 @@
 """Killed at any moment and run again, a run ends with the files of one that was left alone."""
 
-import fnmatch
+import os
+import re
 import subprocess
+import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
-from conftest import ADAPTERS, contents_of, differing, execute, finish, kill, load, places, start
+from conftest import RAW, ROOT, contents_of, differing, kill, load
 
-from posttrain.runs import Run
+from posttrain.run import Run
 
-SMALL = {"main.ipynb": {"MAX_PAIRS": 600}, "eval.ipynb": {}}
-
-
+pytestmark = pytest.mark.slow
 HALTING = Path(__file__).parent / "halting"
-MOMENTS = [  # notebook, what is going on, the file that it begins to write, a file that is there then
-    ("main.ipynb", "a checkpoint of SFT is begun",
-     "unfinished/adapters/sft/checkpoint-30/*", "unfinished/adapters/sft/checkpoint-20/rng_state.pth"),
-    ("main.ipynb", "a checkpoint of DPO is all but whole",
-     "unfinished/adapters/dpo/checkpoint-20/trainer_state.json", "unfinished/adapters/dpo/checkpoint-20/optimizer.pt"),
-    ("main.ipynb", "the adapter is being written",
-     "adapters/sft_dpo.tmp/log.json.tmp", "adapters/sft_dpo.tmp/adapter_model.safetensors"),
-    ("eval.ipynb", "generation", "unfinished/responses.json/DPO.json*", "unfinished/responses.json/SFT.json"),
-    ("eval.ipynb", "judging", "unfinished/scores.json/DPO.json*", "unfinished/scores.json/SFT.json"),
+
+
+class Moment(NamedTuple):
+    """A moment at which a run is killed: what goes on, and what it begins to write then.
+
+    `count`: the how many-th file of the pattern; `there`: what is in the run's folder then, and
+    `missing`: what is not there yet.
+    """
+
+    name: str
+    writes: str
+    count: int = 1
+    there: str = ""
+    missing: str = ""
+    held: bool = True
+
+
+MOMENTS = [
+    Moment("first entry of the record", "run.json.tmp", missing="run.json", held=True),
+    Moment(
+        "a checkpoint of SFT is all but whole",
+        "checkpoints/sft/checkpoint-40/trainer_state.json",
+        there="checkpoints/sft/checkpoint-40/optimizer.pt",
+        missing="checkpoints/sft/checkpoint-40/trainer_state.json",
+    ),
+    Moment(
+        "SFT's adapter is being written",
+        "adapters/sft.tmp/log.json.tmp",
+        there="adapters/sft.tmp/adapter_model.safetensors",
+        missing="adapters/sft",
+    ),
+    Moment(
+        "the log of the trainings is being written",
+        "training.json.tmp",
+        there="adapters/sft",
+        missing="training.json",
+        held=False,
+    ),
+    Moment(
+        "a checkpoint of DPO is begun",
+        "checkpoints/dpo/checkpoint-60/*",
+        there="checkpoints/dpo/checkpoint-40/trainer_state.json",
+        missing="checkpoints/dpo/checkpoint-60/trainer_state.json",
+    ),
+    Moment(
+        "a checkpoint of DPO is entered into the record",
+        "run.json.tmp",
+        there="checkpoints/dpo/checkpoint-60/trainer_state.json",
+        missing="adapters/dpo",
+    ),
+    Moment(
+        "an old checkpoint of SFT+DPO is about to go",
+        "checkpoints/sft_dpo/checkpoint-80/trainer_state.json",
+        there="checkpoints/sft_dpo/checkpoint-40/trainer_state.json",
+        missing="checkpoints/sft_dpo/checkpoint-20",
+    ),
+    Moment(
+        "the notebook is saved",
+        "main-stopped.ipynb",
+        count=25,
+        there="adapters/sft_dpo",
+        held=False,
+    ),
+    Moment("the prompts are being written", "prompts.json.tmp*", missing="prompts.json"),
+    Moment("answers of the second model", "responses.json.tmp", count=2, there="responses.json"),
+    Moment("the rewards of a reference", "scores.json.tmp", count=6, there="scores.json"),
+    Moment("the metrics", "metrics.json.tmp", there="classification.json", held=False),
+    Moment("the page", "report.html.tmp", there="summary.tex", missing="report.html", held=False),
 ]
 
 
-def start_and_halt(notebook, folder, pattern, seconds=300):
-    """Start a notebook and wait until it begins to write a file of a pattern; return the process, which stands still.
+class Attempt(NamedTuple):
+    """What was seen of a process when it stood still."""
 
-    Raises RuntimeError where it ends without, or takes longer.
-    """
-    process = start(notebook, folder, {"PYTHONPATH": str(HALTING), "HALT_AT": f"{folder}/results/demo/{pattern}"},
-                    **SMALL[notebook])
+    files: list[str]
+    artifacts: dict
+    was_held: bool
+    output: str
+
+
+def start(folder, moment=None):
+    """Start the whole command into a folder, to stop at a moment."""
+    variables = dict(os.environ)
+    if moment is not None:
+        variables |= {"PYTHONPATH": str(HALTING), "HALT_COUNT": str(moment.count)}
+        variables["HALT_AT"] = f"{folder}/results/demo/{moment.writes}"
+    given = [f"RESULTS={folder / 'results'}", f"FIGURES={folder / 'figures'}"]
+    with (folder / "output.txt").open("w") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "posttrain", "run", "PRESET=demo", *given],
+            cwd=ROOT,
+            env=variables,
+            stdout=output,
+            stderr=output,
+        )
+
+
+def stands_still(process):
+    """Tell whether a process or one of its children was stopped."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    return any(member.status() == psutil.STATUS_STOPPED for member in family)
+
+
+def is_held(run):
+    """Tell whether another process holds a run's folder."""
+    try:
+        with run.hold():
+            return False
+    except RuntimeError as error:
+        assert "demo is in use by another process, which is making something in it" in str(error)
+        return True
+
+
+def kill_at(folder, moment, seconds=600):
+    """Start a run, wait until it stands still at a moment, look at it and kill it."""
+    process = start(folder, moment)
     end = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < end:
-        if any(one.status() == psutil.STATUS_STOPPED for one in psutil.Process(process.pid).children()):
-            return process
+    while process.poll() is None and not stands_still(process) and time.monotonic() < end:
         time.sleep(0.05)
-    kill(process)
-    raise RuntimeError(f"It did not write {pattern}.\n{(folder / f'{notebook}.log').read_text()[-4000:]}")
-
-
-@pytest.fixture(scope="module")
-def left_alone(hub, tmp_path_factory):
-    """A run that nothing disturbs."""
-    folder = tmp_path_factory.mktemp("alone")
-    for notebook, parameters in SMALL.items():
-        finish(notebook, folder, **parameters)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def killed_run(hub, tmp_path_factory):
-    """The same run killed at five moments, one after another, and what was seen on the way."""
-    folder = tmp_path_factory.mktemp("killed")
-    run, seen = folder / "results" / "demo", {}
-    for notebook, moment, pattern, _ in MOMENTS:
-        if moment == "generation":  # the evaluation needs what the training leaves
-            finish("main.ipynb", folder, **SMALL["main.ipynb"])
-        process = start_and_halt(notebook, folder, pattern)
-        with pytest.raises(RuntimeError, match="demo is in use by another process. Wait until it ends, or stop it"):
-            Run(folder / "results", "demo", begin=True)
+    output = (folder / "output.txt").read_text()
+    if process.poll() is not None or not stands_still(process):
         kill(process)
-        seen[moment] = sorted(path.relative_to(run).as_posix() for path in run.rglob("*"))
-        Run(folder / "results", "demo", begin=True).release()  # not held for ever: the lock died with its process
-    finish("eval.ipynb", folder, **SMALL["eval.ipynb"])
-    return folder, seen
+        raise RuntimeError(f"It did not come to this: {moment.name}.\n{output[-4000:]}")
+    run = Run(folder / "results", "demo")
+    was_held = is_held(run)
+    files = sorted(path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*"))
+    artifacts = {}
+    if "run.json" in files:
+        artifacts = load(run.folder / "run.json")["artifacts"]
+    kill(process)
+    return Attempt(files, artifacts, was_held, output)
 
 
-def test_it_was_killed_in_the_midst(killed_run):
-    """What was to be there at each moment was there, and what came next was not."""
-    for _, moment, pattern, there in MOMENTS:
-        seen = killed_run[1][moment]
-        assert there in seen, moment
-        assert fnmatch.filter(seen, pattern.removesuffix(".tmp")) == [], moment
+@pytest.fixture(scope="module")
+def killed_run(tmp_path_factory):
+    """A demo run that was killed at every moment, one after another, and then left to its end."""
+    folder = tmp_path_factory.mktemp("killed")
+    attempts = {moment.name: kill_at(folder, moment) for moment in MOMENTS}
+    assert not is_held(Run(folder / "results", "demo"))  # a lock dies with its process
+    process = start(folder)
+    assert process.wait() == 0, (folder / "output.txt").read_text()[-4000:]
+    return folder, attempts
 
 
-def test_killed_run_ends_as_one_left_alone(killed_run, left_alone):
-    """Killed in every stage, a run ends with the files of a run left alone elsewhere, to the byte but for times."""
-    whole, interrupted = contents_of(left_alone), contents_of(killed_run[0])
-    assert len(whole) > 30
-    assert sum("adapter_model.safetensors" in path for path in whole) == 3
-    assert {path.rsplit(".", 1)[-1] for path in whole} == {
-        "json", "safetensors", "csv", "md", "tex", "png", "pdf", "html"}
-    assert differing(whole, interrupted) == []
+@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.name)
+def test_it_was_killed_in_the_midst(killed_run, moment):
+    attempt = killed_run[1][moment.name]
+    if moment.there:
+        assert moment.there in attempt.files
+    if moment.missing:
+        assert moment.missing not in attempt.files
+    if moment.held:
+        assert attempt.was_held
 
 
-def test_killed_run_went_on_and_did_not_begin_anew(killed_run, left_alone):
-    """What was interrupted went on from what it had: its time is not known, the others' is."""
-    seconds = [{name: made["seconds"] for name, made in load(folder / "results/demo/run.json")["artifacts"].items()}
-               for folder in (killed_run[0], left_alone)]
-    assert [name for name, value in seconds[0].items() if value is None] == [*ADAPTERS, "responses.json", "scores.json"]
-    assert None not in seconds[1].values()
+def without_notebooks(contents):
+    """Leave out the executed notebooks, which hold times and places."""
+    return {path: sha256 for path, sha256 in contents.items() if not path.endswith(".ipynb")}
 
 
-def test_two_checkpoints_are_kept_and_none_in_the_end(killed_run):
-    """While a stage runs there are at most two sealed checkpoints of it and one being written; in the end nothing."""
-    folder, seen = killed_run
-    for names in seen.values():
-        assert sum(name.count("/") == 3 and "checkpoint-" in name for name in names) <= 3
-    assert not (folder / "results" / "demo" / "unfinished").exists()
+def test_killed_run_ends_as_one_that_was_left_alone(killed_run, demo_run):
+    alone = without_notebooks(contents_of(demo_run.folder))
+    killed = without_notebooks(contents_of(killed_run[0]))
+    assert len(alone) > 30
+    assert sum("adapter_model.safetensors" in path for path in alone) == 3
+    kinds = {"json", "safetensors", "csv", "md", "tex", "png", "pdf", "html"}
+    assert {path.rsplit(".", 1)[-1] for path in alone} == kinds
+    assert differing(alone, killed) == []
+
+
+def test_killed_run_leaves_nothing_behind(killed_run, demo_run):
+    folder, _ = killed_run
+    run = folder / "results" / "demo"
     assert not list(folder.rglob("*.tmp"))
+    names = {path.name for path in run.glob("[!.]*")}
+    assert names == {path.name for path in demo_run.run.glob("[!.]*")}
 
 
-def test_second_notebook_is_refused_while_the_folder_is_in_use(copied_run):
-    """Either notebook is refused while another process holds the folder, changes nothing, and works once it is free."""
-    holder = subprocess.Popen(["python3", "-c", "import fcntl, sys, time; file = open(sys.argv[1], 'a');"
-                               "fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(600)",
-                               copied_run.run / ".lock"], stdout=subprocess.PIPE)
-    assert holder.stdout.readline() == b"held\n"
-    before = contents_of(copied_run.folder)
-    for notebook in ("main.ipynb", "eval.ipynb"):
-        with pytest.raises(RuntimeError, match="demo is in use by another process"):
-            execute(notebook, **places(copied_run.folder))
-    assert differing(before, contents_of(copied_run.folder)) == []
-    holder.kill()
-    holder.wait()
-    Run(copied_run.folder / "results", "demo").release()
+def test_what_was_whole_is_not_made_again(killed_run):
+    """Every result keeps the entry that it had when the run was killed."""
+    folder, attempts = killed_run
+    final = load(folder / "results" / "demo" / "run.json")["artifacts"]
+    kept = 0
+    for attempt in attempts.values():
+        for name, artifact in attempt.artifacts.items():
+            written = name in attempt.files or name.split(".json/")[0] + ".json" in attempt.files
+            if written and not name.startswith(("checkpoints", *RAW)):
+                assert final[name] == artifact
+                kept += 1
+    assert kept > 20
+
+
+def test_training_goes_on_from_its_last_whole_checkpoint(killed_run):
+    _, attempts = killed_run
+    outputs = [attempt.output for attempt in attempts.values()]
+    for name, step in (("SFT", 40), ("DPO", 60), ("SFT+DPO", 80)):
+        begun = [bool(re.search(rf"^{re.escape(name)}: step 0 of", o, re.M)) for o in outputs]
+        assert sum(begun) == 1 + (name == "SFT" and not begun[1]), name  # never from its beginning
+        assert any(f"{name} is trained" in output for output in outputs), (name, step)
+
+
+def test_at_most_two_checkpoints_are_kept_beside_the_one_being_written(killed_run):
+    for attempt in killed_run[1].values():
+        checkpoints = [name for name in attempt.files if fnmatch(name, "checkpoints/*/*-*0")]
+        assert len([name for name in checkpoints if name.count("/") == 2]) <= 3
