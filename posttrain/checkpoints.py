@@ -13,9 +13,8 @@ from posttrain.run import Run
 class Checkpoints(TrainerCallback):
     """Make a training resumable, to the bit on a CPU.
 
-    Checkpoints are transformers' own, written at steps that are multiples of `logging_steps`, since
-    the sums behind a logged mean are not saved; each is entered into the run's record, and the two
-    newest are kept.
+    Checkpoints are transformers' own, written at steps that are multiples of `logging_steps`; each
+    is entered into the run's record, and the two newest are kept.
     """
 
     def __init__(self, run: Run, place: str, inputs: Mapping[str, Any], evaluates: bool):
@@ -35,8 +34,8 @@ class Checkpoints(TrainerCallback):
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         """Settle the steps of an epoch, and those between two checkpoints."""
         self.epoch_steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
-        self.log_steps = state.logging_steps if args.logging_strategy == "steps" else 1
-        state.save_steps = self.log_steps * math.ceil(state.save_steps / self.log_steps)
+        log_steps = state.logging_steps if args.logging_strategy == "steps" else 1
+        state.save_steps = log_steps * math.ceil(state.save_steps / log_steps)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         """Set the random state, on which an epoch's order hangs in the length-grouping sampler.
@@ -53,7 +52,7 @@ class Checkpoints(TrainerCallback):
         is_last = state.global_step == state.max_steps
         if self.evaluates and (is_last or state.global_step % self.epoch_steps == 0):
             control.should_evaluate = True
-        if is_last or state.global_step % self.log_steps:
+        if is_last:
             control.should_save = False  # the end is saved as a model
         self.on_epoch_end(args, state, control)
 

@@ -117,7 +117,32 @@ def settle_pass(trainer: Trainer, pairs: int | None = None) -> int:
     # The trainer has read the pass when it was built; the argument alone would only change how
     # often it is repeated.
     trainer._train_batch_size = pairs
+    _weigh_passes_by_pairs(trainer)
     return pairs
+
+
+def _weigh_passes_by_pairs(trainer: Trainer) -> None:
+    """Let all pairs of a step count the same where an epoch's last pass holds fewer.
+
+    transformers divides the loss of a pass by the number of passes, which weighs such a pass like
+    the others. SFT is not concerned: there it divides by the number of tokens in the step.
+    """
+    get_batch_samples, training_step = trainer.get_batch_samples, trainer.training_step
+    rows_in_step = []
+
+    def get_counted_samples(*args: Any, **kwargs: Any) -> tuple[list, Any]:
+        passes, tokens = get_batch_samples(*args, **kwargs)
+        rows_in_step[:] = [len(batch["input_ids"]) for batch in passes if "input_ids" in batch]
+        return passes, tokens
+
+    def take_weighed_pass(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if rows_in_step:
+            rows = len(inputs["input_ids"])
+            trainer.current_gradient_accumulation_steps = sum(rows_in_step) / rows
+        return training_step(model, inputs, *args, **kwargs)
+
+    trainer.get_batch_samples = get_counted_samples
+    trainer.training_step = take_weighed_pass
 
 
 def _estimate_pass(trainer: Trainer, sizes: list[int]) -> int:

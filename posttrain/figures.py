@@ -93,7 +93,7 @@ def training(log: Mapping[str, Sequence[Record]], models: Sequence[str]) -> Figu
     for axis, (key, label, names) in zip(axes.flat, panels):
         for name in names:
             _draw_stage(axis, tables[name], key, styles[name])
-        axis.set(xlabel="optimiser step", ylabel=label)
+        axis.set(xlabel="optimizer step", ylabel=label)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     fallen = [name for name, table in tables.items() if _falls(_logged(table, "eval_loss"))]

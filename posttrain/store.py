@@ -117,8 +117,8 @@ class Store:
         Args:
             name: a JSON file in the run's folder, or a folder in it.
             make: called where it is not there: `make()` returns the data of a file,
-                `make(folder)` fills a folder, and of a list in parts `make(part)` returns the
-                records of one part.
+                `make(folder)` fills a folder and returns whether an earlier process had begun
+                it, and of a list in parts `make(part)` returns the records of one part.
             inputs: all that the result follows from; of a list in parts {part: inputs}.
             parts: whether it is a list of records that is made and written part by part, so that
                 an interruption costs at most one part.
@@ -145,15 +145,16 @@ class Store:
         """Make a file or folder, whole or not at all."""
         path = self.path(name)
         start = time.perf_counter()
+        was_interrupted = False
         with written_whole(path) as temporary:
             if name.endswith(".json"):
                 write(temporary, make())
             else:
-                make(temporary)
+                was_interrupted = bool(make(temporary))
                 self.note(**self.begun)  # the settings that a model was trained with
             # Its entry first: an entry without its file does no harm, a file without its entry
             # could not be used again.
-            seconds = round(time.perf_counter() - start, 1)
+            seconds = None if was_interrupted else round(time.perf_counter() - start, 1)
             self.enter(name, inputs, sha256_of(temporary), seconds)
 
     def _stage_parts(

@@ -6,9 +6,11 @@ or a command of LaTeX.
 
 import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import pandas as pd
+from IPython.display import HTML
 from pandas.io.formats.style import Styler
 from pydantic import BaseModel
 
@@ -123,18 +125,18 @@ def _as_text(value: Any) -> str:
     return str(value)
 
 
-def tokens(table: pd.DataFrame) -> Styler:
-    """Show a text token by token; those that carry a loss are bold.
+def tokens(table: pd.DataFrame) -> HTML:
+    """Show a text token by token, with bars between them; those that carry a loss are bold.
 
     Args:
         table: of `data.show_pair_tokens`: columns id, text, loss; a row a token.
     """
-    columns = table.T
-    bold = columns.apply(lambda column: ["font-weight: bold" if column["loss"] else ""] * 3)
-    styler = columns.style.apply(lambda _: bold, axis=None).format(escape="html")
-    return styler.hide(axis="columns").set_table_attributes(
-        'class="tex2jax_ignore mathjax_ignore"'
-    )
+    parts = []
+    for token in table.itertuples():
+        text = escape(token.text)
+        parts.append(f"<b>{text}</b>" if token.loss else text)
+    marks = 'class="tex2jax_ignore mathjax_ignore" style="white-space: pre-wrap"'
+    return HTML(f"<div {marks}>{'|'.join(parts)}</div>")
 
 
 def validation(log: Mapping[str, Sequence[Record]]) -> Styler:

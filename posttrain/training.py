@@ -58,8 +58,8 @@ def train(
     run.require_name(model)
     place = model.adapter or model.base
 
-    def make(folder: Path) -> None:
-        _train_and_save(trainer, run, name, inputs, check_first_loss, folder)
+    def make(folder: Path) -> bool:
+        return _train_and_save(trainer, run, name, inputs, check_first_loss, folder)
 
     run.stage(place, make, inputs)
     if model not in run.models:  # else nothing is written, which another process might be doing
@@ -142,8 +142,12 @@ def _train_and_save(
     inputs: Mapping[str, Any],
     check_first_loss: bool,
     folder: Path,
-) -> None:
-    """Train from the beginning or the last checkpoint, and save what was trained into a folder."""
+) -> bool:
+    """Train from the beginning or the last checkpoint, and save what was trained into a folder.
+
+    Returns:
+        Whether it was gone on from a checkpoint.
+    """
     start = time.perf_counter()
     checkpoints = f"checkpoints/{slug(name)}"
     computing = describe_computing(trainer)
@@ -171,6 +175,7 @@ def _train_and_save(
                  trainer.processing_class)  # fmt: skip
     write(folder / "log.json", clean_log(trainer.state.log_history))
     print(f"{name} is trained: {time.perf_counter() - start:.0f} s, {peak_memory()}.")
+    return checkpoint is not None
 
 
 def _base_folder(model: Any) -> Path:

@@ -454,12 +454,14 @@ def test_preference_trainer_of_a_notebook_is_noticed(run, as_they_are):
     assert names == ["notebook.Mine", "trainer"]
 
 
+OF_THE_OLD_KIND = pytest.mark.filterwarnings("ignore:`compute_loss_func` is deprecated")
 FUNCTIONS = """
 def loss_of(outputs, labels, num_items_in_batch=None, scale=1.0):
     return outputs["loss"] * scale
 """
 
 
+@OF_THE_OLD_KIND
 def test_loss_function_is_noticed(run, as_they_are):
     """Given as it is, or with some of its arguments."""
     described = [as_they_are[make_sft]]
@@ -515,6 +517,7 @@ def test_callback_of_a_notebook_is_noticed(run):
     assert names_of_differences(described[0], described[2]) == ["notebook.Scaling"]
 
 
+@OF_THE_OLD_KIND
 def test_two_functions_of_one_name_are_both_noticed(run):
     """All lambdas are named alike."""
     source = "inner = lambda x: x + 1\nouter = lambda o, l, **k: inner(o) * 2\n"
@@ -525,6 +528,7 @@ def test_two_functions_of_one_name_are_both_noticed(run):
     assert names_of_differences(*described)
 
 
+@OF_THE_OLD_KIND
 def test_large_values_are_kept_as_their_sha256(run):
     source = "def loss_of(o, l, **k):\n    return o * TABLE[0]\n"
     described = []

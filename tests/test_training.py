@@ -262,6 +262,9 @@ def test_training_that_is_stopped_again_and_again_ends_as_one_that_is_not(
     assert results_of(run, name) == results_of(whole.run, name)
     validated = [record["step"] for record in log if "eval_loss" in record]
     assert validated == [0, 3, 6]
+    # how long all of it took is not known
+    assert run.record.artifacts[ADAPTERS[name]].seconds is None
+    assert whole.run.record.artifacts[ADAPTERS[name]].seconds > 0
 
 
 def place_of(name):
@@ -397,7 +400,8 @@ def test_killed_training_ends_as_one_that_is_not(whole, tmp_path, monkeypatch, m
 # ---- checkpoints
 
 
-def test_checkpoints_are_few_and_come_with_a_log(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("save_steps", "expected"), [(0.1, [2, 4, 6, 8]), (3, [4, 8])])
+def test_checkpoints_are_few_and_come_with_a_log(tmp_path, monkeypatch, save_steps, expected):
     """At steps that are multiples of `logging_steps`; the two newest are kept, none in the end."""
     run = begin_run(tmp_path)
     seen = []
@@ -413,10 +417,10 @@ def test_checkpoints_are_few_and_come_with_a_log(tmp_path, monkeypatch):
             seen.append([state.global_step, len(folders)])
 
     monkeypatch.setattr(training, "Checkpoints", Watched)
-    changes = {"num_train_epochs": 3, "logging_steps": 2, "save_steps": 0.1, "eval_steps": None}
-    log = train(make_sft(**changes), run, "SFT")
+    changes = {"num_train_epochs": 3, "logging_steps": 2, "eval_strategy": "no"}
+    log = train(make_sft(**changes, save_steps=save_steps, eval_on_start=False), run, "SFT")
     assert [record["step"] for record in log if "loss" in record] == [1, 2, 4, 6, 8]
-    assert seen == [[2, 1], [4, 2], [6, 2], [8, 2]]
+    assert seen == [[step, min(2, place + 1)] for place, step in enumerate(expected)]
     assert not run.path("checkpoints").exists()
     assert list(run.record.artifacts) == ["adapters/sft"]
 
@@ -561,12 +565,13 @@ def test_training_after_a_trial_is_that_without_one(whole, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("name", ["SFT", "DPO"])
 def test_pass_changes_neither_the_steps_nor_their_pairs(tmp_path, monkeypatch, name):
-    """Weights are those of whole steps, up to rounding, and the pass is in the checkpoint."""
+    """Weights are those of whole steps, up to rounding, the last step's fourteen pairs too."""
     weights, logs = [], []
     for pairs_in_a_pass in (16, 4):
         run = begin_run(tmp_path / str(pairs_in_a_pass))
         monkeypatch.setattr(device, "_pairs_on_cpu", lambda trainer, it=pairs_in_a_pass: it)
-        changes = {"lora": {**LORA, "lora_dropout": 0.0}, "max_steps": 2, "optim": "sgd"}
+        changes = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
+        changes |= {"lora": {**LORA, "lora_dropout": 0.0}, "num_train_epochs": 1}
         logs.append(train(MAKERS[name](run, **changes), run, name))
         path = run.folder / ADAPTERS[name]
         adapted = PeftModel.from_pretrained(models.load_base(OPT), path)
@@ -616,6 +621,22 @@ def test_memory_that_ends_is_no_end(tmp_path, monkeypatch, capsys):
     assert trial_and_step == [16, 8, 4, 4, 4, 4, 4]
     assert max(record["step"] for record in log) == 1
     assert "A pass of 8 pairs does not fit" in capsys.readouterr().out
+
+
+def test_memory_that_ends_after_all_ends_the_training(tmp_path, monkeypatch):
+    """The trainer's own way out would take fewer pairs in a step."""
+    run = begin_run(tmp_path)
+    trainer = make_sft(auto_find_batch_size=True)
+    steps = []
+
+    def fail(*args, **kwargs):
+        steps.append(trainer._train_batch_size)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(trainer, "training_step", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(trainer, run, "SFT")
+    assert steps == [16]
 
 
 # ---- the first loss, and losses that are no numbers

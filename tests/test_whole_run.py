@@ -542,11 +542,13 @@ def test_demo_is_the_committed_example(demo_run):
 # ---- the same again, elsewhere, in parts
 
 
-def test_second_run_of_both_notebooks_only_reads(copied_run):
+@pytest.mark.parametrize(
+    "notebook", ["main.ipynb", pytest.param("eval.ipynb", marks=pytest.mark.slow)]
+)
+def test_second_run_of_a_notebook_only_reads(copied_run, notebook):
     before = contents_of(copied_run.folder)
     made = states(copied_run.run, "adapters", "training.json", *RAW)
-    for name in ("main.ipynb", "eval.ipynb"):
-        execute(name, **places(copied_run.folder))
+    execute(notebook, **places(copied_run.folder))
     assert states(copied_run.run, "adapters", "training.json", *RAW) == made
     assert differing(before, contents_of(copied_run.folder)) == []
 
@@ -640,6 +642,7 @@ def small_run(tmp_path_factory):
     return types.SimpleNamespace(run=run, folder=folder, trained=trained, asked=asked)
 
 
+@pytest.mark.slow
 def test_run_under_odd_names_holds_all_files(small_run):
     check_run(small_run.run, 3)
     record = load(small_run.run / "run.json")
@@ -650,21 +653,25 @@ def test_run_under_odd_names_holds_all_files(small_run):
     assert len(list(figures.iterdir())) == 18
 
 
+@pytest.mark.slow
 def test_run_asks_no_other_machine(small_run):
     assert small_run.asked == []
 
 
+@pytest.mark.slow
 def test_run_is_readable_by_its_owner_alone_under_umask_077(small_run):
     paths = list(small_run.folder.rglob("*"))
     assert len(paths) > 30
     assert {path.stat().st_mode & 0o077 for path in paths} == {0}
 
 
+@pytest.mark.slow
 def test_few_prompts_conclude_nothing(small_run):
     measured = load(small_run.run / "metrics.json")
     assert {row["decision"] for row in measured["comparisons"]} == {"inconclusive"}
 
 
+@pytest.mark.slow
 def test_label_stands_below_the_figures(small_run):
     run = Run(small_run.run.parent, small_run.run.name)
     assert run.label.startswith("Lauf 1 é (β=0.1), preset demo, demo/hub/opt judged by demo/hub/")
@@ -892,7 +899,7 @@ def test_mistake_in_a_setting_can_be_mended_in_the_same_folder(copied_run, tmp_p
     mistakes = [
         ({"N_PROMPTS": 5000}, "N_PROMPTS = 5000, but the test split"),
         ({"REWARD_MODEL": "demo/hub/reward-modl"}, "REWARD_MODEL = .*reward-modl' cannot be had"),
-        ({"REWARD_MODEL": judge_with(tmp_path / "three", **labels)}, "judge has 3 labels"),
+        ({"REWARD_MODEL": judge_with(tmp_path / "three", **labels)}, "three has 3 labels; a"),
         (
             {"REWARD_MODEL": judge_with(tmp_path / "nan", bias=math.nan)},
             "The judge gives Base's answer to harmful-00 the reward nan",
