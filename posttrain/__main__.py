@@ -119,7 +119,6 @@ def execute(notebook: str, folder: Path, parameters: dict[str, Any]) -> None:
         passed["SETTINGS"] = _settings_of(notebook, passed["SETTINGS"])
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / notebook.replace(".ipynb", "-stopped.ipynb")
-    os.environ["TQDM_DISABLE"] = "1"  # a bar is a new line for every step here
     try:
         papermill.execute_notebook(
             str(ROOT / notebook),
@@ -321,6 +320,7 @@ COMMANDS = {
 
 def main(arguments: list[str]) -> None:
     """Do what the first argument names with the parameters after it; without one, say what is."""
+    os.environ["TQDM_DISABLE"] = "1"  # a bar is a new line for every step here
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(__doc__)
         return

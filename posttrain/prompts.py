@@ -117,14 +117,19 @@ def require_prompts(n: int | str | None, counts: dict[str, int], folder: Path) -
     """Refuse a number of prompts of each kind that a dataset does not have.
 
     Args:
-        n: the number asked for; None and "all" ask for all there are, and are not refused.
+        n: the number asked for; None and "all" ask for all there are.
         counts: the usable prompts of each kind, from `count_prompts`.
         folder: the dataset's folder, for the message.
 
     Raises:
-        ValueError: there are fewer of a kind.
+        ValueError: there are fewer of a kind, or none.
     """
     for kind, count in counts.items():
+        if count == 0:
+            raise ValueError(
+                f"DATASET: the test split of {MEASURED[kind]} in {folder} has no usable {kind} "
+                "prompt, so that its rate cannot be made."
+            )
         if isinstance(n, int) and n > count:
             raise ValueError(
                 f"N_PROMPTS = {n}, but the test split of {MEASURED[kind]} in {folder} has only "
@@ -163,16 +168,10 @@ def draw_prompts(
     """
     collected = _collect(folder, protocol, tokenizer, room)
     counts = {kind: len(usable) for kind, (usable, _) in collected.items()}
-    if strict:
-        require_prompts(n, counts, folder)
+    require_prompts(n if strict else None, counts, folder)
     records = []
     generator = random.Random(STUDY_SEED)
     for kind, (usable, dropped) in collected.items():
-        if not usable:
-            raise ValueError(
-                f"DATASET: the test split of {MEASURED[kind]} in {folder} has no usable {kind} "
-                f"prompt (rows without one: {dict(dropped) or 'none'}), so its rate cannot be made."
-            )
         if protocol == "default":
             generator = random.Random(seed)
         size = min(n, len(usable)) if isinstance(n, int) else len(usable)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 OF_EVALUATION = re.compile(
     r"(prompts|responses|scores|classification|metrics)\.json|summary\.\w+|report\.html|eval\.ipynb"
 )
+BEING_EXECUTED = "-stopped.ipynb"  # a notebook that has not gone through yet
 OF_TRAINING = ("training.", "lengths.")  # the figures that main.ipynb makes
 REFERENCES = ("human_chosen", "human_rejected", "empty", "refusal", "not_understood")
 
@@ -92,7 +93,8 @@ class Run(Store):
         """Word what differs between how the run was made and now, and what its folder holds."""
         changes = list_changes(self.record)
         lines = changes or ["All of it was made with these versions and this code."]
-        names = sorted(path.name for path in self.folder.glob("[!.]*"))
+        paths = sorted(self.folder.glob("[!.]*"))
+        names = [path.name for path in paths if not path.name.endswith(BEING_EXECUTED)]
         return "\n".join([*lines, f"{self.folder} holds: {', '.join(names)}"])
 
     def source(self, role: str, name: str, files: Sequence[str] | None = None) -> "Source":
@@ -208,7 +210,7 @@ class Run(Store):
 
 def _moves(name: str, evaluation_alone: bool) -> bool:
     """Tell whether FRESH moves a file aside; a notebook that is being executed stays."""
-    if name.endswith("-stopped.ipynb"):
+    if name.endswith(BEING_EXECUTED):
         return False
     if not evaluation_alone:
         return True

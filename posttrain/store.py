@@ -59,14 +59,12 @@ class Store:
     def note(self, **fields: Any) -> None:
         """Write fields of the record; tables are added to, not replaced."""
         with self.hold():
-            record = self.record
-            before = record.model_dump()
+            record, path = self.record, self.folder / "run.json"
             for name, value in fields.items():
                 known = getattr(record, name)
                 setattr(record, name, known | value if isinstance(known, dict) else value)
-            path, after = self.folder / "run.json", record.model_dump()
-            if after != before or not path.exists():
-                write(path, after)
+            if not path.exists() or record != read_record(path):
+                write(path, record.model_dump())
 
     # ---- one process at a time
 
