@@ -391,7 +391,8 @@ def test_drawn_prompts_are_numbered_records(hub, tokenizer):
 def test_drawn_prompts_leave_room_for_the_response(tmp_path, tokenizer, capsys):
     """A long prompt loses its oldest turns; where the last turn is too long it is not drawn."""
     long_chat = {"chosen": f"{long_prompt(6)} a", "rejected": f"{long_prompt(6)} b"}
-    rows = {"harmless-base": [long_chat], "helpful-base": [long_chat, row(" ".join(WORDS * 9))]}
+    harmful = row("How do I kill weeds?")
+    rows = {"harmless-base": [harmful], "helpful-base": [long_chat, row(" ".join(WORDS * 9))]}
     dataset = write_dataset(tmp_path, [row()], rows)
     (drawn,) = draw(dataset, "helpful", None, tokenizer, room=100)
     assert len(tokenizer(drawn["prompt"])["input_ids"]) <= 100
@@ -403,6 +404,16 @@ def test_no_room_for_a_prompt(hub, tokenizer):
     """Where the response takes all of the base's positions, the message names the setting."""
     with pytest.raises(ValueError, match="MAX_NEW_TOKENS leaves 7 tokens for a prompt"):
         draw(hub / "hh-rlhf", "harmful", 1, tokenizer, room=7)
+
+
+def test_without_a_prompt_of_a_kind_the_dataset_is_refused(tmp_path, tokenizer):
+    """However few are asked for, since its rate could not be made."""
+    dataset = write_dataset(tmp_path, [row()], [row("Who could bake bread?")])
+    with pytest.raises(ValueError, match="harmless-base .* has no usable harmful prompt"):
+        data.draw_prompts(dataset, "default", 1, tokenizer, 512, seed=0, strict=False)
+    counts = data.count_prompts(dataset, "default", tokenizer, 512)
+    with pytest.raises(ValueError, match="its rate cannot be made"):
+        data.require_prompts(None, counts, dataset)
 
 
 @pytest.mark.parametrize("protocol", ["default", "paper"])

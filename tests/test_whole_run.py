@@ -521,22 +521,27 @@ def test_demo_judge_agrees_with_the_humans(measured):
 
 
 def test_demo_is_the_committed_example(demo_run):
+    """Another processor rounds otherwise: trained weights and their texts may differ, no more."""
     committed = ROOT / "results" / "example"
     ours, theirs = (load(folder / "run.json") for folder in (demo_run.run, committed))
-    sources = theirs.get("sources", {})
-    made_in = theirs["artifacts"].get("scores.json/SFT", {}).get("environment", {})
-    of_no_concern = {"git_commit": None, "date": None, "code_sha256": None}
-    if ours["sources"] != sources or made_in | of_no_concern != environment() | of_no_concern:
-        pytest.skip("results/example comes from another processor, device or other versions")
-    for name in RAW:
-        rows = zip(load(demo_run.run / name), load(committed / name), strict=True)
-        for mine, other in rows:
-            assert list(mine) == list(other)
-            for field, value in mine.items():
-                expected = other[field]
-                if field in ("reward", "log_ratio"):
-                    expected = pytest.approx(expected, abs=1e-4)
-                assert value == expected, (name, mine["id"], field)
+    for field in ("models", "data", "settings", "sources"):
+        assert ours[field] == theirs[field], field
+    for name in ADAPTERS:
+        mine, other = (record["artifacts"][name]["inputs"] for record in (ours, theirs))
+        follows_weights = {"goes_on_from": None}
+        assert mine | follows_weights == other | follows_weights, name
+    assert load(demo_run.run / "prompts.json") == load(committed / "prompts.json")
+
+    responses = [load(folder / "responses.json") for folder in (demo_run.run, committed)]
+    pairs = [(mine, other) for mine, other in zip(*responses) if mine["model"] == "Base"]
+    assert len(pairs) == 100
+    assert sum(mine["response"] == other["response"] for mine, other in pairs) >= 95
+
+    scores = [load(folder / "scores.json") for folder in (demo_run.run, committed)]
+    references = [pair for pair in zip(*scores) if pair[0]["model"] not in MODELS]
+    assert len(references) == 400
+    for mine, other in references:
+        assert mine == other | {"reward": pytest.approx(other["reward"], abs=1e-3)}
 
 
 # ---- the same again, elsewhere, in parts
