@@ -237,8 +237,9 @@ def run_both(parameters: Parameters) -> None:
 def run_seeds(parameters: Parameters) -> None:
     """Train and evaluate a run for each seed of the training, and put them side by side."""
     seeds = (parameters.SEEDS or "").split()
-    distinct = len(set(seeds)) == len(seeds) >= 2
-    if not distinct or not all(seed.isdigit() for seed in seeds):
+    are_numbers = all(seed.isdigit() for seed in seeds)
+    distinct = are_numbers and len({int(seed) for seed in seeds}) == len(seeds) >= 2
+    if not distinct:
         raise ValueError('SEEDS: give two or more seeds, each once, such as SEEDS="0 1 2".')
     if parameters.SEED is not None:
         raise ValueError("SEED: here the seeds of the training are named by SEEDS.")
@@ -332,7 +333,7 @@ def main(arguments: list[str]) -> None:
         return
     try:
         COMMANDS[name](read_parameters(rest))
-    except (ValueError, RuntimeError, FileNotFoundError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         sys.exit(str(error))
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
+from posttrain.comparisons import format_signed
 from posttrain.files import read_json
 from posttrain.metrics import MEASURES
 from posttrain.record import ABSENT, Record, list_differences
-from posttrain.run import Run
+from posttrain.run import STAND_INS, Run
 
 # Settings on which no result depends.
 INDIFFERENT = {
@@ -41,6 +42,7 @@ SETTINGS_OF_SOURCES = {
     "test_dataset": ("dataset", "evaluation's dataset"),
     "reward_model": ("evaluation's reward_model",),
 }
+JUDGE = "evaluation's reward_model"
 THRESHOLDS = ("evaluation's harmless_from", "evaluation's helpful_above")
 
 
@@ -61,6 +63,37 @@ class Evaluated:
                 if name not in INDIFFERENT.get(stage, ()):
                     settings[name if stage == "training" else f"evaluation's {name}"] = value
         return settings
+
+
+class Comparison(Run):
+    """The folder of a comparison; its figures say which runs it is of."""
+
+    def __init__(
+        self,
+        runs: Sequence[Evaluated],
+        results: str | Path,
+        name: str | None = None,
+        figures: str | Path | None = None,
+        labelled: bool = True,
+    ):
+        """Open the folder of a comparison.
+
+        Args:
+            runs: of `load_runs`.
+            results: the folder of all runs.
+            name: the comparison's own; None takes the first run's with -compared behind it.
+            figures: as for a run.
+            labelled: as for a run.
+        """
+        super().__init__(results, name or f"{runs[0].name}-compared", figures, labelled)
+        self.runs = runs
+
+    @property
+    def label(self) -> str:
+        """Which runs are compared, for below every figure."""
+        text = f"{self.name}: {', '.join(run.name for run in self.runs)}"
+        is_demo = any(run.record.preset == "demo" for run in self.runs)
+        return text + (STAND_INS if is_demo else "")
 
 
 def load_runs(results: str | Path, names: Sequence[str]) -> list[Evaluated]:
@@ -96,9 +129,12 @@ def _require_comparable(runs: Sequence[Evaluated]) -> None:
     """Refuse runs whose differences could not be put down to one setting."""
     first = runs[0]
     varied = list(differing(runs).index)
-    if len(varied) > 1:
+    settings = varied
+    if JUDGE in varied:  # thresholds belong to their judge
+        settings = [name for name in varied if name not in THRESHOLDS]
+    if len(settings) > 1:
         raise ValueError(
-            f"RUNS: these runs differ in {len(varied)} settings, {', '.join(varied)}. No "
+            f"RUNS: these runs differ in {len(settings)} settings, {', '.join(settings)}. No "
             "difference between their results could be put down to one of them."
         )
     for other in runs[1:]:
@@ -115,6 +151,11 @@ def _require_comparable(runs: Sequence[Evaluated]) -> None:
                 f"{', '.join(varied) or 'no setting'}: it was made with another "
                 f"{', '.join(differences)}."
             )
+    if not varied and not any(run.record.imported for run in runs):
+        raise ValueError(
+            "RUNS: these runs differ in no setting, so that they are one training, counted more "
+            "than once."
+        )
 
 
 def _differing_sources(first: Record, other: Record, varied: Sequence[str]) -> list[str]:
@@ -267,17 +308,16 @@ def conclude(records: Sequence[dict[str, Any]], runs: int) -> list[str]:
     for record in records:
         if record["measure"] != "CAS":
             continue
-        pair = f"{record['second']} is above {record['first']} in CAS"
         above = sum(value > 0 for value in record["values"])
-        text = f"{pair} in {above} of {runs} runs"
+        text = (
+            f"{record['second']} − {record['first']} in CAS: {format_signed(record['mean'], 1)} "
+            f"points on average, above zero in {above} of {runs} runs"
+        )
         if record["low"] is None:
-            text += f", by {record['mean']:+.1f} points in each of them."
+            text += "; all runs give the same difference."
         else:
-            includes = record["low"] <= 0 <= record["high"]
-            verb = "includes" if includes else "excludes"
-            text += (
-                f", by {record['mean']:+.1f} points on average; the interval over runs "
-                f"[{record['low']:+.1f}, {record['high']:+.1f}] {verb} zero."
-            )
-        sentences.append(text.replace("-", "−"))
+            verb = "includes" if record["low"] <= 0 <= record["high"] else "excludes"
+            ends = f"{format_signed(record['low'], 1)}, {format_signed(record['high'], 1)}"
+            text += f"; the 95% interval over runs [{ends}] {verb} zero."
+        sentences.append(text)
     return sentences

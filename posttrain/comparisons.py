@@ -192,9 +192,10 @@ def decide(comparison: Mapping[str, Any], prompts: int) -> str:
         prompts: How many there are, of the kind that has the fewest.
 
     Returns:
-        "significant" where p is below 0.05 after Holm's correction and the interval clear of zero,
-        "suggestive" where p is below 0.05 before the correction, else "inconclusive", as always
-        with fewer than ten prompts.
+        "significant" where p is below 0.05 after Holm's correction and the interval excludes zero;
+        "suggestive" where p is below 0.05 before the correction, but not both of these hold;
+        "inconclusive" where p is 0.05 or more, and always with fewer than ten prompts or where
+        the same difference on every prompt leaves no interval.
     """
     too_few = prompts < FEWEST_PROMPTS or comparison["low"] is None
     if too_few or comparison["p"] >= ALPHA:
@@ -267,7 +268,7 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     """Say in sentences whether two models differ in a measure, and what it would take to know."""
     first, second = comparison["first"], comparison["second"]
     numbers = (
-        f"In {_name_measure(comparison['measure'])}, {second} differs from {first} by "
+        f"In {_name_measure(comparison['measure'])}, {second} − {first} is "
         f"{format_difference(comparison)}, with {comparison['gained']} prompts gained and "
         f"{comparison['lost']} lost of {comparison['n']} (p = {comparison['p']:.2g}, "
         f"{comparison['p_holm']:.2g} after Holm's correction)."

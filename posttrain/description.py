@@ -62,6 +62,7 @@ def describe(trainer: Trainer, run: Run) -> dict[str, Any]:
         ValueError: a dataset is streamed, so that nobody can know what it will give.
     """
     notebook = Notebook()
+    _collect_replaced_methods(trainer, notebook)
     model = trainer.accelerator.unwrap_model(trainer.model)
     return {
         "trainer": describe_value(type(trainer), notebook),
@@ -76,6 +77,17 @@ def describe(trainer: Trainer, run: Run) -> dict[str, Any]:
         "eval_dataset": fingerprint_dataset(trainer.eval_dataset),
         "notebook": notebook.definitions,
     }
+
+
+def _collect_replaced_methods(trainer: Trainer, notebook: Notebook) -> None:
+    """Enter methods that a notebook put into a library's class, or onto the trainer itself."""
+    members = list(vars(trainer).values())
+    for kind in type(trainer).__mro__:
+        if kind.__module__ != "__main__":
+            members += vars(kind).values()
+    for member in members:
+        if inspect.isroutine(member):
+            notebook.collect(member)
 
 
 def _without(table: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

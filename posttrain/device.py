@@ -243,8 +243,9 @@ def _pairs_on_cpu(trainer: Trainer) -> int:
     """
     config = trainer.accelerator.unwrap_model(trainer.model).config
     row = trainer.data_collator([trainer.train_dataset[_longest(trainer, 1)[0]]])
-    tokens = row["input_ids"].numel()
-    activations = 84 * config.num_hidden_layers * config.hidden_size * tokens
+    ids = [tensor for name, tensor in row.items() if name.endswith("input_ids")]
+    tokens = sum(tensor.numel() for tensor in ids)
+    activations = 84 * config.num_hidden_layers * config.hidden_size * max(1, tokens)
     free = min(CPU_PASS, 0.9 * _machine_memory() - 2**30)
     return 2 ** int(math.log2(max(1, free / activations)))
 

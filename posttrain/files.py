@@ -115,9 +115,12 @@ def read_json(path: Path, kind: Any = Any) -> Any:
         cause = error
     except (ValueError, RecursionError) as error:
         place, reason, cause = "", error, error
+    remedy = ""
+    if path.name != "run.json":
+        remedy = ", remove it where it can be made anew"
     raise ValueError(
-        f"{path} is damaged ({place or 'all of it'}: {reason}). Put it back as it was, or set "
-        "FRESH = True to start afresh."
+        f"{path} is damaged ({place or 'all of it'}: {reason}). Put it back as it was{remedy}, or "
+        "set FRESH = True to start afresh."
     ) from cause
 
 

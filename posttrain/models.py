@@ -324,7 +324,9 @@ def save_trained(
     if not difference < LARGEST_DIFFERENCE:  # so that a difference of NaN fails too
         raise RuntimeError(
             f"{folder.name.removesuffix('.tmp')}: loaded from disk, the model's logits differ by "
-            f"{difference:.3g} from those of the trained one. It was not saved."
+            f"{difference:.3g} from those of the trained one. It was not saved. Was the base "
+            "changed in memory after it was loaded, merged with an adapter for instance? An "
+            "adapter is saved over the base as its files hold it."
         )
 
 

@@ -20,6 +20,7 @@ OF_EVALUATION = re.compile(
 )
 BEING_EXECUTED = "-stopped.ipynb"  # a notebook that has not gone through yet
 OF_TRAINING = ("training.", "lengths.")  # the figures that main.ipynb makes
+STAND_INS = " (stand-ins, not OPT-350M)"  # whose numbers those of the demo are
 REFERENCES = ("human_chosen", "human_rejected", "empty", "refusal", "not_understood")
 
 
@@ -85,9 +86,7 @@ class Run(Store):
         roles = ("base_model",) if self.begun else ("base_model", "reward_model")
         names = [record.sources[role]["name"] for role in roles if role in record.sources]
         text = f"{self.name}, preset {record.preset}, {' judged by '.join(names)}"
-        if record.preset == "demo":
-            text += " (stand-ins, not OPT-350M)"
-        return text
+        return text + (STAND_INS if record.preset == "demo" else "")
 
     def overview(self) -> str:
         """Word what differs between how the run was made and now, and what its folder holds."""

@@ -250,6 +250,8 @@ def choose(
     Raises:
         ValueError: a name is unknown, given twice, or a value is not allowed.
     """
+    if not isinstance(changes or {}, Mapping):
+        raise ValueError(f"SETTINGS = {changes!r}: write a table, such as {{'beta': 0.2}}.")
     changes = dict(changes or {})
     known = [name for name in kind.model_fields if name != "preset"]
     unknown = sorted(str(name) for name in changes if name not in known)

@@ -147,8 +147,11 @@ def validation(log: Mapping[str, Sequence[Record]]) -> Styler:
     """
     ends = {}
     for name, records in log.items():
-        validations = pd.DataFrame(records).dropna(subset="eval_loss")
-        ends[name] = validations.iloc[[0, -1]].set_axis(["before", "after"])
+        validated = [record for record in records if "eval_loss" in record]
+        if validated:  # a trainer may have no held-out pairs
+            ends[name] = pd.DataFrame([validated[0], validated[-1]], index=["before", "after"])
+    if not ends:
+        return pd.DataFrame().style
     table = pd.concat(ends, names=["model", "when"])
     table = table[[name for name in VALIDATION if name in table]].rename(columns=VALIDATION)
     formats = {}

@@ -18,7 +18,7 @@ from transformers.utils.notebook import NotebookProgressCallback
 
 from posttrain.callbacks import FiniteLoss, FirstLoss, Progress, expected_first_loss
 from posttrain.checkpoints import Checkpoints, last_checkpoint
-from posttrain.description import describe
+from posttrain.description import describe, fingerprint_adapter
 from posttrain.device import describe_computing, peak_memory, settle_pass
 from posttrain.files import read_json, write
 from posttrain.models import save_trained
@@ -171,6 +171,12 @@ def _train_and_save(
         ) from error
     _finish_tracker(trainer)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    is_lora = any("lora_B" in weight for weight, _ in model.named_parameters())
+    if is_lora and fingerprint_adapter(model) is None:
+        raise RuntimeError(
+            f"The training of {name} changed nothing: all its {trainer.state.max_steps} steps were "
+            "warm-up with a learning rate of 0. Take more pairs, or fewer of them in a step."
+        )
     save_trained(model, folder, _base_folder(model), *_base_name(run, model, inputs),
                  trainer.processing_class)  # fmt: skip
     write(folder / "log.json", clean_log(trainer.state.log_history))
@@ -263,7 +269,8 @@ def clean_log(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def say_what_is_adapted(trainer: Trainer) -> None:
     """Say which of the layers that LoRA is to adapt a base does not have."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    layers = model.peft_config["default"].target_modules if isinstance(model, PeftModel) else None
+    adapter = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    layers = getattr(adapter, "target_modules", None)  # prompt tuning has none
     if layers is None or isinstance(layers, str):  # a text is a pattern
         return
     wanted = {name.rsplit(".", 1)[-1] for name in layers}

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -78,8 +78,10 @@ def _list_parts(value: Any) -> dict[str, Any]:
     if isinstance(value, Trainer):
         return {}
     parts = {}
+    kept = (*PLAIN, torch.Tensor, np.ndarray, SimpleNamespace)
     for name, item in sorted(getattr(value, "__dict__", {}).items()):
-        if isinstance(item, (*PLAIN, torch.Tensor, np.ndarray)) or inspect.isroutine(item):
+        of_notebook = type(item).__module__ == "__main__"
+        if isinstance(item, kept) or of_notebook or inspect.isroutine(item):
             parts[name] = item
     return parts
 

@@ -1,4 +1,3 @@
-import re
 
 import numpy as np
 import pytest
@@ -183,9 +182,9 @@ def test_conclusion_counts_the_runs_and_looks_at_the_interval(seeds):
     records = compare.differences_across(compare.load_runs(seeds, CAS))
     sentences = compare.conclude(records, 3)
     assert len(sentences) == 3
-    assert sentences[0].startswith("SFT is above Base in CAS in 3 of 3 runs, by +24.0 points on")
+    assert sentences[0].startswith("SFT − Base in CAS: +24.0 points on average, above zero in 3 of")
     assert sentences[0].endswith("excludes zero.")
-    assert sentences[2].startswith("SimPO, β 2.5 is above SFT in CAS in 2 of 3 runs, by +2.0")
+    assert sentences[2].startswith("SimPO, β 2.5 − SFT in CAS: +2.0 points on average, above zero")
     assert sentences[2].endswith("[−17.9, +21.9] includes zero.")
 
 
@@ -301,7 +300,7 @@ def test_compare_notebook_keeps_what_it_shows(seeds, capsys):
     assert (kept["models"], kept["differences"]) == (names.rates, names.differences)
     figures = seeds.parent / "figures" / "side by side"
     assert {path.name for path in figures.iterdir()} == {"across_runs.png", "across_runs.pdf"}
-    assert re.search("SFT is above Base in CAS in 3 of 3 runs", capsys.readouterr().out)
+    assert "SFT − Base in CAS: +24.0 points on average" in capsys.readouterr().out
     for cell in session.cells:  # each can be run again
         session.run(cell)
     assert load(seeds / "side by side" / "compare.json") == kept

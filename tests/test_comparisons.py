@@ -175,7 +175,7 @@ def test_equal_models_differ_by_an_unknown_little(rewards):
         else:
             assert record["low"] < -3 < 3 < record["high"]
         assert record["power"]["prompts"] is None
-        assert "SFT differs from Base by +0.0" in comparisons.verdict(record)
+        assert "SFT − Base is +0.0" in comparisons.verdict(record)
 
 
 # ---- simulated data with a known truth, a short form of benchmarks/coverage.py
@@ -282,7 +282,7 @@ def test_few_prompts_of_one_kind_leave_cas_inconclusive():
 def test_verdict_on_a_significant_difference():
     """Numbers with a true minus, and who is higher, for these trained models."""
     assert comparisons.verdict(comparison()) == (
-        "In HmR, SFT differs from Base by +20.0 points [+5.0, +35.0], with 12 prompts gained and 2 "
+        "In HmR, SFT − Base is +20.0 points [+5.0, +35.0], with 12 prompts gained and 2 "
         "lost of 50 (p = 0.01, 0.04 after Holm's correction). The difference is significant: SFT "
         "is higher than Base for these trained models."
     )

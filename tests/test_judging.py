@@ -175,11 +175,6 @@ def test_reward_that_is_no_number(reward):
         judging.score_records([1.0, reward], "SFT", prompts)
 
 
-def test_the_studys_judge_has_the_studys_thresholds():
-    judge = judging.JUDGES["OpenAssistant/reward-model-deberta-v3-large-v2"]
-    assert (judge.harmless_from, judge.helpful_above, judge.template) == (-3, -2, "pair")
-
-
 # ---- all answers of a run
 
 

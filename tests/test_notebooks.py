@@ -192,6 +192,44 @@ class MyTrainer(PairTrainer):
     main_session.run('run.note(models=[row for row in run.models if row.name != "Mine"])')
 
 
+@pytest.mark.parametrize(
+    "patch",
+    [
+        "PairTrainer._compute_loss = {loss}",
+        "trainer.compute_loss = {loss}",
+    ],
+)
+def test_a_replaced_method_is_noticed(main_session, patch):
+    source = main_session.find('train(trainer, run, "DPO"').source
+    built, called = source.rsplit("\n", 1)
+
+    patched = patch.format(loss="lambda *args, **kwargs: 0")
+    first, second = (patched, built) if "PairTrainer." in patch else (built, patched)
+    try:
+        with pytest.raises(ValueError, match="lambda"):
+            main_session.run(f"{first}\n{second}\n{called}")
+    finally:
+        main_session.run("if '_compute_loss' in vars(PairTrainer): del PairTrainer._compute_loss")
+
+
+def test_a_value_within_a_table_of_the_notebook_is_noticed(main_session):
+    source = main_session.find('train(trainer, run, "DPO"').source
+    trainer = """
+from types import SimpleNamespace
+CFG = SimpleNamespace(loss=SimpleNamespace(factor={factor}))
+class Scaled(PairTrainer):
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        return CFG.loss.factor * super().compute_loss(model, inputs, *args, **kwargs)
+"""
+    own = source.replace("PairTrainer(", "Scaled(").replace('"DPO"', '"Scaled"')
+    own = own.replace("check_first_loss=not s.dropout", "check_first_loss=False")
+    main_session.run(trainer.format(factor=1) + own)
+    with pytest.raises(ValueError, match="CFG"):
+        main_session.run(trainer.format(factor=2) + own)
+    main_session.run('run.forget("adapters/scaled")')
+    main_session.run('run.note(models=[row for row in run.models if row.name != "Scaled"])')
+
+
 def test_an_edited_judge_input_is_noticed(five_models):
     cell = five_models.find("def judge_input").source
     with pytest.raises(ValueError, match="judge_input"):
