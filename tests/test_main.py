@@ -308,20 +308,17 @@ def test_every_parameter_of_the_notebooks_can_be_given():
     assert set(Parameters.model_fields) - of_commands == names
 
 
-def test_help_takes_under_a_second_and_loads_neither_torch_nor_matplotlib():
+def test_help_loads_nothing_heavy():
+    """So that it is there at once; how long that takes on a machine is not tested."""
     code = (
-        "import time; start = time.perf_counter(); import sys; from posttrain.__main__ import main;"
-        "main(['--help']); seconds = time.perf_counter() - start;"
-        "heavy = {'torch', 'matplotlib', 'IPython', 'transformers', 'pandas'} & set(sys.modules);"
-        "print(); print(seconds, sorted(heavy))"
+        "import sys; from posttrain.__main__ import main; main(['--help']); print();"
+        "print({'torch', 'matplotlib', 'IPython', 'transformers', 'pandas'} & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "python -m posttrain run" in done.stdout
-    seconds, heavy = done.stdout.splitlines()[-1].split(maxsplit=1)
-    assert heavy == "[]"
-    assert float(seconds) < 1
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 # ---- executing a notebook
