@@ -20,7 +20,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ("main.ipynb", "eval.ipynb", "compare.ipynb")
 WITHOUT_GPU = ("compare.ipynb",)
-SUFFIXES = (".py", ".html", ".css", ".js")  # of the package's files
+SUFFIXES = (".py", ".json", ".html", ".css", ".js")  # of the package's files
 KEPT = ("torch", "numpy", "scipy", "pandas", "matplotlib")  # Colab's own stay as they are
 ANY_VERSION = ("jupyter", "psutil", "tqdm")  # Colab has them, and any version will do
 

@@ -17,19 +17,19 @@ class Checkpoints(TrainerCallback):
     is entered into the run's record, and the two newest are kept.
     """
 
-    def __init__(self, run: Run, place: str, inputs: Mapping[str, Any], evaluates: bool):
+    def __init__(self, run: Run, place: str, inputs: Mapping[str, Any], validation: str):
         """Take note of what belongs to all checkpoints.
 
         Args:
             run: the run that is trained.
             place: the checkpoints' folder in it.
             inputs: what they are made from.
-            evaluates: whether every epoch ends with a validation.
+            validation: when held-out pairs are looked at: "epoch", "steps" or "no".
         """
         self.run = run
         self.place = place
         self.inputs = inputs
-        self.evaluates = evaluates
+        self.validation = validation
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         """Settle the steps of an epoch, and those between two checkpoints."""
@@ -44,13 +44,15 @@ class Checkpoints(TrainerCallback):
         """
         set_seed(args.seed + state.global_step // self.epoch_steps)
 
-    # The state that is saved with an epoch's last step is that after its validation.
-    on_evaluate = on_epoch_begin
+    def on_evaluate(self, args, state, control, **kwargs):
+        """Set the random state again: a validation that a resumed training skips has drawn some."""
+        set_seed(args.seed + state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Validate with an epoch's last step, not after it, so that its checkpoint holds that."""
         is_last = state.global_step == state.max_steps
-        if self.evaluates and (is_last or state.global_step % self.epoch_steps == 0):
+        ends_epoch = is_last or state.global_step % self.epoch_steps == 0
+        if (self.validation == "epoch" and ends_epoch) or (self.validation == "steps" and is_last):
             control.should_evaluate = True
         if is_last:
             control.should_save = False  # the end is saved as a model

@@ -399,22 +399,6 @@ def sweep(answers: pd.DataFrame, kind: str) -> pd.DataFrame:
     return pd.DataFrame(rates, index=thresholds)
 
 
-def leaders(rates: pd.DataFrame) -> dict[str, float]:
-    """Compute at which share of the thresholds each model alone has the highest rate.
-
-    Args:
-        rates: Of `sweep`.
-
-    Returns:
-        {model, or "several": percent of the thresholds at which the models differ}; empty where
-        they differ at none.
-    """
-    rates = rates[rates.nunique(axis=1) > 1]
-    highest = rates.eq(rates.max(axis=1), axis=0)
-    names = highest.idxmax(axis=1).where(highest.sum(axis=1) == 1, "several")
-    return (100 * names.value_counts(normalize=True)).to_dict()
-
-
 def length_correlation(answers: pd.DataFrame) -> pd.DataFrame:
     """Compute Spearman's correlation of reward and length of the response.
 

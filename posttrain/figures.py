@@ -1,9 +1,8 @@
-"""The figures: one function a figure, which takes data and returns a Figure.
+"""The figures of an evaluation: one function each, which takes data and returns a Figure.
 
 How models look, and how a figure is shown and saved, is settled in `posttrain.style`.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,11 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from posttrain.metrics import KINDS, REFERENCES, models_of, pivot_rewards
+from posttrain.metrics import KINDS, REFERENCES, pivot_rewards
 from posttrain.style import (
     DASHED,
     DECISIONS,
-    DOTTED,
     Style,
     entitle,
     format_number,
@@ -32,10 +30,6 @@ from posttrain.style import show as show  # the notebooks show a figure by figur
 Record = Mapping[str, Any]
 
 RATES = ("HmR", "HpR", "CAS")
-MEASURE_LABELS = {
-    "harmful_reward": "reward on\nharmful prompts",
-    "helpful_reward": "reward on\nhelpful prompts",
-}
 
 
 def _models_among(records: Sequence[Record]) -> list[Record]:
@@ -43,131 +37,82 @@ def _models_among(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if record["model"] not in REFERENCES]
 
 
-# ---- training
-
-
-def lengths(pairs: Sequence[Record], max_length: int) -> Figure:
-    """Draw how many tokens the training's pairs have: prompt, longer reply and end.
-
-    Args:
-        pairs: of `data.load_pairs`, each with its "length".
-        max_length: the tokens that a pair may have, dashed.
-    """
-    counts = [pair["length"] for pair in pairs]
-    figure, axis = make_panels(1, 1, 2.2)
-    axis.hist(counts, bins=40, color="0.45")
-    axis.axvline(max_length, **DASHED)
-    axis.set(xlabel="length of a pair (tokens)", ylabel="pairs")
-    axis.set_title(f"Half of the pairs have at most {np.median(counts):.0f} of {max_length} tokens")
-    return figure
-
-
-def training(log: Mapping[str, Sequence[Record]], models: Sequence[str]) -> Figure:
-    """Draw how all stages of training went: lines of training batches, marks of held-out pairs.
-
-    Stages whose log has reward margins are trained on preferences and have three panels, the
-    others one for their loss. Dotted: the held-out loss before the first step, and an accuracy of
-    one half. Before the first step every margin is zero and the accuracy means nothing, so it
-    begins after it.
-
-    Args:
-        log: training.json, {model: log records}.
-        models: all names of the run's models in order, for their styles.
-    """
-    styles = style_of(models)
-    tables = {name: pd.DataFrame(log[name]).set_index("step") for name in log}
-    imitating, preferring = [], []
-    for name, table in tables.items():
-        names = preferring if "rewards/margins" in table else imitating
-        names.append(name)
-    panels = []
-    if imitating:
-        panels.append(("loss", "loss (nats per token)", imitating))
-    if preferring:
-        panels.append(("loss", "preference loss", preferring))
-        panels.append(("rewards/margins", "reward margin", preferring))
-        panels.append(("rewards/accuracies", "reward accuracy (share)", preferring))
-    columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure, axes = make_panels(rows, columns, 2.2 * rows + 0.6, squeeze=False)
-    for axis, (key, label, names) in zip(axes.flat, panels):
-        for name in names:
-            _draw_stage(axis, tables[name], key, styles[name])
-        axis.set(xlabel="optimizer step", ylabel=label)
-    for axis in axes.flat[len(panels) :]:
-        axis.remove()
-    fallen = [name for name, table in tables.items() if _falls(_logged(table, "eval_loss"))]
-    stages = "model" if len(tables) == 1 else "models"
-    title = f"Held-out loss fell in {len(fallen)} of {len(tables)} trained {stages}"
-    entitle(figure, title, make_handles({name: styles[name] for name in log}))
-    return figure
-
-
-def _draw_stage(axis: Axes, table: pd.DataFrame, key: str, style: Style) -> None:
-    """Draw one quantity of a stage's log, of training batches and of held-out pairs."""
-    batches, held_out = _logged(table, key), _logged(table, f"eval_{key}")
-    if key == "rewards/accuracies":
-        # The first step's batch is still that of the untrained model.
-        batches, held_out = batches[batches.index > 1], held_out[held_out.index > 0]
-        axis.axhline(0.5, **DOTTED)
-    if key == "loss" and "rewards/margins" in table and 0 in held_out.index:
-        axis.axhline(held_out.loc[0], **DOTTED)
-    axis.plot(batches, linestyle=style.line, color=style.color, linewidth=1.2)
-    axis.plot(held_out, style.marker, color=style.color, markersize=4)
-
-
-def _logged(table: pd.DataFrame, key: str) -> pd.Series:
-    """Take a quantity's values by step from a log; empty where it was never logged."""
-    return table[key].dropna() if key in table else pd.Series(dtype=float)
-
-
-def _falls(losses: pd.Series) -> bool:
-    """Tell whether the last held-out loss is below the first."""
-    return len(losses) > 1 and losses.iloc[-1] < losses.iloc[0]
-
-
 # ---- measures of models
 
 
-def measures(
-    records: Sequence[Record],
-    names: Sequence[str],
-    title: str,
-    ylabel: str,
-    ylim: tuple[float, float] | None = None,
-) -> Figure:
-    """Draw measures of all models: a mark for the value and a line for its 95% interval.
+def rates(records: Sequence[Record]) -> Figure:
+    """Draw HmR, HpR and CAS of all models: a mark for the value, a line for its 95% interval.
 
     Args:
         records: of `metrics.summarise`; those of reference answers are left out.
-        names: the measures, such as HmR.
-        title: the figure's.
-        ylabel: of the values' axis, with their unit.
-        ylim: its ends; None takes those of the data.
     """
     records = _models_among(records)
     styles = style_of([record["model"] for record in records])
     figure, axis = make_panels(1, 1, 2.2 + 0.1 * len(records))
+    _draw_rates(axis, records, styles)
+    entitle(figure, _say_range(records), make_handles(styles, lines=False))
+    return figure
+
+
+def beside_published(records: Sequence[Record], published: Sequence[Record]) -> Figure:
+    """Draw the rates of a run beside those of the published study.
+
+    Args:
+        records: of `metrics.summarise`; those of reference answers are left out.
+        published: of `published.study_rates`.
+    """
+    records = _models_among(records)
+    names = [record["model"] for record in records]
+    names += [record["model"] for record in published if record["model"] not in names]
+    styles = style_of(names)
+    figure, axes = make_panels(1, 2, 2.4 + 0.1 * len(names), sharey=True)
+    for axis, title, shown in zip(axes, ("this run", "the published study"), (records, published)):
+        _draw_rates(axis, shown, styles)
+        axis.set_title(f"{title} ({_count_prompts(shown)})")
+        axis.label_outer()
+    title = f"{_say_range(records)} here;\n{_say_range(published)} in the published study"
+    entitle(figure, title, make_handles(styles, lines=False))
+    return figure
+
+
+def _draw_rates(axis: Axes, records: Sequence[Record], styles: Mapping[str, Style]) -> None:
+    """Draw every model's HmR, HpR and CAS with their 95% intervals."""
     step = min(0.17, 0.8 / len(records))
     for i, record in enumerate(records):
         style = styles[record["model"]]
-        for j, name in enumerate(names):
+        for j, name in enumerate(RATES):
             x = j + (i - (len(records) - 1) / 2) * step
-            if record[f"{name}_low"] is not None:
-                axis.vlines(x, record[f"{name}_low"], record[f"{name}_high"], color=style.color)
+            axis.vlines(x, record[f"{name}_low"], record[f"{name}_high"], color=style.color)
             axis.plot(x, record[name], style.marker, markersize=4, color=style.color)
-    labels = [MEASURE_LABELS.get(name, name) for name in names]
-    axis.set_xticks(range(len(names)), labels)
-    axis.set(ylabel=ylabel, ylim=ylim, xlim=(-0.5, len(names) - 0.5))
+    axis.set_xticks(range(len(RATES)), RATES)
+    axis.set(ylabel="rate (%)", ylim=(0, 103), xlim=(-0.5, len(RATES) - 0.5))
     axis.grid(axis="x", visible=False)
-    entitle(figure, title, make_handles(styles, lines=False))
-    return figure
+
+
+def _count_prompts(records: Sequence[Record]) -> str:
+    """Say how many prompts of each kind the rates stand on."""
+    harmful, helpful = records[0]["harmful_prompts"], records[0]["helpful_prompts"]
+    if harmful == helpful:
+        return f"{harmful} prompts of each kind"
+    return f"{harmful} harmful, {helpful} helpful prompts"
+
+
+def _say_range(records: Sequence[Record]) -> str:
+    """Say which models have the lowest and the highest CAS."""
+    lowest = min(records, key=lambda record: record["CAS"])
+    highest = max(records, key=lambda record: record["CAS"])
+    if lowest["CAS"] == highest["CAS"]:
+        return f"CAS is {lowest['CAS']:.0f}%"
+    return (
+        f"CAS goes from {lowest['CAS']:.0f}% ({printable(lowest['model'])}) "
+        f"to {highest['CAS']:.0f}% ({printable(highest['model'])})"
+    )
 
 
 def distributions(
     answers: pd.DataFrame, thresholds: Mapping[str, float], records: Sequence[Record]
 ) -> Figure:
-    """Draw the reward of every answer, and beside it the mean with its 95% interval.
+    """Draw the reward of every answer, and beside it in black the mean with its 95% interval.
 
     Args:
         answers: of `metrics.table`.
@@ -192,8 +137,20 @@ def distributions(
         name_ticks(axis, list(styles))
         axis.grid(axis="x", visible=False)
         axis.label_outer()
-    figure.suptitle("Reward of every answer, and the mean with its 95% interval")
+    figure.suptitle(f"Highest mean reward: {_say_highest(records)}")
     return figure
+
+
+def _say_highest(records: Sequence[Record]) -> str:
+    """Say which model has the highest mean reward on each kind of prompts."""
+    kinds_of = {}
+    for kind in KINDS:
+        highest = max(records, key=lambda record: record[f"{kind}_reward"])
+        kinds_of.setdefault(printable(highest["model"]), []).append(kind)
+    clauses = []
+    for name, kinds in kinds_of.items():
+        clauses.append(f"{name} on {_list_words(kinds, 'and')} prompts")
+    return _list_words(clauses, "and")
 
 
 def _draw_mean(axis: Axes, x: float, record: Record, name: str) -> None:
@@ -227,8 +184,36 @@ def differences(comparisons: Sequence[Record]) -> Figure:
     handles = []
     for decision, style in DECISIONS.items():
         handles.append(Line2D([], [], marker="o", markersize=4, label=decision, **style))
-    entitle(figure, "Differences between models, with 95% intervals", handles)
+    entitle(figure, _say_significant(comparisons), handles)
     return figure
+
+
+def _say_significant(comparisons: Sequence[Record]) -> str:
+    """Say in which rates differences between models are significant."""
+    significant, with_some, without = [], [], []
+    for name in RATES:
+        records = [record for record in comparisons if record["measure"] == name]
+        found = [record for record in records if record["decision"] == "significant"]
+        significant += found
+        names = with_some if found else without
+        names.append(name)
+    if not significant:
+        return "No pair of models differs significantly in HmR, HpR or CAS"
+    baseline = comparisons[0]["first"]
+    title = f"{len(significant)} differences are significant"
+    if len(significant) == 1:
+        title = "1 difference is significant"
+    if all(record["first"] == baseline and record["difference"] > 0 for record in significant):
+        title = f"Only gains over {printable(baseline)} are significant"
+    title += f" in {_list_words(with_some, 'and')}"
+    return title + (f", none in {_list_words(without, 'or')}" if without else "")
+
+
+def _list_words(words: Sequence[str], conjunction: str) -> str:
+    """Write a list as in a sentence: commas, and a conjunction before the last word."""
+    if len(words) == 1:
+        return words[0]
+    return f"{', '.join(words[:-1])} {conjunction} {words[-1]}"
 
 
 def _name_pairs(axis: Axes, records: Sequence[Record]) -> None:
@@ -268,42 +253,14 @@ def across_runs(differences: Sequence[Record]) -> Figure:
         Line2D([], [], color="0.4", marker="|", linestyle="", label="one run"),
         Line2D([], [], color="0.8", label="its interval over prompts"),
     ]
-    entitle(figure, "Differences between models over several runs", handles)
-    return figure
-
-
-def win_rates(answers: pd.DataFrame) -> Figure:
-    """Draw how often a row's model is rewarded above a column's, in percent of prompts.
-
-    Ties count half.
-
-    Args:
-        answers: of `metrics.table`, for at least two models.
-    """
-    models = models_of(answers)
-    figure, axes = make_panels(1, 2, 1.7 + 0.25 * len(models), sharey=True)
-    image = None
-    for axis, kind in zip(axes, KINDS):
-        rewards = pivot_rewards(answers, kind)[models].to_numpy()
-        # 1: the row's model always has more, 0: as often as not, -1: never.
-        ahead = np.sign(rewards[:, :, None] - rewards[:, None, :]).mean(0)
-        above_diagonal = np.triu(np.ones_like(ahead, dtype=bool))
-        percent = np.ma.masked_where(above_diagonal, 50 + 50 * ahead)[1:, :-1]
-        image = axis.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-        for (i, j), value in np.ma.ndenumerate(percent):
-            color = "white" if value > 60 else "black"
-            axis.text(j, i, f"{value:.0f}", ha="center", va="center", color=color)
-        name_ticks(axis, models[:-1])
-        axis.set_yticks(range(len(models) - 1), [printable(name) for name in models[1:]])
-        axis.set(
-            title=f"{kind} prompts (n = {len(rewards)})",
-            ylabel="this model ...",
-            xlabel="... above this one",
-        )
-        axis.label_outer()
-        axis.grid(visible=False)
-    figure.suptitle("How often one model is rewarded above another")
-    figure.colorbar(image, ax=axes, label="rewarded higher (% of prompts)")
+    drawn = [record for record in differences if record["measure"] in RATES]
+    known = [record for record in drawn if record["low"] is not None]
+    clear = [record for record in known if record["low"] > 0 or record["high"] < 0]
+    title = (
+        f"Over {len(pairs[0]['values'])} runs, {len(clear)} of {len(known)} mean differences "
+        "have an interval without zero"
+    )
+    entitle(figure, title, handles)
     return figure
 
 
@@ -336,8 +293,22 @@ def thresholds(
             ylabel="rate (%)",
         )
         axis.label_outer()
-    entitle(figure, "Rates at every other threshold", make_handles(styles))
+    changing = [kind for kind, table in sweeps.items() if _leader_changes(table, chosen[kind])]
+    title = "The same model has the highest rate at every threshold"
+    if changing:
+        title = f"Which model has the highest rate on {' and '.join(changing)} prompts\n"
+        title += "depends on the threshold"
+    entitle(figure, title, make_handles(styles))
     return figure
+
+
+def _leader_changes(rates: pd.DataFrame, threshold: float) -> bool:
+    """Tell whether the model that leads at a threshold falls behind another one elsewhere."""
+    nearest = np.abs(rates.index - threshold).argmin()
+    highest = rates.max(axis=1)
+    leads = rates.eq(highest, axis=0)
+    leading = leads.columns[leads.iloc[nearest]]
+    return not bool(leads[leading].all(axis=0).any())
 
 
 def judge(answers: pd.DataFrame, check: Sequence[Record]) -> Figure:

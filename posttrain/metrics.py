@@ -446,20 +446,3 @@ def add_estimate(record: Record, name: str, value: float, interval: Interval) ->
     record[name] = value
     record[f"{name}_low"] = interval["low"]
     record[f"{name}_high"] = interval["high"]
-
-
-def relative_gain(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Compute each model's gain in HmR, HpR and CAS over the baseline, in percent of its rate.
-
-    This is the study's Table 2. A gain is NaN where the baseline's rate is zero.
-
-    Args:
-        records: Of `summarise`; the first is the baseline's.
-
-    Returns:
-        A row for each model, a column for each rate.
-    """
-    rates = pd.DataFrame(records).set_index("model")[["HmR", "HpR", "CAS"]]
-    rates = rates[~rates.index.isin(REFERENCES)]
-    baseline = rates.iloc[0].replace(0, math.nan)
-    return 100 * (rates / baseline - 1)

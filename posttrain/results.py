@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel
 
-from posttrain import metrics, tables
+from posttrain import formats, metrics, tables
 from posttrain.files import sha256_of, write
 from posttrain.record import environment, list_changes
 from posttrain.run import Run
@@ -63,8 +63,8 @@ def write_results(
     note = " ".join([note, *cautions])
     summary = tables.summary(records)
     caption = f"Harmlessness and helpfulness. Run {run.label}."
-    write(run.path("summary.md"), tables.as_markdown(summary, f"{caption} {note}"))
-    write(run.path("summary.tex"), tables.as_latex(summary, caption, note))
-    write(run.path("summary.csv"), tables.as_csv(records, run.label))
+    write(run.path("summary.md"), formats.as_markdown(summary, f"{caption} {note}"))
+    write(run.path("summary.tex"), formats.as_latex(summary, caption, note))
+    write(run.path("summary.csv"), formats.as_csv(records, run.label))
     if not run.record.imported:
         run.note(settings={"evaluation": settings.model_dump(mode="json")})

@@ -91,6 +91,7 @@ class Training(Settings):
             "sft_epochs": 1,
             "sft_learning_rate": 2e-3,
             "dpo_learning_rate": 5e-4,
+            "beta": 0.3,  # so few parameters are moved far by every step
             "precision": "fp32",  # a tiny model gains nothing by less
             "max_new_tokens": 48,
         },

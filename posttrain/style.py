@@ -128,10 +128,14 @@ def entitle(figure: Figure, title: str, handles: Sequence[Line2D]) -> None:
     """Put a title above the panels, and below it a legend in as many columns as have room."""
     longest = max(len(handle.get_label()) for handle in handles)
     columns = int(15 * figure.get_figwidth() / (longest + 5))  # 15 letters fill an inch
+    letters = int(15 * figure.get_figwidth())
+    lines = []
+    for line in title.splitlines():
+        lines += textwrap.wrap(line, letters, break_on_hyphens=False)
     # As the legend's own title, since a figure's title would be drawn across the legend.
     figure.legend(
         handles=handles,
-        title=title,
+        title="\n".join(lines),
         title_fontsize=9,
         loc="outside upper center",
         ncols=min(max(columns, 1), len(handles)),

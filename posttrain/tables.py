@@ -1,10 +1,9 @@
-"""The tables: the final one as markdown, CSV and LaTeX, and those that the notebooks show.
+"""The tables that the notebooks, the page and the documents show.
 
 Texts of models and people are shown as text: nothing in them is read as HTML, markdown, a formula
 or a command of LaTeX.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -16,7 +15,7 @@ from pydantic import BaseModel
 
 from posttrain.comparisons import format_difference, format_signed
 from posttrain.diagnostics import marks
-from posttrain.metrics import MEASURES, REFERENCES, models_of, paired_difference
+from posttrain.metrics import MEASURES, models_of, paired_difference
 from posttrain.settings import PRESETS, choose
 
 Record = Mapping[str, Any]
@@ -37,21 +36,17 @@ HEADINGS = {
     "helpful_reward": "reward on helpful prompts",
 }
 IN_PERCENT = ("HmR", "HpR", "CAS", "rate")
-LATEX = str.maketrans(
-    {
-        "\\": "\\textbackslash{}",
-        "~": "\\textasciitilde{}",
-        "^": "\\textasciicircum{}",
-        "%": "\\%",
-        "_": "\\_",
-        "&": "\\&",
-        "#": "\\#",
-        "$": "\\$",
-        "{": "\\{",
-        "}": "\\}",
-        "−": "$-$",
-    }
-)
+BEHAVIOUR = {
+    "kind": "prompts",
+    "model": "model",
+    "empty": "empty (%)",
+    "human_turn": "opened a human turn (%)",
+    "refusal": "begins like a refusal (%)",
+    "cut": "cut by the limit (%)",
+    "distinct_2": "distinct word pairs (share)",
+    "tokens": "tokens (mean)",
+    "log_ratio": "log-ratio to the baseline (nats per token)",
+}
 
 
 # ---- for the notebooks
@@ -68,6 +63,66 @@ def numbers(records: Sequence[Record], precision: int = 1, **formats: str) -> St
     table = pd.DataFrame(records)
     styler = table.style.format(formats, precision=precision, na_rep="", escape="html")
     return styler.hide(axis="index")
+
+
+def behaviour(records: Sequence[Record]) -> Styler:
+    """Show how the models answer, a column for each property that is known.
+
+    Args:
+        records: of `diagnostics.behaviour`.
+    """
+    table = pd.DataFrame(records)
+    table = table[[name for name in BEHAVIOUR if name in table]].rename(columns=BEHAVIOUR)
+    formats = {}
+    for name in table:
+        if name.endswith("(%)"):
+            formats[name] = "{:.0f}"
+        elif name.endswith(("(share)", "token)")):
+            formats[name] = "{:.2f}"
+    styler = table.style.format(formats, precision=1, na_rep="", escape="html")
+    return styler.hide(axis="index")
+
+
+def running_on(records: Sequence[Record]) -> Styler:
+    """Show how much of each model's gain in reward comes with opening fewer human turns.
+
+    Args:
+        records: of `diagnostics.gain_by_not_running_on`.
+    """
+    rows = []
+    for record in records:
+        row = {
+            "prompts": record["kind"],
+            "model": record["model"],
+            "gain over the baseline": interval(record, "gain"),
+            "of it by opening fewer human turns": interval(record, "by_share"),
+        }
+        rows.append(row)
+    layout = {"selector": "caption", "props": "text-align: left"}
+    styler = on_one_line(pd.DataFrame(rows)).set_table_styles([layout], overwrite=False)
+    return styler.set_caption(
+        "Some responses run on: after the answer the model opens a human turn and invents what the "
+        "human says. The table splits each model's gain in mean reward over the baseline: the last "
+        "column is the part that comes with opening human turns less often (Kitagawa 1955). This "
+        "is an association, since no response was seen both with such a turn and without it."
+    )
+
+
+def agreement(records: Sequence[Record]) -> Styler:
+    """Show how often the judge agrees with the humans.
+
+    Args:
+        records: of `diagnostics.check_judge`.
+    """
+    rows = []
+    for record in records:
+        ends = f"[{record['low']:.0f}, {record['high']:.0f}]"
+        row = {
+            "prompts": f"{record['kind']} (n = {record['prompts']})",
+            "chosen above rejected": f"{record['agreement']:.0f}% {ends}",
+        }
+        rows.append(row)
+    return on_one_line(pd.DataFrame(rows))
 
 
 def texts(table: pd.DataFrame) -> Styler:
@@ -126,17 +181,18 @@ def _as_text(value: Any) -> str:
 
 
 def tokens(table: pd.DataFrame) -> HTML:
-    """Show a text token by token, with bars between them; those that carry a loss are bold.
+    """Show a text token by token, each in a box; those that carry a loss are bold on blue.
 
     Args:
         table: of `data.show_pair_tokens`: columns id, text, loss; a row a token.
     """
     parts = []
     for token in table.itertuples():
+        look = "background: #cfe3f5; font-weight: bold" if token.loss else "background: #eee"
         text = escape(token.text)
-        parts.append(f"<b>{text}</b>" if token.loss else text)
-    marks = 'class="tex2jax_ignore mathjax_ignore" style="white-space: pre-wrap"'
-    return HTML(f"<div {marks}>{'|'.join(parts)}</div>")
+        parts.append(f'<span style="{look}; color: #111; padding: 0 2px">{text}</span>')
+    marks = 'class="tex2jax_ignore mathjax_ignore" style="white-space: pre-wrap; line-height: 1.8"'
+    return HTML(f"<div {marks}>{' '.join(parts)}</div>")
 
 
 def validation(log: Mapping[str, Sequence[Record]]) -> Styler:
@@ -204,18 +260,6 @@ def interval(record: Record, name: str) -> str:
     if record[f"{name}_low"] is not None:
         ends = f"{record[f'{name}_low']:.{digits}f}, {record[f'{name}_high']:.{digits}f}"
     return f"{record[name]:.{digits}f} [{ends}]".replace("-", "−")
-
-
-def with_intervals(records: Sequence[Record], names: Sequence[str]) -> Styler:
-    """Show flat records as a table in which each of the named measures has its interval."""
-    rows = []
-    for record in records:
-        row = {}
-        for name, value in record.items():
-            if not name.endswith(("_low", "_high")):
-                row[name] = interval(record, name) if name in names else value
-        rows.append(row)
-    return on_one_line(pd.DataFrame(rows))
 
 
 def summary(records: Sequence[Record]) -> pd.DataFrame:
@@ -319,81 +363,3 @@ def win_rates(comparisons: Sequence[Record]) -> pd.DataFrame:
         row = rows.setdefault(pair, {"pair": pair})
         row[heading] = f"{rate:.0f}% [{low:.0f}, {high:.0f}]"
     return pd.DataFrame(rows.values())
-
-
-# ---- the final table in three forms
-
-
-def as_markdown(table: pd.DataFrame, caption: str) -> str:
-    """Write the final table as markdown, its caption first, reference answers below a heading.
-
-    Args:
-        table: of `summary`.
-        caption: what is above it; nothing in it is markup.
-    """
-    lines = [_markdown_row(table.columns), _markdown_row(["---"] * len(table.columns))]
-    headed = False
-    for cells in table.to_numpy().tolist():
-        if cells[0] in REFERENCES and not headed:
-            lines.append(_markdown_row(["*References*"] + [""] * (len(cells) - 1)))
-            headed = True
-        lines.append(_markdown_row([_markdown_text(cells[0]), *cells[1:]]))
-    return "\n".join([_markdown_text(caption), "", *lines, ""])
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    """Write a row of a markdown table."""
-    return f"| {' | '.join(cells)} |"
-
-
-def _markdown_text(text: str) -> str:
-    """Write a text in one line in which nothing is markdown."""
-    return re.sub(r"([\\`*_{}\[\]<>|$#~])", r"\\\1", text)
-
-
-def as_latex(table: pd.DataFrame, caption: str, note: str) -> str:
-    """Write the final table for LaTeX: a `table*` over both columns of a paper, with booktabs.
-
-    Args:
-        table: of `summary`; the reference answers stand below a line.
-        caption: what is above the table; nothing in it is a command.
-        note: what is below it; nothing in it is a command.
-    """
-    heads = []
-    for name in table.columns:
-        short = re.sub(r"(\w+) on (\w+) prompts", r"\1 (\2)", name)
-        heads.append(short.translate(LATEX))
-    lines = [_latex_row(heads), "\\midrule"]
-    ruled = False
-    for cells in table.to_numpy().tolist():
-        if cells[0] in REFERENCES and not ruled:
-            lines.append("\\midrule")
-            ruled = True
-        lines.append(_latex_row([cell.translate(LATEX) for cell in cells]))
-    body = "\n".join(lines)
-    return f"""\
-% needs \\usepackage{{booktabs}} and a text width of 6.8 inches
-\\begin{{table*}}
-\\centering
-\\footnotesize
-\\setlength{{\\tabcolsep}}{{4pt}}
-\\caption{{{caption.translate(LATEX)}}}
-\\label{{tab:alignment}}
-\\begin{{tabular}}{{l{"r" * (len(table.columns) - 1)}}}
-\\toprule
-{body}
-\\bottomrule
-\\end{{tabular}}
-\\par\\smallskip\\parbox{{\\linewidth}}{{\\footnotesize {note.translate(LATEX)}}}
-\\end{{table*}}
-"""
-
-
-def _latex_row(cells: Sequence[str]) -> str:
-    """Write a row of a LaTeX table."""
-    return f"{' & '.join(cells)} \\\\"
-
-
-def as_csv(records: Sequence[Record], label: str) -> str:
-    """Write the records of `metrics.summarise` as CSV, numbers in full, with the run's label."""
-    return pd.DataFrame(records).assign(run=label).to_csv(index=False)

@@ -12,6 +12,7 @@ from typing import Any
 from accelerate.utils.memory import release_memory
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch.nn import Module
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.integrations import TensorBoardCallback
 from transformers.utils.notebook import NotebookProgressCallback
@@ -158,6 +159,7 @@ def _train_and_save(
         pairs = entry.inputs["computing"]["pairs_in_a_pass"]
     computing["pairs_in_a_pass"] = settle_pass(trainer, pairs)
     say_what_is_adapted(trainer)
+    print(f"{name} trains {count_trainable(trainer.model)} parameters.")
     _prepare(trainer, run, name, {**inputs, "computing": computing})
     if check_first_loss and checkpoint is None:
         trainer.args.logging_first_step = True
@@ -206,8 +208,8 @@ def _prepare(trainer: Trainer, run: Run, name: str, inputs: Mapping[str, Any]) -
     args.save_total_limit = None  # transformers would delete old ones without emptying them
     args.auto_find_batch_size = False  # it would take fewer pairs in a step
     args.logging_nan_inf_filter = False  # or a loss that is no number would be logged as the last
-    evaluates = str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "epoch"
-    if evaluates:
+    validation = str(getattr(args.eval_strategy, "value", args.eval_strategy))
+    if validation == "epoch":
         args.eval_strategy = "no"  # `Checkpoints` does it, with an epoch's last step
     logs = run.path(f"logs/{slug(name)}")
     os.environ["WANDB_DIR"] = str(logs)
@@ -220,7 +222,7 @@ def _prepare(trainer: Trainer, run: Run, name: str, inputs: Mapping[str, Any]) -
         trainer.remove_callback(bar)
     trainer.add_callback(Progress(name))
     trainer.add_callback(FiniteLoss())
-    trainer.add_callback(Checkpoints(run, f"checkpoints/{slug(name)}", inputs, evaluates))
+    trainer.add_callback(Checkpoints(run, f"checkpoints/{slug(name)}", inputs, validation))
 
 
 def _finish_tracker(trainer: Trainer) -> None:
@@ -264,6 +266,17 @@ def clean_log(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 kept[name] = record[name] if math.isfinite(record[name]) else None
         cleaned.append(kept)
     return cleaned
+
+
+def count_trainable(model: Module) -> str:
+    """Say how many of a model's parameters are trained, such as `9,216 of 640,000 (1.4%)`."""
+    trained, total = 0, 0
+    for name, parameter in model.named_parameters():
+        if ".ref." in name:  # TRL's frozen copy of an adapter, which is the reference
+            continue
+        total += parameter.numel()
+        trained += parameter.numel() if parameter.requires_grad else 0
+    return f"{trained:,} of {total:,} ({trained / total:.1%})"
 
 
 def say_what_is_adapted(trainer: Trainer) -> None:

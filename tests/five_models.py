@@ -111,7 +111,9 @@ def make_log():
             if step:
                 record["loss"] = 0.69 - step / 1000 * (place + 1)
             if name != "SFT":
-                record |= {"eval_rewards/margins": step / 100, "eval_logps/chosen": -9.0}
+                record |= {"eval_rewards/margins": step / 100}
+                record["eval_logps/chosen"] = -9.0 + (1 - place) * step / 10
+                record["eval_logps/rejected"] = -9.0 - step / 5
                 record |= {"eval_rewards/accuracies": 0.5 + step / 200 if step else 0.0}
                 if step:
                     record |= {"rewards/margins": step / 90, "rewards/accuracies": 0.6}

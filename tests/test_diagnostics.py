@@ -288,16 +288,6 @@ def test_sweep_at_the_thresholds_is_the_rate():
     assert rates.iloc[-1].tolist() == pytest.approx([0, 100 / 3])
 
 
-def test_leaders_by_hand():
-    """Only thresholds at which the models differ count, and a tie is nobody's lead."""
-    rates = pd.DataFrame(
-        {"Base": [100, 80, 60, 50, 0], "SFT": [100, 90, 60, 50, 0], "DPO": [100, 70, 50, 60, 0]}
-    )
-    third = pytest.approx(100 / 3)
-    assert diagnostics.leaders(rates) == {"SFT": third, "several": third, "DPO": third}
-    assert diagnostics.leaders(rates.iloc[[0, 4]]) == {}
-
-
 @pytest.mark.parametrize("field", ["tokens", "response"])
 def test_length_correlation_by_hand(field):
     """Spearman's correlation, in tokens where they are known, else in words."""

@@ -4,6 +4,7 @@ import types
 from collections import Counter
 
 import matplotlib as mpl
+import pandas as pd
 import pytest
 from five_models import (
     MODELS,
@@ -17,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import same_color, to_rgb
 from matplotlib.figure import Figure
 
-from posttrain import diagnostics, figures, metrics
+from posttrain import diagnostics, figures, metrics, published, training_figures
 
 HOSTILE_NAMES = ["$x^2$ and $\\bad", "_hidden", "two\nlines\x00", "a" * 300, "<b>&amp;</b>"]
 
@@ -44,15 +45,16 @@ def draw_all(answers, records, comparisons, log):
     models = metrics.models_of(answers)
     sweeps = {kind: diagnostics.sweep(answers, kind) for kind in metrics.KINDS}
     return {
-        "training": figures.training(log, models),
-        "measures": figures.measures(records, ["HmR", "CAS"], "Rates", "rate (%)", (0, 103)),
+        "training": training_figures.training(log, models),
+        "log_probabilities": training_figures.log_probabilities(log, models),
+        "rates": figures.rates(records),
+        "beside_published": figures.beside_published(records, published.study_rates()),
         "distributions": figures.distributions(answers, THRESHOLDS, records),
         "differences": figures.differences(comparisons),
-        "win_rates": figures.win_rates(answers),
         "thresholds": figures.thresholds(sweeps, THRESHOLDS, models),
         "judge": figures.judge(answers, diagnostics.check_judge(answers)),
         "across_runs": figures.across_runs(repeat_differences(comparisons)),
-        "lengths": figures.lengths([{"length": 10 * i} for i in range(50)], 512),
+        "lengths": training_figures.lengths([{"length": 10 * i} for i in range(50)], 512),
     }
 
 
@@ -71,7 +73,7 @@ def texts_of(figure):
 
 def test_every_figure_is_tried_and_has_a_papers_width(drawn):
     functions = []
-    for name, function in vars(figures).items():
+    for name, function in (vars(figures) | vars(training_figures)).items():
         returns = getattr(function, "__annotations__", {}).get("return")
         if returns is Figure and not name.startswith("_"):
             functions.append(name)
@@ -84,10 +86,10 @@ def test_every_figure_is_tried_and_has_a_papers_width(drawn):
     "name",
     [
         "training",
-        "measures",
+        "rates",
+        "beside_published",
         "distributions",
         "differences",
-        "win_rates",
         "thresholds",
         "across_runs",
     ],
@@ -103,18 +105,19 @@ def test_every_figure_shows_the_fifth_model(drawn, name):
     "name, title",
     [
         ("training", "Held-out loss fell in 4 of 4 trained models"),
-        ("measures", "Rates"),
-        ("distributions", "Reward of every answer"),
+        ("log_probabilities", "The chosen reply became less likely in 2 of 3 models"),
+        ("rates", "CAS goes from 10% (Base) to 90% (SimPO, β 2.5)"),
+        ("beside_published", "CAS goes from 32% (Base) to 55% (SFT+DPO) in the published study"),
+        ("distributions", "Highest mean reward: SimPO, β 2.5 on harmful and helpful prompts"),
         ("differences", "of 10 significant"),
-        ("win_rates", "How often one model is rewarded above another"),
-        ("thresholds", "Rates at every other threshold"),
+        ("thresholds", "The same model has the highest rate at every threshold"),
         ("judge", "The judge agrees with the humans on"),
-        ("across_runs", "Differences between models over several runs"),
+        ("across_runs", "Over 3 runs, 30 of 30 mean differences have an interval without zero"),
         ("lengths", "Half of the pairs have at most 245 of 512 tokens"),
     ],
 )
 def test_titles_and_axes(drawn, name, title):
-    assert any(title in text for text in texts_of(drawn[name]))
+    assert any(title in text.replace("\n", " ") for text in texts_of(drawn[name]))
     axes = [axis for axis in drawn[name].axes if axis.get_label() != "<colorbar>"]
     for axis in axes:
         assert axis.get_xlabel() or axis.get_xticklabels()
@@ -142,9 +145,11 @@ def test_models_stay_apart_without_colour():
 
 def test_a_model_looks_the_same_in_every_figure(drawn):
     styles = figures.style_of(MODELS)
-    for name in ("training", "measures", "thresholds"):
+    for name in ("training", "rates", "beside_published", "thresholds"):
         (legend,) = drawn[name].legends
         labels = [text.get_text() for text in legend.get_texts()]
+        if name == "training":
+            assert labels.pop() == "training batches"
         assert labels == [model for model in MODELS if name != "training" or model != "Base"]
         for label, handle in zip(labels, legend.legend_handles):
             assert same_color(handle.get_color(), styles[label].color)
@@ -156,12 +161,12 @@ def test_a_model_looks_the_same_in_every_figure(drawn):
 
 def test_intervals_are_drawn(drawn):
     ends = []
-    for part in drawn["measures"].axes[0].collections:
+    for part in drawn["rates"].axes[0].collections:
         for path in part.get_paths():
             ends.append(path.vertices[:, 1].tolist())
     expected = []
     for record in summarise_models()[: len(MODELS)]:
-        for name in ("HmR", "CAS"):
+        for name in ("HmR", "HpR", "CAS"):
             expected.append([record[f"{name}_low"], record[f"{name}_high"]])
     assert ends == expected
     assert len(drawn["differences"].axes[0].collections) == 10
@@ -187,18 +192,6 @@ def test_decisions_are_told_apart_without_colour(drawn):
         assert (dot.get_markerfacecolor() == "white") == (record["decision"] == "inconclusive")
 
 
-def test_win_rates_count_ties_half():
-    answers = make_answers()
-    figure = figures.win_rates(answers)
-    shown = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
-    rewards = metrics.pivot_rewards(answers, "harmful")
-    for (column, row), text in shown.items():
-        above, below = rewards[MODELS[row + 1]], rewards[MODELS[column]]
-        share = (above > below).mean() + (above == below).mean() / 2
-        assert text == f"{100 * share:.0f}"
-    assert len(shown) == 10
-
-
 def test_agreement_lies_right_of_zero(drawn):
     check = diagnostics.check_judge(make_answers())
     for line, record in zip(drawn["judge"].axes[0].lines, check):
@@ -212,19 +205,62 @@ def test_stages_are_told_apart_by_their_logs():
     log = make_log()
     renamed = {"X": log["SFT"], "Y": log["DPO"]}
     models = ["Base", "X", "Y"]
-    labels = [axis.get_ylabel() for axis in figures.training(renamed, models).axes]
+    labels = [axis.get_ylabel() for axis in training_figures.training(renamed, models).axes]
     assert labels == [
         "loss (nats per token)",
         "preference loss",
         "reward margin",
         "reward accuracy (share)",
     ]
-    assert len(figures.training({"X": log["SFT"]}, models).axes) == 1
-    assert len(figures.training({"Y": log["DPO"]}, models).axes) == 3
+    assert len(training_figures.training({"X": log["SFT"]}, models).axes) == 1
+    assert len(training_figures.training({"Y": log["DPO"]}, models).axes) == 3
+
+
+def test_log_probabilities_are_those_of_the_held_out_pairs(drawn):
+    """A panel for each model that learned preferences, the chosen reply before the rejected one."""
+    figure = drawn["log_probabilities"]
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["DPO", "SFT+DPO", "SimPO, β 2.5"]
+    log = make_log()
+    for axis, name in zip(figure.axes, titles):
+        records = [record for record in log[name] if "eval_loss" in record]
+        chosen, rejected = axis.lines
+        assert list(chosen.get_xdata()) == [record["step"] for record in records]
+        for line, key in ((chosen, "chosen"), (rejected, "rejected")):
+            assert list(line.get_ydata()) == [record[f"eval_logps/{key}"] for record in records]
+        assert rejected.get_markerfacecolor() == "white"
+
+
+def test_titles_of_differences_say_what_is_significant():
+    def title(*significant):
+        records = []
+        for name in figures.RATES:
+            for second in ("SFT", "DPO"):
+                record = {"measure": name, "first": "Base", "second": second, "difference": 9.0}
+                is_so = f"{second} {name}" in significant
+                record["decision"] = "significant" if is_so else "suggestive"
+                records.append(record)
+        return figures._say_significant(records)
+
+    assert title() == "No pair of models differs significantly in HmR, HpR or CAS"
+    gains = title("SFT HpR", "DPO HpR", "SFT CAS")
+    assert gains == "Only gains over Base are significant in HpR and CAS, none in HmR"
+    lost = {"measure": "HmR", "first": "Base", "second": "SFT", "difference": -9.0}
+    text = figures._say_significant([lost | {"decision": "significant"}])
+    assert text == "1 difference is significant in HmR, none in HpR or CAS"
+
+
+def test_a_threshold_decides_where_another_model_takes_the_lead():
+    rates = pd.DataFrame({"A": [90, 50, 10], "B": [80, 50, 5]}, index=[-5.0, -3.0, -1.0])
+    assert not figures._leader_changes(rates, -3.0)
+    assert not figures._leader_changes(rates, -5.0)
+    crossing = rates.assign(B=[80, 60, 5])
+    assert figures._leader_changes(crossing, -5.0)
+    assert figures._leader_changes(crossing, -3.0)
 
 
 def test_accuracy_begins_after_the_first_step():
-    figure = figures.training(make_log(), MODELS)
+    figure = training_figures.training(make_log(), MODELS)
     steps = []
     for line in figure.axes[3].lines:
         if len(line.get_xdata()) > 2:
@@ -235,8 +271,8 @@ def test_accuracy_begins_after_the_first_step():
 
 def test_a_log_without_held_out_pairs_is_drawn():
     log = {"X": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]}
-    figure = figures.training(log, ["Base", "X"])
-    assert "Held-out loss fell in 0 of 1 trained model" in texts_of(figure)
+    figure = training_figures.training(log, ["Base", "X"])
+    assert "Held-out loss fell in 0 of 1 trained model" in " ".join(texts_of(figure))
 
 
 def test_hostile_names_are_short_texts_within_the_figure():
@@ -252,7 +288,7 @@ def test_hostile_names_are_short_texts_within_the_figure():
     log = {names[name]: rows for name, rows in make_log().items()}
     for name, figure in draw_all(answers, records, comparisons, log).items():
         texts = " | ".join(texts_of(figure))
-        if name not in ("judge", "lengths"):
+        if name not in ("judge", "lengths", "log_probabilities"):
             assert "hidden" in texts
             assert "two\nlines" not in texts
             assert "a" * 30 not in texts

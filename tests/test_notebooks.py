@@ -283,12 +283,11 @@ class TestFifthModel:
         drawn = {path.stem for path in figures.glob("*.pdf")}
         assert drawn >= {
             "metrics",
-            "rewards",
             "distributions",
             "differences",
-            "win_rates",
             "thresholds",
             "judge",
+            "conclusion",
         }
 
     def test_its_adapter_is_loaded_by_peft(self, five_models):

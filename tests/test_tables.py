@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from five_models import MODELS, compare_models, make_answers, make_log, summarise_models
 
-from posttrain import diagnostics, metrics, settings, tables
+from posttrain import diagnostics, formats, metrics, settings, tables
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -92,17 +92,17 @@ def test_side_by_side_before_the_judge():
 def test_labels_in_tables_are_text(text):
     """A run, judge or model whose name is markup stands there letter by letter."""
     row = {"Model": text} | dict.fromkeys(tables.HEADINGS.values(), "1 [0, 2]")
-    lines = tables.as_markdown(pd.DataFrame([row]), text).splitlines()
+    lines = formats.as_markdown(pd.DataFrame([row]), text).splitlines()
     for markdown in (lines[0], lines[4].removeprefix("| ").split(" | 1 [0")[0]):
         assert not re.search(r"(?<!\\)[`*_{}\[\]<>|$#~]", re.sub(r"\\\\", "", markdown))
         assert re.sub(r"\\([^a-zA-Z0-9\s])", r"\1", markdown) == text
-    latex = tables.as_latex(pd.DataFrame([row]), text, text)
+    latex = formats.as_latex(pd.DataFrame([row]), text, text)
     for pattern in (r"\\caption\{(.*)\}\n", r"\\footnotesize (.*)\}\n", r"\\midrule\n(.*?) & 1"):
         written = re.search(pattern, latex)[1]
         codes = "|".join(map(re.escape, LATEX))
         assert not set(re.sub(codes, "", written)) & set("\\%_&#${}~^")
         assert re.sub(codes, lambda code: LATEX[code[0]], written) == text
-    assert f",{text}" in tables.as_csv([{"model": "Base"}], text).replace('"', "")
+    assert f",{text}" in formats.as_csv([{"model": "Base"}], text).replace('"', "")
 
 
 def test_final_table():
@@ -114,23 +114,23 @@ def test_final_table():
         assert re.fullmatch(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", cell)
     for cell in summary["reward on harmful prompts"]:
         assert re.fullmatch(r"−?\d+\.\d\d \[(−?\d+\.\d\d, −?\d+\.\d\d|all equal)\]", cell)
-    lines = tables.as_markdown(summary, "Caption.").splitlines()
+    lines = formats.as_markdown(summary, "Caption.").splitlines()
     assert lines[0] == "Caption."
     assert lines[2].startswith("| Model | HmR (%) |")
     assert lines[8].startswith("| SimPO, β 2.5 | ")
     assert lines[9] == "| *References* |  |  |  |  |  |"
-    latex = tables.as_latex(summary, "Caption.", "Note.")
+    latex = formats.as_latex(summary, "Caption.", "Note.")
     assert "\\midrule\nHuman chosen &" in latex
     assert "Model & HmR (\\%) & HpR (\\%) & CAS (\\%) & reward (harmful) & " in latex
     assert "−" not in latex
     models_alone = tables.summary(summarise_models()[: len(MODELS)])
-    assert "*References*" not in tables.as_markdown(models_alone, "")
-    assert tables.as_latex(models_alone, "", "").count("\\midrule") == 1
+    assert "*References*" not in formats.as_markdown(models_alone, "")
+    assert formats.as_latex(models_alone, "", "").count("\\midrule") == 1
     assert "white-space: nowrap" in tables.on_one_line(summary).to_html()
 
 
 def test_csv_has_numbers_in_full():
-    lines = tables.as_csv(summarise_models(), "five").splitlines()
+    lines = formats.as_csv(summarise_models(), "five").splitlines()
     assert lines[0].startswith("model,harmless,harmful_prompts,helpful,helpful_prompts,HmR,HmR_low")
     assert len(lines) == 1 + len(summarise_models())
     assert f'"{MODELS[4]}",' in lines[5]
@@ -146,7 +146,7 @@ def test_final_table_compiles(tmp_path, layout):
     records = summarise_models()
     renamed = [record | {"model": name} for record, name in zip(records, names)]
     summary = tables.summary([*renamed, *records[len(names) :]])
-    table = tables.as_latex(summary, "A 100% & hostile_caption.", "A note of #1 $ and {more}.")
+    table = formats.as_latex(summary, "A 100% & hostile_caption.", "A note of #1 $ and {more}.")
     (tmp_path / "paper.tex").write_text(
         f"\\documentclass[10pt,{layout}]{{article}}\\usepackage[margin=0.8in]{{geometry}}"
         "\\usepackage{booktabs}\\begin{document}Table~\\ref{tab:alignment}.\n"
@@ -199,14 +199,6 @@ def test_win_rates_by_hand():
     }
 
 
-def test_intervals_stand_with_their_measures():
-    records = [{"model": "a", "n": 3, "rate": 50.0, "rate_low": 10.04, "rate_high": 90.0}]
-    records.append({"model": "b", "n": 4, "rate": -1.0, "rate_low": None, "rate_high": None})
-    shown = tables.with_intervals(records, ["rate"]).data
-    assert list(shown.columns) == ["model", "n", "rate"]
-    assert list(shown["rate"]) == ["50.0 [10.0, 90.0]", "−1.0 [all equal]"]
-
-
 def test_runs_side_by_side():
     """Every run's rate with mean and deviation, and mean differences with their t interval."""
     rates = {"measure": "HmR", "model": MODELS[4], "values": [40.0, 44.0], "mean": 42.0}
@@ -233,7 +225,7 @@ def test_validation_table():
     for name in MODELS[1:]:
         expected += [(name, "before"), (name, "after")]
     assert list(table.index) == expected
-    assert list(table.columns) == ["loss", "reward accuracy", "reward margin", "log p(chosen)"]
+    assert list(table.columns) == list(tables.VALIDATION.values())
     assert table.loc[("DPO", "before"), "loss"] == pytest.approx(0.7)
 
 
@@ -252,7 +244,10 @@ def test_tokens_with_a_loss_are_bold():
     table = pd.DataFrame({"id": [5, 6], "text": ["<b>", "$x$"], "loss": [False, True]})
     html = tables.tokens(table).data
     assert "mathjax_ignore" in html
-    assert html.endswith(">&lt;b&gt;|<b>$x$</b></div>")
+    plain, bold = re.findall(r"<span style=\"([^\"]*)\">", html)
+    assert "bold" in bold
+    assert "bold" not in plain
+    assert re.findall(r">([^<]+)</span>", html) == ["&lt;b&gt;", "$x$"]
 
 
 def test_settings_of_a_run():

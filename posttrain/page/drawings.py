@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from posttrain import figures
+from posttrain import figures, training_figures
 from posttrain.diagnostics import sweep
 from posttrain.metrics import KINDS
 from posttrain.page.reading import RunFiles, damage_named
@@ -85,7 +85,7 @@ def draw_figures(files: RunFiles) -> dict[str, Drawing]:
     drawn = _draw_metrics(files) | _draw_rewards(files)
     if files.training:
         with damage_named(files.folder / "training.json"):
-            drawn["training"] = figures.training(files.training, files.models)
+            drawn["training"] = training_figures.training(files.training, files.models)
     drawings = {}
     for name, (title, reading) in READINGS.items():
         if name in drawn:

@@ -1,0 +1,90 @@
+"""What is said of a training follows from its log, and the study's rates from its rewards."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from posttrain import conclusions, published
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def preferences(chosen, rejected, margin=1.5, accuracy=0.75):
+    """Make the log of a model that learned preferences; both log p as (start, end)."""
+    records = []
+    for step, place in ((0, 0), (50, 1)):
+        record = {
+            "step": step,
+            "eval_loss": 0.69 - 0.2 * place,
+            "eval_logps/chosen": chosen[place],
+            "eval_logps/rejected": rejected[place],
+            "eval_rewards/margins": margin * place,
+            "eval_rewards/accuracies": accuracy * place,
+        }
+        records += [record, {"step": step + 1, "loss": 0.5}]
+    return records
+
+
+def read(records):
+    (paragraph,) = conclusions.read_training({"X": records})
+    return paragraph
+
+
+def test_numbers_are_those_of_the_first_and_the_last_validation():
+    records = preferences((-8.0, -10.0), (-9.0, -20.0))
+    records.insert(2, {"step": 20, "eval_loss": 9.0, "eval_logps/chosen": -99.0})
+    text = read(records)
+    assert text.startswith("X: 75% of the held-out pairs have moved towards the chosen reply")
+    assert "mean margin is 1.500" in text
+    assert "from −8.0 to −10.0 nats" in text
+    assert "from −9.0 to −20.0" in text
+
+
+def test_a_small_fall_is_no_warning():
+    text = read(preferences((-8.0, -10.0), (-9.0, -20.0)))
+    assert "rejected ones have lost more" in text
+    assert "fallen by 25% of its start, which is no sign" in text
+    assert conclusions.REMEDY not in text
+
+
+def test_a_large_fall_is_a_warning_with_what_to_do():
+    text = read(preferences((-8.0, -12.1), (-9.0, -30.0)))
+    assert "fallen by 51% of its start" in text
+    assert "fall apart" in text
+    assert text.endswith("A lower learning rate, a larger β or fewer steps keep a model closer "
+                         "to its reference.")  # fmt: skip
+
+
+def test_half_of_the_start_is_the_border():
+    assert conclusions.REMEDY not in read(preferences((-8.0, -12.0), (-9.0, -30.0)))
+
+
+def test_a_rise_is_said():
+    text = read(preferences((-8.0, -7.0), (-9.0, -20.0)))
+    assert "have become likelier" in text
+    assert "fallen" not in text
+
+
+def test_a_chosen_reply_that_loses_more_is_not_praised():
+    assert "lost more" not in read(preferences((-8.0, -10.0), (-9.0, -10.0)))
+
+
+def test_imitation():
+    falling = [{"step": 0, "eval_loss": 2.5}, {"step": 9, "eval_loss": 2.25}]
+    assert "from 2.500 to 2.250 nats per token, so the model predicts" in read(falling)
+    rising = [{"step": 0, "eval_loss": 2.5}, {"step": 9, "eval_loss": 2.75}]
+    assert "does not carry over" in read(rising)
+
+
+def test_models_without_held_out_pairs_are_left_out():
+    assert conclusions.read_training({"X": [{"step": 1, "loss": 2.0}]}) == []
+    assert conclusions.read_training({"X": [{"step": 0, "eval_loss": 2.0}]}) == []
+
+
+def test_the_studys_rates_are_those_of_its_rewards():
+    measured = json.loads((ROOT / "results/published/metrics.json").read_text(encoding="utf-8"))
+    for record, expected in zip(published.study_rates(), measured["models"], strict=True):
+        assert record.pop("model") == expected["model"]
+        for name, value in record.items():
+            assert value == pytest.approx(expected[name]), name
