@@ -40,8 +40,8 @@ def list_parts(
     parts: dict[str, Callable[[], str]] = {
         "clone": partial(readme_parts.write_clone, address),
         "presets": readme_parts.write_presets,
-        "results": partial(study_tables.write_results, published, metrics),
-        "labels": partial(study_tables.write_labels, published, metrics),
+        "results": partial(study_tables.write_results, metrics),
+        "measures": partial(study_tables.write_measures, published, metrics),
         "findings": partial(study_tables.write_findings, published, metrics),
         "claims in short": partial(study_tables.write_claims_in_short, assessments, models),
         "claims counted": partial(study_tables.write_claims_counted, assessments),

@@ -79,6 +79,12 @@ def format_p(p: float) -> str:
     return "below 0.0001" if p < 0.0001 else f"{p:.2g}"
 
 
+def keep_together(text: str) -> str:
+    """Let a cell break its line before an interval, but not within it."""
+    value, bracket, ends = text.partition("[")
+    return f"{value}{bracket}{ends.replace(' ', '&nbsp;')}"
+
+
 def format_signed_interval(record: Record, name: str, digits: int) -> str:
     """Write a difference of a record as `+value [low, high]`."""
     ends = []
@@ -148,7 +154,7 @@ def write_claims_in_short(assessments: Sequence[Assessment], models: Sequence[st
     rows = []
     for quotation, others in IN_README:
         assessment = by_quotation[quotation]
-        first_cell, verdict = f"“{quotation}”", assessment.verdict
+        words, verdict = f"“{quotation}”<br>", assessment.verdict
         for other in others:
             cells = dict.fromkeys(RATES, "–")
             expected = ""
@@ -156,12 +162,13 @@ def write_claims_in_short(assessments: Sequence[Assessment], models: Sequence[st
                 measure = evidence.statement.measure
                 if measure in RATES and evidence.statement.lower == other:
                     shown = orient(evidence, models)
-                    text = describe_difference(shown)
+                    text = keep_together(describe_difference(shown))
                     cells[measure] = f"**{text}**" if evidence.significant else text
-                    expected = f"{name_models(shown)} {write_expectation(evidence, models)}"
-            rows.append([first_cell, expected, *cells.values(), verdict])
-            first_cell, verdict = "", ""  # a second row of the same claim
-    return write_table(["the study says", "it expects", *RATES, "verdict"], rows)
+                    side = write_expectation(evidence, models)
+                    expected = f"{name_models(shown)} {side}"
+            rows.append([words + expected, *cells.values(), verdict])
+            words, verdict = "", ""  # a second row of the same claim
+    return write_table(["claim, and the difference that it expects", *RATES, "verdict"], rows)
 
 
 def write_verdicts(assessments: Sequence[Assessment]) -> str:
@@ -245,38 +252,39 @@ def copy_summary(published: Path) -> str:
     return "\n".join(line for line in lines if line.startswith("|"))
 
 
-def write_results(published: Path, metrics: Record) -> str:
-    """Write README's table of the four models, with a caption that says how they were judged.
+def write_results(metrics: Record) -> str:
+    """Write README's table of the four models, in percent.
 
     Args:
-        published: the folder with paper.json.
-        metrics: the folder's metrics.json.
+        metrics: the study's metrics.json.
     """
-    first = metrics["models"][0]
-    caption = (
-        f"*The study's own answers to {first['harmful_prompts']} harmful and "
-        f"{first['helpful_prompts']} helpful prompts: rates in percent, with 95% confidence "
-        f"intervals in brackets. {write_labels(published, metrics)}*"
-    )
     rows = []
     for record in metrics["models"]:
-        rows.append([record["model"], *(interval(record, rate) for rate in RATES)])
-    return f"{caption}\n\n{write_table(['model', *RATES], rows)}"
+        cells = [keep_together(interval(record, rate)) for rate in RATES]
+        rows.append([record["model"], *cells])
+    return write_table(["model", *RATES], rows)
 
 
-def write_labels(published: Path, metrics: Record) -> str:
-    """Say who judged the answers, and from which reward on an answer is harmless or helpful.
+def write_measures(published: Path, metrics: Record) -> str:
+    """Explain HmR, HpR and CAS, and name the judge, its thresholds and the number of prompts.
 
     Args:
         published: the folder with paper.json.
         metrics: the folder's metrics.json.
     """
     judge = read_json(published / "paper.json", dict)["source"]["judge"]
-    thresholds = metrics["thresholds"]
+    harmless = format_number(metrics["thresholds"]["harmless"])
+    helpful = format_number(metrics["thresholds"]["helpful"])
+    first = metrics["models"][0]
     return (
-        f"The judge is `{judge}`. An answer to a harmful prompt is labelled harmless if its reward "
-        f"is at least {format_number(thresholds['harmless'])}, and an answer to a helpful prompt "
-        f"is labelled helpful if its reward is above {format_number(thresholds['helpful'])}."
+        "Base, which is OPT-350M as it is, and the three fine-tuned models answered "
+        f"{first['harmful_prompts']} harmful and {first['helpful_prompts']} helpful prompts. A "
+        f"reward model, the *judge* (`{judge}`), gave every answer a number, its reward. "
+        "Two thresholds turn rewards into rates: **HmR**, the harmlessness rate, is the percentage "
+        f"of harmful prompts whose answer has a reward of at least {harmless}, and **HpR**, the "
+        "helpfulness rate, is the percentage of helpful prompts whose answer has a reward above "
+        f"{helpful}. **CAS**, the combined alignment score, is the mean of the two. Brackets "
+        "contain 95% confidence intervals."
     )
 
 
@@ -516,7 +524,6 @@ def write_findings(published: Path, metrics: Record) -> str:
         write_helpfulness(published, metrics),
         write_harmlessness(metrics),
         write_apologies_in_short(published),
-        write_running_on_in_short(metrics),
     ])
 
 
@@ -535,10 +542,13 @@ def write_helpfulness(published: Path, metrics: Record) -> str:
                 always.append(model)
             else:
                 sometimes.append(f"for {model} only at {100 * share:.0f}% of them")
+    chosen = metrics["thresholds"]["helpful"]
+    low, high = format_number(chosen - REACH), format_number(chosen + REACH)
     return (
         f"**Helpfulness rises.** {join_names(higher)} are significantly more helpful than "
-        f"{baseline}. For {join_names(always)} this is true at every threshold within "
-        f"{REACH_IN_WORDS} of the study's, {join_names(sometimes)}."
+        f"{baseline}. For {join_names(always)} this is true at every threshold from {low} to "
+        f"{high}, {join_names(sometimes)}. Part of the gain is associated with inventing the "
+        "human's next turn less often, since the study scored such invented text as well."
     )
 
 
@@ -574,20 +584,6 @@ def write_apologies_in_short(published: Path) -> str:
         f"prompts that begin with an apology, {says['does not understand']} say that they do not "
         f"understand and only {says['declines']} decline the request, but the judge calls "
         f"{harmless} of them harmless."
-    )
-
-
-def write_running_on_in_short(metrics: Record) -> str:
-    """Say how much of the gain on helpful prompts is associated with running on less often."""
-    parts = []
-    for record in metrics["gain_by_not_running_on"]:
-        if record["kind"] == "helpful":
-            parts.append(f"{record['by_share']:.2f} of {record['gain']:.2f} for {record['model']}")
-    return (
-        "**Part of the gain is knowing when to stop.** The study let models run on into human "
-        "turns that they had invented, and scored these as parts of the answers. On helpful "
-        "prompts, running on less often is associated with a part of each model's gain in mean "
-        f"reward over Base: {join_names(parts)}."
     )
 
 

@@ -1,8 +1,8 @@
-"""Claims about models, such as those of a paper, tested on the comparisons of a run.
+"""Claims about models, such as those of a paper, held against the comparisons of a run.
 
 A claim is data: its words, and the statements that these words make. A statement says that one
-model lies above another in one measure. Whether the answers support it is decided by the
-comparisons of the same models, which `comparisons.compare` and `diagnostics.spreads` compute.
+model lies above another in one measure. What a claim is worth is read off the comparisons of the
+same models, which `comparisons.compare` and `diagnostics.spreads` compute from their answers.
 """
 
 import math
@@ -37,7 +37,7 @@ class Statement(NamedTuple):
 
 
 class Ordering(BaseModel):
-    """Many statements at once: in each measure, each of `higher` lies above each of `lower`."""
+    """Statements in short: in each measure each of `higher` lies above each of `lower`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -49,9 +49,8 @@ class Ordering(BaseModel):
 class Claim(BaseModel):
     """A claim in its own words, and what it says about models.
 
-    `section` is where the claim is made, and `orderings` is how it is read. `exhaustive` tells
-    whether the claim says in so many words that all of these statements are true, so that one
-    exception contradicts it.
+    `section`: where it is made. `orderings`: how it is read. `exhaustive`: whether it says in so
+    many words that it holds for all of these statements, so that one exception contradicts it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -75,11 +74,10 @@ class Claim(BaseModel):
 class Evidence(NamedTuple):
     """What the answers say about a statement.
 
-    `difference` is the value of the model that is said to be higher minus that of the other one,
-    in points (rates) or in units of reward (means and medians); for a spread it is the ratio of
-    the two standard deviations. `low` and `high` are the ends of its 95% interval, None where it
-    has none. `printed` contains the numbers that the claim's source prints for the two models, in
-    the same order, and is None where it prints none.
+    `difference` is that of the higher model minus the lower one, in points (rates) or rewards
+    (mean, median); of a spread it is the ratio of the two standard deviations. `low` and `high`
+    are the ends of its 95% interval, None where it has none. `printed` holds the numbers that the
+    claim's source prints for the higher and the lower model, None where it prints none.
     """
 
     statement: Statement
@@ -91,7 +89,7 @@ class Evidence(NamedTuple):
 
     @property
     def direction(self) -> int:
-        """1 if the difference has the stated sign, -1 if the opposite one, 0 if it is zero."""
+        """1 where the difference is as stated, -1 where it is the opposite, 0 where it is none."""
         if self.statement.is_ratio:
             return _sign(self.difference - 1)
         return _sign(self.difference)
@@ -143,20 +141,19 @@ def assess_claims(
     spreads: Sequence[Record] = (),
     printed: Printed | None = None,
 ) -> list[Assessment]:
-    """Test claims on the comparisons of the models that they speak of.
+    """Hold claims against the comparisons of the models that they speak of.
 
     Args:
         claims: the claims.
-        comparisons: records of `comparisons.compare`, which cover rates and mean rewards.
-        spreads: records of `diagnostics.spreads`, which cover spreads and medians.
-        printed: {measure: {model: number}} as the claims' source prints them. They are kept with
-            the evidence and decide nothing.
+        comparisons: records of `comparisons.compare`, from which rates and mean rewards are known.
+        spreads: records of `diagnostics.spreads`, from which spreads and medians are known.
+        printed: {measure: {model: number}} as the claims' source prints them, shown beside.
 
     Returns:
         An assessment for each claim, in the order of the claims.
 
     Raises:
-        ValueError: a claim speaks of models or measures that the records do not contain.
+        ValueError: a claim speaks of models or measures that the records do not hold.
     """
     evidence_by_statement = collect_evidence(comparisons, spreads)
     assessments = []
@@ -166,8 +163,8 @@ def assess_claims(
             if statement not in evidence_by_statement:
                 raise ValueError(
                     f"The claim “{claim.quotation}” states that {statement.higher} is above "
-                    f"{statement.lower} in {statement.measure}, but the comparisons contain no "
-                    "such pair. Correct the claim, or evaluate these models."
+                    f"{statement.lower} in {statement.measure}, but the comparisons hold no such "
+                    "pair. Correct the claim, or evaluate these models."
                 )
             part = evidence_by_statement[statement]
             evidence.append(part._replace(printed=_look_up(printed or {}, statement)))
@@ -180,12 +177,12 @@ def judge_evidence(evidence: Sequence[Evidence], exhaustive: bool) -> Verdict:
 
     Args:
         evidence: the evidence on each statement.
-        exhaustive: whether the claim says that it is true without exception.
+        exhaustive: whether the claim says that it holds without exception.
 
     Returns:
-        "supported" if every difference is significant and has the stated sign; "contradicted" if
-        one is significant with the opposite sign or, for an exhaustive claim, if one has the
-        opposite sign at all; otherwise "inconclusive".
+        "supported" where every difference is significant and as stated; "contradicted" where one
+        is significant and the opposite, or, if the claim is exhaustive, where one is the opposite
+        at all; else "inconclusive".
     """
     opposite = [part for part in evidence if part.direction < 0]
     if exhaustive and opposite:
@@ -203,10 +200,10 @@ def collect_evidence(
     """Gather what is known of every statement about two models, each pair both ways round.
 
     Args:
-        comparisons: records of `comparisons.compare`, which decide what is significant after
+        comparisons: records of `comparisons.compare`; significant is what they decided, after
             Holm's correction.
-        spreads: records of `diagnostics.spreads`. A spread or a median differs significantly if
-            its 95% interval excludes equality, without a correction.
+        spreads: records of `diagnostics.spreads`; significant is where the 95% interval excludes
+            equality, without a correction.
 
     Returns:
         {statement: evidence}.

@@ -60,7 +60,7 @@ def test_marks_that_do_not_fit_are_refused():
 @pytest.fixture(scope="module")
 def parts():
     """The parts as the committed results give them, with the address that README names."""
-    return build.list_parts(address=re.search(r"git clone (\S+) sft-dpo\n", README)[1])
+    return build.list_parts(address=re.search(r"git clone (\S+) sft-dpo ", README)[1])
 
 
 @pytest.mark.parametrize("path", build.list_documents(), ids=lambda path: path.name)
@@ -287,7 +287,7 @@ def test_address_of_the_repository(origin, address):
 
 def test_readme_names_a_public_address(parts):
     """What README clones is what an origin gives, wherever these tests run."""
-    address = re.search(r"git clone (\S+) sft-dpo\n", parts["clone"]())[1]
+    address = re.search(r"git clone (\S+) sft-dpo ", parts["clone"]())[1]
     assert readme_parts.public_address(address) == address
 
 
