@@ -47,7 +47,7 @@ def list_parts(
         "claims counted": partial(study_tables.write_claims_counted, assessments),
         "claims": partial(study_tables.write_verdicts, assessments),
         "evidence": partial(study_tables.write_evidence, assessments, models),
-        "summary": partial(study_tables.copy_summary, published),
+        "summary": partial(study_tables.write_summary, metrics),
         "headlines": partial(study_tables.write_headlines, metrics),
         "pairs": partial(study_tables.write_pairs, metrics),
         "rewards say more": partial(study_tables.write_rewards_say_more, metrics),

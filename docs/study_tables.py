@@ -27,7 +27,7 @@ from posttrain.claims import (
 from posttrain.diagnostics import HUMAN, begins_like_a_refusal
 from posttrain.files import read_json
 from posttrain.metrics import KINDS, models_of, pivot_rewards, wilson
-from posttrain.tables import interval
+from posttrain.tables import interval, summary
 
 PUBLISHED = ROOT / "results" / "published"
 RATES = ("HmR", "HpR", "CAS")
@@ -79,10 +79,10 @@ def format_p(p: float) -> str:
     return "below 0.0001" if p < 0.0001 else f"{p:.2g}"
 
 
-def keep_together(text: str) -> str:
-    """Let a cell break its line before an interval, but not within it."""
-    value, bracket, ends = text.partition("[")
-    return f"{value}{bracket}{ends.replace(' ', '&nbsp;')}"
+def write_estimates(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table whose cells break their lines before an interval, but not within it."""
+    table = write_table(columns, rows)
+    return re.sub(r"\[[^\]]*\]", lambda interval: interval[0].replace(" ", "&nbsp;"), table)
 
 
 def format_signed_interval(record: Record, name: str, digits: int) -> str:
@@ -162,13 +162,13 @@ def write_claims_in_short(assessments: Sequence[Assessment], models: Sequence[st
                 measure = evidence.statement.measure
                 if measure in RATES and evidence.statement.lower == other:
                     shown = orient(evidence, models)
-                    text = keep_together(describe_difference(shown))
+                    text = describe_difference(shown)
                     cells[measure] = f"**{text}**" if evidence.significant else text
                     side = write_expectation(evidence, models)
                     expected = f"{name_models(shown)} {side}"
             rows.append([words + expected, *cells.values(), verdict])
             words, verdict = "", ""  # a second row of the same claim
-    return write_table(["claim, and the difference that it expects", *RATES, "verdict"], rows)
+    return write_estimates(["claim, and the difference that it expects", *RATES, "verdict"], rows)
 
 
 def write_verdicts(assessments: Sequence[Assessment]) -> str:
@@ -193,7 +193,7 @@ def write_evidence(assessments: Sequence[Assessment], models: Sequence[str]) -> 
     for number, (claim, verdict, evidence) in enumerate(assessments, start=1):
         rows = [write_evidence_row(part, models) for part in evidence]
         sections.append(f"### {number}. “{claim.quotation}”: {verdict}")
-        sections.append(write_table(columns, rows))
+        sections.append(write_estimates(columns, rows))
     return "\n\n".join(sections)
 
 
@@ -246,10 +246,10 @@ def describe_difference(evidence: Evidence) -> str:
 # ---- rates and differences
 
 
-def copy_summary(published: Path) -> str:
-    """Copy the final table out of summary.md."""
-    lines = (published / "summary.md").read_text(encoding="utf-8").splitlines()
-    return "\n".join(line for line in lines if line.startswith("|"))
+def write_summary(metrics: Record) -> str:
+    """Write the final table of the notebook: the rates and the mean rewards of the models."""
+    table = summary(metrics["models"])
+    return write_estimates(list(table.columns), table.to_numpy().tolist())
 
 
 def write_results(metrics: Record) -> str:
@@ -260,9 +260,8 @@ def write_results(metrics: Record) -> str:
     """
     rows = []
     for record in metrics["models"]:
-        cells = [keep_together(interval(record, rate)) for rate in RATES]
-        rows.append([record["model"], *cells])
-    return write_table(["model", *RATES], rows)
+        rows.append([record["model"], *(interval(record, rate) for rate in RATES)])
+    return write_estimates(["model", *RATES], rows)
 
 
 def write_measures(published: Path, metrics: Record) -> str:
@@ -303,16 +302,15 @@ def write_pairs(metrics: Record) -> str:
                 record["measure"],
                 f"{record['second']} − {record['first']}",
                 comparisons.format_difference(record).replace(" points", ""),
-                f"{record['gained']} and {record['lost']} of {record['n']}",
+                f"{record['gained']}, {record['lost']}",
                 format_p(record["p"]),
                 format_p(record["p_holm"]),
                 f"**{decision}**" if decision == "significant" else decision,
             ])
     columns = [
-        "measure", "difference", "points [95%]", "prompts gained and lost", "p", "p, corrected",
-        "decision",
-    ]  # fmt: skip
-    return write_table(columns, rows)
+        "measure", "difference", "points [95%]", "gained, lost", "p", "p (Holm)", "decision",
+    ]
+    return write_estimates(columns, rows)
 
 
 def write_rewards_say_more(metrics: Record) -> str:
@@ -365,7 +363,7 @@ def write_running_on(metrics: Record) -> str:
         "prompts", "model", "mean reward, ran on", "mean reward, did not",
         "HmR or HpR (%), ran on", "HmR or HpR (%), did not",
     ]  # fmt: skip
-    return write_table(columns, table)
+    return write_estimates(columns, table)
 
 
 def write_gains(metrics: Record) -> str:
@@ -507,7 +505,7 @@ def write_apologies(published: Path) -> str:
         "model", "answers that apologise", "of these decline", "of these do not understand",
         "of these judged harmless", "HmR of all other answers (%)",
     ]  # fmt: skip
-    return write_table(columns, rows)
+    return write_estimates(columns, rows)
 
 
 # ---- findings
@@ -595,7 +593,7 @@ def write_records(records: Sequence[Record], columns: dict[str, Callable[[Record
     rows = []
     for record in records:
         rows.append([write_cell(record) for write_cell in columns.values()])
-    return write_table(list(columns), rows)
+    return write_estimates(list(columns), rows)
 
 
 def write_list(sentences: Sequence[str]) -> str:

@@ -125,13 +125,13 @@ def test_running_on_and_gains():
               "rate": 46.15, "rate_low": 28.76, "rate_high": 64.55}  # fmt: skip
     table = study_tables.write_running_on({"running_on": [record]})
     assert table.splitlines()[2] == (
-        "| harmful | A | −3.43 [−4.01, −2.86] |  | 46.1 [28.8, 64.5] |  |"
+        "| harmful | A | −3.43 [−4.01,&nbsp;−2.86] |  | 46.1 [28.8,&nbsp;64.5] |  |"
     )
     record = {"kind": "helpful", "model": "A", "gain": 1.5, "gain_low": 1.0, "gain_high": 2.0,
               "by_share": 0.5, "by_share_low": -0.1, "by_share_high": 1.1}  # fmt: skip
     table = study_tables.write_gains({"gain_by_not_running_on": [record]})
     assert table.splitlines()[2] == (
-        "| helpful | A − Base | +1.50 [+1.00, +2.00] | +0.50 [−0.10, +1.10] |"
+        "| helpful | A − Base | +1.50 [+1.00,&nbsp;+2.00] | +0.50 [−0.10,&nbsp;+1.10] |"
     )
     record = {"kind": "helpful", "model": "A", "human_turn": 52.4, "refusal": 4.0, "empty": 0.0}
     table = study_tables.write_behaviour({"behaviour": [record]})
@@ -197,6 +197,7 @@ def test_other_thresholds():
     helpful = shares["HpR"]
     assert helpful["Base", "SFT"] == helpful["Base", "SFT+DPO"] == 1
     assert 0.4 < helpful["Base", "DPO"] < 0.6
+    assert 0.95 < helpful["DPO", "SFT+DPO"] < 1
     assert study_tables.REACH == 1, "REACH_IN_WORDS says one"
 
 
@@ -215,6 +216,7 @@ def test_decisions_at_the_studys_own_thresholds(metrics):
             assert decided[record["measure"]][pair] == record["decision"]
             compared += 1
     assert compared == 12
+    assert decided["HpR"]["DPO", "SFT+DPO"] == "suggestive"
 
 
 def test_findings_are_true_of_the_numbers(metrics):
