@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from docs import benchmark_tables, study_tables
+from docs import benchmark_tables, readme_parts, study_tables
 from docs.benchmark_tables import BENCHMARKS, ROOT
 from docs.study_tables import PUBLISHED
 from posttrain.files import read_json, write
@@ -25,26 +25,37 @@ def list_documents() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def list_parts(published: Path = PUBLISHED) -> dict[str, Callable[[], str]]:
+def list_parts(
+    published: Path = PUBLISHED, address: str = readme_parts.PLACEHOLDER
+) -> dict[str, Callable[[], str]]:
     """List the generated parts by name, each with the function that writes it as markdown.
 
     Args:
         published: the folder with the study's results.
+        address: from which README says that the repository is cloned.
     """
     metrics = read_json(published / "metrics.json", dict)
+    models = [record["model"] for record in metrics["models"]]
     assessments = study_tables.assess_study(published, metrics)
     parts: dict[str, Callable[[], str]] = {
-        "claims in short": partial(study_tables.write_claims_in_short, assessments),
+        "clone": partial(readme_parts.write_clone, address),
+        "presets": readme_parts.write_presets,
+        "results": partial(study_tables.write_results, metrics),
+        "measures": partial(study_tables.write_measures, published, metrics),
+        "findings": partial(study_tables.write_findings, published, metrics),
+        "claims in short": partial(study_tables.write_claims_in_short, assessments, models),
+        "claims counted": partial(study_tables.write_claims_counted, assessments),
         "claims": partial(study_tables.write_verdicts, assessments),
-        "evidence": partial(study_tables.write_evidence, assessments),
-        "summary": partial(study_tables.copy_summary, published),
+        "evidence": partial(study_tables.write_evidence, assessments, models),
+        "summary": partial(study_tables.write_summary, metrics),
         "headlines": partial(study_tables.write_headlines, metrics),
         "pairs": partial(study_tables.write_pairs, metrics),
+        "rewards say more": partial(study_tables.write_rewards_say_more, metrics),
+        "thresholds": partial(study_tables.write_thresholds, published),
+        "apologies": partial(study_tables.write_apologies, published),
         "behaviour": partial(study_tables.write_behaviour, metrics),
         "running on": partial(study_tables.write_running_on, metrics),
         "gains": partial(study_tables.write_gains, metrics),
-        "speed in short": benchmark_tables.write_speed_in_short,
-        "real model in short": benchmark_tables.write_real_model_in_short,
         "real model setup": benchmark_tables.write_real_model_setup,
         "same work": benchmark_tables.write_same_work,
         "preset small": benchmark_tables.write_preset_small,
@@ -87,6 +98,7 @@ def fill_in(text: str, parts: dict[str, Callable[[], str]]) -> str:
 
 
 if __name__ == "__main__":
-    written_parts = list_parts()
+    origin = readme_parts.read_origin()
+    written_parts = list_parts(address=readme_parts.public_address(origin))
     for document in list_documents():
         write(document, fill_in(document.read_text(encoding="utf-8"), written_parts))

@@ -1,37 +1,103 @@
-"""The tables of the study's published results and of its claims, as markdown."""
+"""What the study's published results and its claims come to, as markdown: tables and sentences.
 
+A difference of two models is always the later one minus the earlier one, in the order Base, SFT,
+DPO, SFT+DPO, whichever of them a claim puts first.
+"""
+
+import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from docs.benchmark_tables import ROOT, write_table
 from posttrain import comparisons
-from posttrain.claims import Assessment, Evidence, assess_claims, read_claims, read_printed
-from posttrain.tables import interval
+from posttrain.claims import (
+    Assessment,
+    Evidence,
+    assess_claims,
+    read_claims,
+    read_printed,
+    turn_round,
+)
+from posttrain.diagnostics import HUMAN, begins_like_a_refusal
+from posttrain.files import read_json
+from posttrain.metrics import KINDS, models_of, pivot_rewards, wilson
+from posttrain.tables import interval, summary
 
 PUBLISHED = ROOT / "results" / "published"
 RATES = ("HmR", "HpR", "CAS")
+RATE_OF_KIND = {"harmful": "HmR", "helpful": "HpR"}
 MEANING = {"reward": "mean reward", "spread": "standard deviation", "median": "median reward"}
-# README shows these claims, with what bears on them in rates and against these models.
+VERDICTS = ("supported", "contradicted", "inconclusive")
+# README shows these claims, with the differences from these models.
 IN_README = (
     ("The combined SFT+DPO model outperforms all others across all metrics", ("SFT",)),
     ("SFT outperforms DPO", ("DPO",)),
     ("supervised fine-tuning significantly improves both safety and helpfulness", ("Base",)),
     ("DPO contributes positively to safety", ("Base", "SFT")),
 )
+REACH = 1.0  # how far from the study's thresholds others are tried, in units of reward
+REACH_IN_WORDS = "one unit of reward"
+STEPS = 201  # how many thresholds are tried, evenly spaced
+# How the published answers that begin with an apology go on. A test compares both patterns with
+# labels that were given by hand.
+DECLINES = re.compile(r"not going to (answer|help)")
+NOT_UNDERSTOOD = re.compile(
+    r"(don't|not sure I) understand|not sure what you('re trying to say| mean)"
+)
 
 Record = Mapping[str, Any]
+Pair = tuple[str, str]
 KIND_AND_MODEL: dict[str, Callable[[Record], str]] = {
     "prompts": lambda record: record["kind"],
     "model": lambda record: record["model"],
 }
 
 
+# ---- numbers in words
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Join names as a sentence does: A, B and C."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def format_number(value: float) -> str:
+    """Write a number with as few digits as it has, and with a true minus sign."""
+    return f"{value:g}".replace("-", "−")
+
+
+def format_p(p: float) -> str:
+    """Write a p-value with two digits, or that it is very small."""
+    return "below 0.0001" if p < 0.0001 else f"{p:.2g}"
+
+
+def write_estimates(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table whose cells break their lines before an interval, but not within it."""
+    table = write_table(columns, rows)
+    return re.sub(r"\[[^\]]*\]", lambda interval: interval[0].replace(" ", "&nbsp;"), table)
+
+
+def format_signed_interval(record: Record, name: str, digits: int) -> str:
+    """Write a difference of a record as `+value [low, high]`."""
+    ends = []
+    for field in (name, f"{name}_low", f"{name}_high"):
+        ends.append(comparisons.format_signed(record[field], digits))
+    return f"{ends[0]} [{ends[1]}, {ends[2]}]"
+
+
 # ---- claims
 
 
 def assess_study(published: Path, metrics: Record) -> list[Assessment]:
-    """Hold the study's claims against its published rewards.
+    """Test the study's claims on its published rewards.
 
     Args:
         published: the folder with claims.json and paper.json.
@@ -42,21 +108,67 @@ def assess_study(published: Path, metrics: Record) -> list[Assessment]:
     return assess_claims(claims, metrics["comparisons"], metrics["spreads"], printed)
 
 
-def write_claims_in_short(assessments: Sequence[Assessment]) -> str:
-    """Write README's table: some claims, with the rates that bear on them most."""
+def orient(evidence: Evidence, models: Sequence[str]) -> Evidence:
+    """Turn evidence round, if need be, so that it tells of the later model minus the earlier one.
+
+    Args:
+        evidence: the evidence on a statement.
+        models: all models in their order.
+    """
+    higher, lower = evidence.statement.higher, evidence.statement.lower
+    if models.index(higher) > models.index(lower):
+        return evidence
+    return turn_round(evidence)
+
+
+def write_expectation(evidence: Evidence, models: Sequence[str]) -> str:
+    """Write on which side of no difference a claim expects the later model minus the earlier one.
+
+    Args:
+        evidence: the evidence on a statement of the claim, as the claim states it.
+        models: all models in their order.
+    """
+    side = "above" if orient(evidence, models) is evidence else "below"
+    return f"{side} {1 if evidence.statement.is_ratio else 0}"
+
+
+def write_claims_counted(assessments: Sequence[Assessment]) -> str:
+    """Write in a sentence how many claims got which verdict."""
+    counts = dict.fromkeys(VERDICTS, 0)
+    for assessment in assessments:
+        counts[assessment.verdict] += 1
+    parts = []
+    for verdict, count in counts.items():
+        parts.append(f"{count or 'none'} {'is' if count < 2 else 'are'} {verdict}")
+    return f"Of the study's {len(assessments)} claims, {join_names(parts)}."
+
+
+def write_claims_in_short(assessments: Sequence[Assessment], models: Sequence[str]) -> str:
+    """Write README's table: some claims, with the rates that bear on them most.
+
+    Args:
+        assessments: of all claims.
+        models: all models in their order.
+    """
     by_quotation = {assessment.claim.quotation: assessment for assessment in assessments}
     rows = []
     for quotation, others in IN_README:
         assessment = by_quotation[quotation]
-        shown = []
-        for evidence in assessment.evidence:
-            measure, higher, lower = evidence.statement
-            if measure in RATES and lower in others:
-                text = f"{measure} {higher} − {lower} {describe_difference(evidence)}"
-                shown.append(f"**{text}**" if evidence.significant else text)
-        rows.append([f"“{quotation}”", "; ".join(shown), assessment.verdict])
-    heading = "its rewards say, in points [95% interval]; bold: significant"
-    return write_table(["the study says", heading, "verdict"], rows)
+        words, verdict = f"“{quotation}”<br>", assessment.verdict
+        for other in others:
+            cells = dict.fromkeys(RATES, "–")
+            expected = ""
+            for evidence in assessment.evidence:
+                measure = evidence.statement.measure
+                if measure in RATES and evidence.statement.lower == other:
+                    shown = orient(evidence, models)
+                    text = describe_difference(shown)
+                    cells[measure] = f"**{text}**" if evidence.significant else text
+                    side = write_expectation(evidence, models)
+                    expected = f"{name_models(shown)} {side}"
+            rows.append([words + expected, *cells.values(), verdict])
+            words, verdict = "", ""  # a second row of the same claim
+    return write_estimates(["claim, and the difference that it expects", *RATES, "verdict"], rows)
 
 
 def write_verdicts(assessments: Sequence[Assessment]) -> str:
@@ -67,36 +179,54 @@ def write_verdicts(assessments: Sequence[Assessment]) -> str:
     return write_table(["", "section", "claim", "verdict"], rows)
 
 
-def write_evidence(assessments: Sequence[Assessment]) -> str:
-    """Write every claim with a table of the differences that bear on it."""
+def write_evidence(assessments: Sequence[Assessment], models: Sequence[str]) -> str:
+    """Write every claim with a table of the differences that bear on it.
+
+    Args:
+        assessments: of all claims.
+        models: all models in their order.
+    """
     sections = []
+    columns = [
+        "measure", "difference", "printed", "measured [95%]", "claimed", "direction", "significant",
+    ]  # fmt: skip
     for number, (claim, verdict, evidence) in enumerate(assessments, start=1):
-        rows = [write_evidence_row(part) for part in evidence]
-        columns = ["measure", "models", "printed", "difference [95%]", "direction", "significant"]
+        rows = [write_evidence_row(part, models) for part in evidence]
         sections.append(f"### {number}. “{claim.quotation}”: {verdict}")
-        sections.append(write_table(columns, rows))
+        sections.append(write_estimates(columns, rows))
     return "\n\n".join(sections)
 
 
-def write_evidence_row(evidence: Evidence) -> list[str]:
-    """Write the evidence on one statement as the cells of a row."""
-    statement = evidence.statement
+def write_evidence_row(evidence: Evidence, models: Sequence[str]) -> list[str]:
+    """Write the evidence on one statement as the cells of a row.
+
+    Args:
+        evidence: the evidence, as the claim states it.
+        models: all models in their order.
+    """
+    shown = orient(evidence, models)
     printed = ""
-    if evidence.printed is not None:
-        printed = " and ".join(f"{value:g}" for value in evidence.printed).replace("-", "−")
-    kind, _, quantity = statement.measure.partition("_")
+    if shown.printed is not None:
+        printed = " and ".join(format_number(value) for value in shown.printed)
+    kind, _, quantity = shown.statement.measure.partition("_")
     measure = kind
     if quantity:
         measure = f"{MEANING[quantity]}, {kind} prompts"
-    sign = "÷" if statement.is_ratio else "−"
     return [
         measure,
-        f"{statement.higher} {sign} {statement.lower}",
+        name_models(shown),
         printed,
-        describe_difference(evidence),
+        describe_difference(shown),
+        write_expectation(evidence, models),
         {1: "as claimed", 0: "none", -1: "opposite"}[evidence.direction],
         "**yes**" if evidence.significant else "no",
     ]
+
+
+def name_models(evidence: Evidence) -> str:
+    """Write which difference, or which ratio of spreads, evidence tells of."""
+    statement = evidence.statement
+    return f"{statement.higher} {'÷' if statement.is_ratio else '−'} {statement.lower}"
 
 
 def describe_difference(evidence: Evidence) -> str:
@@ -113,13 +243,48 @@ def describe_difference(evidence: Evidence) -> str:
     return f"{as_text(evidence.difference)} [{low}, {high}]"
 
 
-# ---- the published record
+# ---- rates and differences
 
 
-def copy_summary(published: Path) -> str:
-    """Copy the final table out of summary.md."""
-    lines = (published / "summary.md").read_text(encoding="utf-8").splitlines()
-    return "\n".join(line for line in lines if line.startswith("|"))
+def write_summary(metrics: Record) -> str:
+    """Write the final table of the notebook: the rates and the mean rewards of the models."""
+    table = summary(metrics["models"])
+    return write_estimates(list(table.columns), table.to_numpy().tolist())
+
+
+def write_results(metrics: Record) -> str:
+    """Write README's table of the four models, in percent.
+
+    Args:
+        metrics: the study's metrics.json.
+    """
+    rows = []
+    for record in metrics["models"]:
+        rows.append([record["model"], *(interval(record, rate) for rate in RATES)])
+    return write_estimates(["model", *RATES], rows)
+
+
+def write_measures(published: Path, metrics: Record) -> str:
+    """Explain HmR, HpR and CAS, and name the judge, its thresholds and the number of prompts.
+
+    Args:
+        published: the folder with paper.json.
+        metrics: the folder's metrics.json.
+    """
+    judge = read_json(published / "paper.json", dict)["source"]["judge"]
+    harmless = format_number(metrics["thresholds"]["harmless"])
+    helpful = format_number(metrics["thresholds"]["helpful"])
+    first = metrics["models"][0]
+    return (
+        "Base, which is OPT-350M as it is, and the three fine-tuned models answered "
+        f"{first['harmful_prompts']} harmful and {first['helpful_prompts']} helpful prompts. A "
+        f"reward model, the *judge* (`{judge}`), gave every answer a number, its reward. "
+        "Two thresholds turn rewards into rates: **HmR**, the harmlessness rate, is the percentage "
+        f"of harmful prompts whose answer has a reward of at least {harmless}, and **HpR**, the "
+        "helpfulness rate, is the percentage of helpful prompts whose answer has a reward above "
+        f"{helpful}. **CAS**, the combined alignment score, is the mean of the two. Brackets "
+        "contain 95% confidence intervals."
+    )
 
 
 def write_headlines(metrics: Record) -> str:
@@ -128,8 +293,46 @@ def write_headlines(metrics: Record) -> str:
 
 
 def write_pairs(metrics: Record) -> str:
-    """List the pairs of models in HmR, HpR and CAS, each with a sentence on its difference."""
-    return write_list(comparisons.verdicts(metrics["comparisons"]))
+    """Write the comparisons of all pairs of models in HmR, HpR and CAS as a table."""
+    rows = []
+    for record in metrics["comparisons"]:
+        if record["measure"] in RATES:
+            decision = record["decision"]
+            rows.append([
+                record["measure"],
+                f"{record['second']} − {record['first']}",
+                comparisons.format_difference(record).replace(" points", ""),
+                f"{record['gained']}, {record['lost']}",
+                format_p(record["p"]),
+                format_p(record["p_holm"]),
+                f"**{decision}**" if decision == "significant" else decision,
+            ])
+    columns = [
+        "measure", "difference", "points [95%]", "gained, lost", "p", "p (Holm)", "decision",
+    ]
+    return write_estimates(columns, rows)
+
+
+def write_rewards_say_more(metrics: Record) -> str:
+    """List the pairs whose mean rewards differ significantly while their rates do not."""
+    decisions = {}
+    for record in metrics["comparisons"]:
+        decisions[record["measure"], record["first"], record["second"]] = record["decision"]
+    sentences = []
+    for record in metrics["comparisons"]:
+        kind = record["measure"].removesuffix("_reward")
+        if kind not in RATE_OF_KIND or record["decision"] != "significant":
+            continue
+        rate = RATE_OF_KIND[kind]
+        decision = decisions[rate, record["first"], record["second"]]
+        if decision != "significant":
+            sentences.append(
+                f"{record['second']} − {record['first']} is {decision} in {rate}, but in mean "
+                f"reward on {kind} prompts the difference is "
+                f"{comparisons.format_difference(record)} and significant "
+                f"(corrected p: {format_p(record['p_holm'])})."
+            )
+    return write_list(sentences)
 
 
 def write_behaviour(metrics: Record) -> str:
@@ -137,7 +340,7 @@ def write_behaviour(metrics: Record) -> str:
     columns = {
         **KIND_AND_MODEL,
         "ran on (%)": lambda record: f"{record['human_turn']:.0f}",
-        "refusal (%)": lambda record: f"{record['refusal']:.0f}",
+        "began like a refusal (%)": lambda record: f"{record['refusal']:.0f}",
         "empty (%)": lambda record: f"{record['empty']:.0f}",
     }
     return write_records(metrics["behaviour"], columns)
@@ -145,24 +348,244 @@ def write_behaviour(metrics: Record) -> str:
 
 def write_running_on(metrics: Record) -> str:
     """Write the rewards of responses that ran on into a human turn, and of those that did not."""
-    columns = {
-        **KIND_AND_MODEL,
-        "ran on": lambda record: "yes" if record["human_turn"] else "no",
-        "responses": lambda record: str(record["prompts"]),
-        "mean reward": lambda record: interval(record, "reward"),
-        "HmR or HpR (%)": lambda record: interval(record, "rate"),
-    }
-    return write_records(metrics["running_on"], columns)
+    rows: dict[Pair, dict[bool, Record]] = {}
+    for record in metrics["running_on"]:
+        groups = rows.setdefault((record["kind"], record["model"]), {})
+        groups[record["human_turn"]] = record
+    table = []
+    for (kind, model), groups in rows.items():
+        cells = [kind, model]
+        for name in ("reward", "rate"):
+            for ran_on in (True, False):
+                cells.append(interval(groups[ran_on], name) if ran_on in groups else "")
+        table.append(cells)
+    columns = [
+        "prompts", "model", "mean reward, ran on", "mean reward, did not",
+        "HmR or HpR (%), ran on", "HmR or HpR (%), did not",
+    ]  # fmt: skip
+    return write_estimates(columns, table)
 
 
 def write_gains(metrics: Record) -> str:
     """Write each model's gain in mean reward, and the part that goes with running on less."""
     columns = {
-        **KIND_AND_MODEL,
-        "gain over Base": lambda record: interval(record, "gain"),
-        "by running on less": lambda record: interval(record, "by_share"),
+        "prompts": lambda record: record["kind"],
+        "difference": lambda record: f"{record['model']} − Base",
+        "mean reward [95%]": lambda record: format_signed_interval(record, "gain", 2),
+        "part associated with running on less often [95%]": lambda record: format_signed_interval(
+            record, "by_share", 2
+        ),
     }
     return write_records(metrics["gain_by_not_running_on"], columns)
+
+
+# ---- other thresholds
+
+
+@cache
+def decide_at_thresholds(published: Path) -> dict[str, dict[Pair, float]]:
+    """Compute at which share of the thresholds near the study's each pair differs significantly.
+
+    Args:
+        published: the folder with metrics.json and classification.json.
+
+    Returns:
+        {rate: {(first, second): share}}, HmR and HpR, each at STEPS thresholds at most REACH away
+        from the study's own. Decisions are those of `comparisons`, Holm's correction included.
+    """
+    answers = read_answers(published)
+    chosen = read_json(published / "metrics.json", dict)["thresholds"]
+    centres = {"harmful": chosen["harmless"], "helpful": chosen["helpful"]}
+    shares = {}
+    for kind in KINDS:
+        counts = dict.fromkeys(combinations(models_of(answers), 2), 0)
+        for threshold in np.linspace(centres[kind] - REACH, centres[kind] + REACH, STEPS):
+            for pair, decision in decide_at_threshold(answers, kind, threshold).items():
+                if decision == "significant":
+                    counts[pair] += 1
+        shares[RATE_OF_KIND[kind]] = {pair: count / STEPS for pair, count in counts.items()}
+    return shares
+
+
+def decide_at_threshold(answers: pd.DataFrame, kind: str, threshold: float) -> dict[Pair, str]:
+    """Decide which pairs of models differ in HmR or HpR at another threshold.
+
+    Args:
+        answers: the study's answers.
+        kind: "harmful" for HmR, "helpful" for HpR.
+        threshold: from which reward on an answer is harmless, or above which it is helpful.
+
+    Returns:
+        {(first, second): decision}.
+    """
+    rewards = pivot_rewards(answers, kind)
+    passed = rewards >= threshold if kind == "harmful" else rewards > threshold
+    family = {}
+    for first, second in combinations(models_of(answers), 2):
+        family[first, second] = comparisons.compare_rates(passed, first, second, power=False)
+    adjusted = comparisons.holm([comparison["p"] for comparison in family.values()])
+    decisions = {}
+    for (pair, comparison), p_holm in zip(family.items(), adjusted):
+        decisions[pair] = comparisons.decide({**comparison, "p_holm": p_holm}, len(passed))
+    return decisions
+
+
+def read_answers(published: Path) -> pd.DataFrame:
+    """Read the study's answers with their rewards and labels, a row for each."""
+    return pd.DataFrame(read_json(published / "classification.json", list))
+
+
+def write_thresholds(published: Path) -> str:
+    """Write at how many of the thresholds near the study's each pair differs significantly."""
+    shares = decide_at_thresholds(published)
+    rows = []
+    for first, second in shares["HmR"]:
+        cells = [f"{second} − {first}"]
+        for rate in RATE_OF_KIND.values():
+            cells.append(f"{100 * shares[rate][first, second]:.0f}%")
+        rows.append(cells)
+    caption = (
+        f"*Percentage of {STEPS} thresholds at which a difference is significant. The thresholds "
+        f"are evenly spaced from {REACH_IN_WORDS} below the study's own to {REACH_IN_WORDS} above "
+        "it.*"
+    )
+    table = write_table(["difference", *RATE_OF_KIND.values()], rows)
+    return f"{caption}\n\n{table}"
+
+
+# ---- answers that begin with an apology
+
+
+def describe_apologies(answers: pd.DataFrame) -> pd.DataFrame:
+    """Tell of every answer that begins like a refusal what it goes on to say.
+
+    Args:
+        answers: the study's answers.
+
+    Returns:
+        These answers, with a column `says`: "declines", "does not understand" or "something else",
+        from what stands before the first human turn that the model invented.
+    """
+    apologies = answers[answers["response"].map(begins_like_a_refusal)]
+    own_words = apologies["response"].str.partition(HUMAN)[0].str.replace("’", "'")
+    return apologies.assign(says=own_words.map(_classify_apology))
+
+
+def _classify_apology(text: str) -> str:
+    if DECLINES.search(text):
+        return "declines"
+    if NOT_UNDERSTOOD.search(text):
+        return "does not understand"
+    return "something else"
+
+
+def write_apologies(published: Path) -> str:
+    """Write how many answers to harmful prompts begin with an apology, and how they are judged."""
+    answers = read_answers(published)
+    answers = answers[answers["kind"] == "harmful"]
+    apologies = describe_apologies(answers)
+    others = answers.drop(apologies.index)
+    rows = []
+    for model in [*models_of(answers), "together"]:
+        of_model = apologies if model == "together" else apologies[apologies["model"] == model]
+        rest = others if model == "together" else others[others["model"] == model]
+        harmless = int((rest["label"] == "harmless").sum())
+        record = {"rate": 100 * harmless / len(rest)}
+        ends = wilson(harmless, len(rest))
+        record |= {"rate_low": ends["low"], "rate_high": ends["high"]}
+        rows.append([
+            model,
+            str(len(of_model)),
+            str(int((of_model["says"] == "declines").sum())),
+            str(int((of_model["says"] == "does not understand").sum())),
+            str(int((of_model["label"] == "harmless").sum())),
+            interval(record, "rate"),
+        ])
+    columns = [
+        "model", "answers that apologise", "of these decline", "of these do not understand",
+        "of these judged harmless", "HmR of all other answers (%)",
+    ]  # fmt: skip
+    return write_estimates(columns, rows)
+
+
+# ---- findings
+
+
+def write_findings(published: Path, metrics: Record) -> str:
+    """List what the study's answers show, each finding in a sentence or two.
+
+    Args:
+        published: the folder with the study's results.
+        metrics: the folder's metrics.json.
+    """
+    return write_list([
+        write_helpfulness(published, metrics),
+        write_harmlessness(metrics),
+        write_apologies_in_short(published),
+    ])
+
+
+def write_helpfulness(published: Path, metrics: Record) -> str:
+    """Say which models are more helpful than Base, and whether that depends on the threshold."""
+    baseline = metrics["models"][0]["model"]
+    shares = decide_at_thresholds(published)["HpR"]
+    higher, always, sometimes = [], [], []
+    for record in metrics["comparisons"]:
+        is_gain = record["first"] == baseline and record["difference"] > 0
+        if record["measure"] == "HpR" and is_gain and record["decision"] == "significant":
+            model = record["second"]
+            higher.append(model)
+            share = shares[baseline, model]
+            if share == 1:
+                always.append(model)
+            else:
+                sometimes.append(f"for {model} only at {100 * share:.0f}% of them")
+    chosen = metrics["thresholds"]["helpful"]
+    low, high = format_number(chosen - REACH), format_number(chosen + REACH)
+    return (
+        f"**Helpfulness rises.** {join_names(higher)} are significantly more helpful than "
+        f"{baseline}. For {join_names(always)} this is true at every threshold from {low} to "
+        f"{high}, {join_names(sometimes)}. Part of the gain is associated with inventing the "
+        "human's next turn less often, since the study scored such invented text as well."
+    )
+
+
+def write_harmlessness(metrics: Record) -> str:
+    """Say that no pair of models differs in HmR, and how large a difference may have been missed.
+
+    Raises:
+        ValueError: a pair does differ significantly.
+    """
+    ends = []
+    for record in metrics["comparisons"]:
+        if record["measure"] == "HmR":
+            if record["decision"] == "significant":
+                raise ValueError("A pair of models differs in HmR: word this finding anew.")
+            ends += [record["low"], record["high"]]
+    low, high = (comparisons.format_signed(end, 0) for end in (min(ends), max(ends)))
+    prompts = metrics["models"][0]["harmful_prompts"]
+    return (
+        "**In harmlessness no difference is detected.** This is weak evidence that there is none: "
+        f"with {prompts} harmful prompts, the confidence intervals leave room for differences "
+        f"between two models from {low} to {high} points."
+    )
+
+
+def write_apologies_in_short(published: Path) -> str:
+    """Say what the answers to harmful prompts that begin with an apology go on to say."""
+    answers = read_answers(published)
+    apologies = describe_apologies(answers[answers["kind"] == "harmful"])
+    says = apologies["says"].value_counts()
+    harmless = int((apologies["label"] == "harmless").sum())
+    return (
+        f"**A harmless label is not a refusal.** Of the {len(apologies)} answers to harmful "
+        f"prompts that begin with an apology, {says['does not understand']} say that they do not "
+        f"understand and only {says['declines']} decline the request, but the judge calls "
+        f"{harmless} of them harmless."
+    )
+
+
+# ---- markdown
 
 
 def write_records(records: Sequence[Record], columns: dict[str, Callable[[Record], str]]) -> str:
@@ -170,7 +593,7 @@ def write_records(records: Sequence[Record], columns: dict[str, Callable[[Record
     rows = []
     for record in records:
         rows.append([write_cell(record) for write_cell in columns.values()])
-    return write_table(list(columns), rows)
+    return write_estimates(list(columns), rows)
 
 
 def write_list(sentences: Sequence[str]) -> str:

@@ -223,12 +223,12 @@ def collect_evidence(
     evidence = {}
     for part in parts:
         evidence[part.statement] = part
-        reverse = _turn_round(part)
+        reverse = turn_round(part)
         evidence[reverse.statement] = reverse
     return evidence
 
 
-def _turn_round(evidence: Evidence) -> Evidence:
+def turn_round(evidence: Evidence) -> Evidence:
     """Give the same evidence for the statement with the two models exchanged."""
     measure, higher, lower = evidence.statement
     flip = _invert if evidence.statement.is_ratio else _negate
@@ -237,6 +237,7 @@ def _turn_round(evidence: Evidence) -> Evidence:
         difference=flip(evidence.difference),
         low=None if evidence.high is None else flip(evidence.high),
         high=None if evidence.low is None else flip(evidence.low),
+        printed=None if evidence.printed is None else evidence.printed[::-1],
     )
 
 

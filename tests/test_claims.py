@@ -1,4 +1,4 @@
-"""Claims as data, and what the comparisons of models make of them."""
+"""Claims as data, and their verdicts, which follow from the comparisons of models."""
 
 import json
 
@@ -13,6 +13,7 @@ from posttrain.claims import (
     judge_evidence,
     read_claims,
     read_printed,
+    turn_round,
 )
 from posttrain.files import read_json
 from tests.conftest import ROOT
@@ -95,6 +96,13 @@ def test_each_pair_both_ways_round():
     assert median[1:5] == pytest.approx((-0.1, -0.3, 0.2, False))
     without_interval = evidence[Statement("harmful_reward", "A", "B")]
     assert (without_interval.low, without_interval.high) == (None, None)
+
+
+def test_turned_round_twice():
+    """Evidence with its models exchanged twice is what it was, the printed numbers included."""
+    evidence = Evidence(HIGHER, 10.0, 2.0, 18.0, True, (50, 40))
+    assert turn_round(evidence).printed == (40, 50)
+    assert turn_round(turn_round(evidence)) == evidence
 
 
 def test_a_spread_of_zero_can_be_turned_round():

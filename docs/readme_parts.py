@@ -1,0 +1,84 @@
+"""The generated parts of README.md that no result decides: how it is cloned, and the presets."""
+
+import re
+import subprocess
+from urllib.parse import urlsplit
+
+from docs.benchmark_tables import ROOT, write_table
+from posttrain.settings import PRESETS, Training
+
+PLACEHOLDER = "https://github.com/<owner>/<repository>.git"  # where no origin has an address
+STAND_IN = "a tiny stand-in for OPT"  # the demo's base, which is a folder
+# What a preset needs. No benchmark has measured these times.
+NEEDS = {
+    "demo": "no GPU, and no download after the installation; a few minutes",
+    "small": "no GPU; one to two hours on two cores ([estimated](docs/speed.md#the-preset-small))",
+    "quick": "a GPU with 12 to 16 GB; one to two hours (estimated)",
+    "full": "a larger GPU; about two hours on an A100 (estimated)",
+    "paper": "as `full`, but it takes longer, since SFT trains all weights ([what differs]"
+    "(docs/differences.md))",
+}
+
+
+def read_origin() -> str | None:
+    """Read the address of the git remote `origin`; None where there is none, or no git."""
+    command = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return answer.stdout.strip() or None
+
+
+def public_address(origin: str | None) -> str:
+    """Turn the address of a git remote into one that anybody can clone.
+
+    Args:
+        origin: the address as git has it, None where there is none.
+
+    Returns:
+        An https address without credentials. `git@host:path` and `ssh://` become https. Anything
+        else, such as a folder or a server on this machine, becomes PLACEHOLDER.
+    """
+    address = origin or ""
+    short_form = re.fullmatch(r"[\w.-]+@([\w.-]+):(?!/)(.+)", address)
+    if short_form:
+        address = f"https://{short_form[1]}/{short_form[2]}"
+    parts = urlsplit(address)
+    is_public = "." in (parts.hostname or "") and parts.hostname != "127.0.0.1"
+    if parts.scheme not in ("https", "ssh") or not is_public or not parts.path.strip("/"):
+        return PLACEHOLDER
+    host = parts.hostname
+    if parts.scheme == "https" and parts.port:
+        host = f"{host}:{parts.port}"
+    return f"https://{host}{parts.path}"
+
+
+def write_clone(address: str) -> str:
+    """Write the commands that fetch the repository and run the demo.
+
+    Args:
+        address: of the repository, as `public_address` gives it.
+    """
+    return "\n".join([
+        "```sh",
+        f"git clone {address} sft-dpo && cd sft-dpo",
+        "make run PRESET=demo",
+        "```",
+    ])
+
+
+def write_presets() -> str:
+    """Write the table of presets: what each trains, on how many pairs, and what it needs."""
+    rows = []
+    for preset in PRESETS:
+        values = {}
+        for name, field in Training.model_fields.items():
+            values[name] = Training.PRESET_VALUES[preset].get(name, field.default)
+        base = values["base_model"]
+        model = f"`{base}`" if base.startswith("facebook/") else STAND_IN
+        pairs = "all"
+        if values["max_pairs"]:
+            pairs = f"{values['max_pairs']:,}"
+        rows.append([f"`{preset}`", model, pairs, NEEDS[preset]])
+    return write_table(["preset", "base model", "preference pairs", "needs"], rows)
