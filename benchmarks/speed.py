@@ -154,9 +154,8 @@ def largest_of(values: Iterable[float]) -> float:
 def as_table(record: Mapping[str, Any]) -> str:
     """Write the measurements as a markdown table.
 
-    The last but one column is the share of the arithmetic rate that the best matrix product
-    reached, in bf16 for the ways that multiply in it. It counts the operations of all layers as if
-    each text were read by itself.
+    The share of the peak rate is relative to the best matrix product, in bf16 for the ways that
+    multiply in it. It counts the operations of all layers as if each text were read by itself.
 
     Args:
         record: of speed.json.
@@ -164,11 +163,12 @@ def as_table(record: Mapping[str, Any]) -> str:
     peaks = {}
     for kind in ("float32", "bfloat16"):
         peaks[kind] = max(product[kind] for product in record["matmul GFLOP/s"])
-    lines = [
-        "| stage | way | tokens per second: median (range) | times as fast as the study's batches "
-        "| times as fast as TRL's defaults | share of the peak rate | peak memory (GiB) |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    has_trl = "TRL" in record["runs"]["SFT"]  # it may have been left out
+    headings = ["stage", "way", "tokens per second", "× the study's batches"]
+    if has_trl:
+        headings.append("× TRL's defaults")
+    headings += ["share of peak rate", "memory (GiB)"]
+    lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
     for stage, ways in record["runs"].items():
         rates = {way: _rates(measurements) for way, measurements in ways.items()}
         medians = {way: statistics.median(values) for way, values in rates.items()}
@@ -180,15 +180,17 @@ def as_table(record: Mapping[str, Any]) -> str:
                 operations = PASSES[stage] * FLOP_OF_A_PASS * medians[way]
                 share = f"{100 * operations / peak / 1e9:.0f}%"
             slowest, fastest = min(rates[way]), max(rates[way])
+            digits = 0 if fastest >= 100 else 1
+            span = f"{slowest:.{digits}f} to {fastest:.{digits}f}"
             cells = [
                 stage,
                 NAMES[way],
-                f"{medians[way]:.0f} ({slowest:.0f} to {fastest:.0f})",
+                f"{medians[way]:.{digits}f} ({span})",
                 f"{medians[way] / medians['published']:.1f}",
-                f"{medians[way] / medians['TRL']:.1f}" if "TRL" in medians else "–",
-                share,
-                f"{max(measured['peak GiB'] for measured in measurements):.1f}",
             ]
+            if has_trl:
+                cells.append(f"{medians[way] / medians['TRL']:.1f}" if "TRL" in medians else "–")
+            cells += [share, f"{max(measured['peak GiB'] for measured in measurements):.1f}"]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
