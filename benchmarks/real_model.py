@@ -286,8 +286,8 @@ def as_table(record: Values) -> str:
 
 
 def format_numbers(values: Sequence[float], digits: int) -> str:
-    """Write numbers with arrows between them, and a true minus."""
-    return " → ".join(f"{value:.{digits}f}".replace("-", "−") for value in values)
+    """Write numbers with arrows between them, a true minus, and no place to break the line."""
+    return "\u00a0→\u00a0".join(f"{value:.{digits}f}".replace("-", "−") for value in values)
 
 
 def format_accuracy(share: float, n: int) -> str:
