@@ -39,6 +39,10 @@ PAIRS_OF_CHANGES = [  # on harmful and on helpful prompts: unlike ones, then ali
 ]
 RATES = (0.05, 0.2, 0.5, 0.9)
 MODELS = ("A", "B", "C", "D")
+MEASURE_NAMES = {
+    "harmful_reward": "mean reward, harmful prompts",
+    "helpful_reward": "mean reward, helpful prompts",
+}
 FAMILIES = ((20, 0.5), (50, 0.5), (50, 0.85))  # prompts of each kind, and the rate of all models
 
 Settings = list[tuple[str, float]]  # of each setting its description and a share
@@ -239,13 +243,19 @@ def simulate(data_sets: int, families: int, seed: int = 0) -> dict[str, Settings
 
 
 def as_table(shares: Mapping[str, Settings]) -> str:
-    """Write two markdown tables: mean and extremes of each kind of interval, and the families.
+    """Write two markdown tables: the coverage of intervals, and how often equal models differ.
 
     Args:
         shares: of coverage.json.
     """
     lines = [
-        "| 95% interval of | settings | coverage, mean (%) | lowest (%) | at | highest (%) |",
+        "**Coverage** is the share of data sets whose interval contains the true value. For a 95% "
+        "interval it should be 95%. In the settings, n is the number of prompts. For a difference "
+        "of CAS, the two pairs of numbers are the probabilities that a label is gained and that it "
+        "is lost, on harmful and on helpful prompts. For CAS, the two numbers are the true rates.",
+        "",
+        "| 95% confidence interval of | simulated settings | mean coverage (%) "
+        "| lowest coverage (%) | setting of the lowest | highest coverage (%) |",
         "|---|---|---|---|---|---|",
     ]
     for name, settings in shares.items():
@@ -258,9 +268,25 @@ def as_table(shares: Mapping[str, Settings]) -> str:
             f"| {name} | {len(values)} | {mean:.1f} | {values[lowest]:.1f} | {lowest} | "
             f"{max(values.values()):.1f} |"
         )
-    lines += ["", "| six true nulls | families with a wrong decision (%) |", "|---|---|"]
-    for setting, share in shares["wrong decisions"]:
-        lines.append(f"| {setting} | {100 * share:.1f} |")
+    rows: dict[str, list[str]] = {}  # by setting of the equal models, a share for each measure
+    measures = []
+    for description, share in shares["wrong decisions"]:
+        setting, measure = description.rsplit(", ", 1)
+        rows.setdefault(setting, []).append(f"{100 * share:.1f}")
+        if measure not in measures:
+            measures.append(measure)
+    headings = [MEASURE_NAMES.get(measure, measure) for measure in measures]
+    lines += [
+        "",
+        "**False findings.** Four models with equal true rates were compared in all six pairs. The "
+        "table gives the share of data sets in which at least one pair was called significantly "
+        "different. It should not exceed 5%.",
+        "",
+        f"| four equal models | {' | '.join(f'{heading} (%)' for heading in headings)} |",
+        f"|{'---|' * (1 + len(headings))}",
+    ]
+    for setting, cells in rows.items():
+        lines.append(f"| {setting} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -39,16 +39,17 @@ def measure_sections(path: Path) -> Counter:
 
 
 def as_table(record: Mapping[str, Any]) -> str:
-    """Write the seconds as a markdown table; sections of less than a second stand together.
+    """Write the seconds as a markdown table, with one row for all sections below a second.
 
     Args:
         record: of demo_run.json.
     """
     seconds = record["seconds"]
-    lines = ["| what | seconds |", "|---|---|"]
+    lines = ["| part of the run | seconds |", "|---|---|"]
     lines += [f"| {name} | {value:.0f} |" for name, value in seconds.items() if value >= 1]
-    lines.append(f"| all else | {sum(value for value in seconds.values() if value < 1):.0f} |")
-    lines.append(f"| together | {sum(seconds.values()):.0f} |")
+    short = sum(value for value in seconds.values() if value < 1)
+    lines.append(f"| all sections of less than a second | {short:.0f} |")
+    lines.append(f"| total | {sum(seconds.values()):.0f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -163,8 +163,8 @@ def as_table(record: Mapping[str, Any]) -> str:
         record: of growth.json.
     """
     lines = [
-        "| stage | work | seconds, median (all) | of a unit, times the least work's "
-        "| peak GiB so far |",
+        "| stage | pairs, prompts or answers | seconds: median (every round) "
+        "| time for each, relative to the smallest number | peak memory so far (GiB) |",
         "|---|---|---|---|---|",
     ]
     for stage in dict.fromkeys(run["stage"] for run in record["runs"]):

@@ -222,14 +222,17 @@ def swap_splits(dataset: Path, folder: Path) -> None:
 
 
 def as_table(record: Values) -> str:
-    """Write three markdown tables: the run, the pairs of the test splits, the rates tried.
+    """Write three markdown tables with captions: the run, the test splits, the learning rates.
 
     Args:
         record: of real_model.json.
     """
     lines = [
-        "| model | steps | minutes | loss, held-out pairs | accuracy, with 95% interval | margin "
-        "| log p(chosen) | log p(rejected) |",
+        "**Training.** All measures are those of the held-out pairs. An arrow leads from the value "
+        "before the first step to the value after the last one.",
+        "",
+        "| model | steps | minutes | loss | accuracy [95% interval] | margin | log p(chosen) "
+        "| log p(rejected) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for model, run in record["run"].items():
@@ -248,7 +251,10 @@ def as_table(record: Values) -> str:
         )
     lines += [
         "",
-        "| model | pairs of the test splits | loss | accuracy, with 95% interval | margin |",
+        "**Test.** The trained models are measured on the pairs of the test splits, which are more "
+        "numerous than the held-out pairs.",
+        "",
+        "| model | pairs | loss | accuracy [95% interval] | margin |",
         "|---|---|---|---|---|",
     ]
     for model, test in record["test"].items():
@@ -257,8 +263,10 @@ def as_table(record: Values) -> str:
         lines.append(f"| {model} | {test['pairs']} | {test['loss']:.3f} | {accuracy} | {margin} |")
     lines += [
         "",
-        "| tried: stage | learning rate | steps | loss, held-out pairs | accuracy | margin "
-        "| log p(chosen) |",
+        "**Learning rates.** Each stage was tried with three learning rates in short trainings, "
+        "measured on held-out pairs as above.",
+        "",
+        "| stage | learning rate | steps | loss | accuracy | margin | log p(chosen) |",
         "|---|---|---|---|---|---|---|",
     ]
     for trial in record["trials"]:
@@ -278,8 +286,8 @@ def as_table(record: Values) -> str:
 
 
 def format_numbers(values: Sequence[float], digits: int) -> str:
-    """Write numbers with arrows between them, and a true minus."""
-    return " → ".join(f"{value:.{digits}f}".replace("-", "−") for value in values)
+    """Write numbers with arrows between them, a true minus, and no place to break the line."""
+    return "\u00a0→\u00a0".join(f"{value:.{digits}f}".replace("-", "−") for value in values)
 
 
 def format_accuracy(share: float, n: int) -> str:

@@ -48,6 +48,12 @@ WAYS = {
 # How far a loss and log p may differ from the published way's: in the same precision, in another
 ROUNDING = {"fp32": 1e-6, "bf16": 3e-4}
 REWARDS_WITHIN = 1e-4  # how far rewards may differ
+NAMES = {  # of the ways, in the table
+    "published": "the study's batches",
+    "TRL": "TRL's defaults",
+    "ours": "this repository",
+    "ours fp32": "this repository, fp32",
+}
 # Floating-point operations of a token: two for each weight of the 24 layers (both models have as
 # many) in a pass, and a pass is a forward, a backward to the activations (the weights are frozen),
 # or the reference's forward.
@@ -148,8 +154,8 @@ def largest_of(values: Iterable[float]) -> float:
 def as_table(record: Mapping[str, Any]) -> str:
     """Write the measurements as a markdown table.
 
-    The share of the peak is that of the best matrix product, in bf16 for the ways that multiply in
-    it: of the operations of all layers, as if each text were read by itself.
+    The share of the peak rate is relative to the best matrix product, in bf16 for the ways that
+    multiply in it. It counts the operations of all layers as if each text were read by itself.
 
     Args:
         record: of speed.json.
@@ -157,11 +163,12 @@ def as_table(record: Mapping[str, Any]) -> str:
     peaks = {}
     for kind in ("float32", "bfloat16"):
         peaks[kind] = max(product[kind] for product in record["matmul GFLOP/s"])
-    lines = [
-        "| stage | way | tokens/s, median (all) | against published | against TRL's defaults "
-        "| of the matrix product's peak | peak GiB |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    has_trl = "TRL" in record["runs"]["SFT"]  # it may have been left out
+    headings = ["stage", "way", "tokens per second", "× the study's batches"]
+    if has_trl:
+        headings.append("× TRL's defaults")
+    headings += ["share of peak rate", "memory (GiB)"]
+    lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
     for stage, ways in record["runs"].items():
         rates = {way: _rates(measurements) for way, measurements in ways.items()}
         medians = {way: statistics.median(values) for way, values in rates.items()}
@@ -172,15 +179,18 @@ def as_table(record: Mapping[str, Any]) -> str:
             if stage in PASSES and not record["toy"]:
                 operations = PASSES[stage] * FLOP_OF_A_PASS * medians[way]
                 share = f"{100 * operations / peak / 1e9:.0f}%"
+            slowest, fastest = min(rates[way]), max(rates[way])
+            digits = 0 if fastest >= 100 else 1
+            span = f"{slowest:.{digits}f} to {fastest:.{digits}f}"
             cells = [
                 stage,
-                way,
-                f"{medians[way]:.1f} ({', '.join(f'{rate:.1f}' for rate in rates[way])})",
-                f"{medians[way] / medians['published']:.2f}",
-                f"{medians[way] / medians['TRL']:.2f}" if "TRL" in medians else "–",
-                share,
-                f"{max(measured['peak GiB'] for measured in measurements):.1f}",
+                NAMES[way],
+                f"{medians[way]:.{digits}f} ({span})",
+                f"{medians[way] / medians['published']:.1f}",
             ]
+            if has_trl:
+                cells.append(f"{medians[way] / medians['TRL']:.1f}" if "TRL" in medians else "–")
+            cells += [share, f"{max(measured['peak GiB'] for measured in measurements):.1f}"]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""What benchmarks/ recorded, as markdown: tables and the lines that say where it was measured."""
+"""What benchmarks/ recorded, as markdown: tables, and sentences about how it was measured."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ WAYS = {
     "ours fp32": "here, in fp32",
 }
 ANSWERS = 800  # that the judge reads under preset small
+TEXTS = {"real": "real conversations in HH-RLHF's layout", "the demo's": "those of the demo"}
 
 Record = Mapping[str, Any]
 
@@ -38,16 +39,20 @@ def read_table(path: Path) -> str:
 
 
 def write_machine(name: str) -> str:
-    """Write where and when a benchmark was measured, and on whose text if it says so."""
+    """Write where and when a benchmark was measured, with which text and versions."""
     record = read_record(name)
-    parts = [f"{record['machine']}, {record['cores']} cores"]
-    if "versions" in record:
-        parts.append(", ".join(f"{name} {number}" for name, number in record["versions"].items()))
-    if "date" in record:
-        parts.append(record["date"])
+    machine, _, architecture = record["machine"].partition(", ")
+    if architecture:
+        machine += f" ({architecture})"
+    date = f" on {record['date']}" if "date" in record else ""
+    cores = f"{record['cores']} cores"
+    sentences = [f"This was measured{date} on a machine with {machine} and {cores}."]
     if "text" in record:
-        parts.append(f"{record['text']} text")
-    return f"Measured on: {'; '.join(parts)}."
+        sentences.append(f"The texts are {TEXTS[record['text']]}.")
+    if "versions" in record:
+        packages = [f"{name} {number}" for name, number in record["versions"].items()]
+        sentences.append(f"The versions are {', '.join(packages[:-1])} and {packages[-1]}.")
+    return " ".join(sentences)
 
 
 # ---- speed
@@ -95,37 +100,48 @@ def describe_rate(rates: Mapping[str, float], way: str) -> str:
 
 
 def write_speed_setup(name: str) -> str:
-    """Write what a measurement of speed was made of: the machine, its peak and the work."""
+    """Write how speed was measured: the machine, the work, and the rate of a matrix product."""
     record = read_record(name)
     first = {stage: ways["published"][0] for stage, ways in record["runs"].items()}
     peaks = []
     for kind, precision in {"float32": "fp32", "bfloat16": "bf16"}.items():
-        values = [f"{peak[kind]:.0f}" for peak in record["matmul GFLOP/s"]]
-        peaks.append(f"{', '.join(values)} in {precision}")
+        values = [round(peak[kind]) for peak in record["matmul GFLOP/s"]]
+        lowest, highest = min(values), max(values)
+        span = f"{lowest}" if lowest == highest else f"{lowest} to {highest}"
+        peaks.append(f"{span} in {precision}")
     drawn = ""
     if "of pairs" in record:
-        drawn = f", drawn from a training of {record['of pairs']}"
+        drawn = f", drawn from a training on {record['of pairs']} pairs"
     return "\n".join([
         f"- {write_machine(name)}",
-        f"- A large matrix product reached, in GFLOP/s, {' and '.join(peaks)}.",
-        f"- Training: {first['SFT']['pairs']} pairs in SFT and {first['DPO']['pairs']} in DPO, "
-        f"{record['pairs in a step']} in a step{drawn}.",
-        f"- Evaluation: {len(first['generation']['texts'])} prompts to answer, and "
-        f"{first['judging']['pairs']} answers to judge.",
-        f"- Rounds: {len(record['runs']['SFT']['ours'])}.",
+        f"- SFT trained on {first['SFT']['pairs']} pairs and DPO on {first['DPO']['pairs']}, with "
+        f"{record['pairs in a step']} in an optimizer step{drawn}.",
+        f"- {len(first['generation']['texts'])} prompts were answered, and "
+        f"{first['judging']['pairs']} answers were judged.",
+        f"- There were {len(record['runs']['SFT']['ours'])} rounds.",
+        "- A large matrix product was timed before the first round and after each round. Its rate "
+        f"in GFLOP/s was {' and '.join(peaks)}.",
     ])
 
 
 def write_same_work() -> str:
     """Write how far the results of the ways of computing lay apart."""
-    rows = []
-    for name, value in read_record("speed")["same work"].items():
-        rows.append([name, f"{value:.0e}" if isinstance(value, float) else str(value)])
-    return write_table(["compared", "value"], rows)
+    apart = read_record("speed")["same work"]
+    clauses = []
+    for precision in ("fp32", "bf16"):
+        values = [value for name, value in apart.items() if f"in {precision}," in name]
+        clauses.append(f"{max(values):.0e} in {precision}")
+    texts = apart["generation: texts, all the same"]
+    rewards = apart["judging: largest difference"]
+    return (
+        "The largest relative difference of a loss or a log-probability was "
+        f"{' and '.join(clauses)}. All {texts} generated texts were identical, and rewards "
+        f"differed by at most {rewards:.0e}."
+    )
 
 
 def write_preset_small() -> str:
-    """Write how long the preset small takes, in so far as it was measured or can be computed."""
+    """Write how long the preset small takes, as far as it was measured or can be computed."""
     speed, real_model = read_record("speed"), read_record("real_model")
     minutes, minutes_in_fp32 = 0.0, 0.0
     for model, run in real_model["run"].items():
@@ -139,11 +155,11 @@ def write_preset_small() -> str:
     rows = [
         [f"three trainings of SmolLM2-135M on {real_model['pairs']} pairs, bf16", "measured",
          f"{minutes:.0f}"],
-        ["the same in fp32, by the ratios above", "computed", f"{minutes_in_fp32:.0f}"],
-        [f"the judge on {ANSWERS} answers, at the rate above", "computed",
+        ["the same trainings in fp32", "computed", f"{minutes_in_fp32:.0f}"],
+        [f"the judge on {ANSWERS} answers", "computed",
          f"{tokens / median_rate(judging) / 60:.0f}"],
     ]  # fmt: skip
-    return write_table(["step", "", "minutes"], rows)
+    return write_table(["work", "measured or computed", "minutes"], rows)
 
 
 # ---- a real model
@@ -151,7 +167,8 @@ def write_preset_small() -> str:
 
 def write_real_model_in_short() -> str:
     """Write README's tables: the trainings of a real model, and the pairs of the test splits."""
-    tables = read_table(BENCHMARKS / "real_model.md").split("\n\n")
+    blocks = read_table(BENCHMARKS / "real_model.md").split("\n\n")
+    tables = [block for block in blocks if block.startswith("|")]
     return "\n\n".join(tables[:2])
 
 
@@ -160,6 +177,6 @@ def write_real_model_setup() -> str:
     record = read_record("real_model")
     return (
         f"{write_machine('real_model')} The trainings had {record['pairs']} pairs, of which "
-        f"{record['held out']} were held out for validation. Learning rates were chosen on the "
-        f"first {record['trials'][0]['held out']} of these."
+        f"{record['held out']} were held out for validation. The learning rates were chosen on the "
+        f"first {record['trials'][0]['held out']} of the held-out pairs."
     )
