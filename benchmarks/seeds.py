@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain import tables
+from posttrain import formats, tables
 from posttrain.files import read_json, write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,11 +26,11 @@ def as_table(record: Mapping[str, Any]) -> str:
     Args:
         record: of seeds.json.
     """
-    of_models = tables.as_markdown(
+    of_models = formats.as_markdown(
         tables.rates_across_runs(record["models"]),
         f"Seeds {SEEDS}: mean and standard deviation over them (%).",
     )
-    of_differences = tables.as_markdown(
+    of_differences = formats.as_markdown(
         tables.differences_across_runs(record["differences"]),
         "Mean difference over the seeds, in points, with its 95% t interval.",
     )
