@@ -10,12 +10,6 @@ from posttrain.files import read_json
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 WITHOUT_BF16 = "without_bf16/speed"  # speed on a processor that does not multiply bf16
-WAYS = {
-    "published": "the study's batches",
-    "TRL": "TRL's defaults",
-    "ours": "here",
-    "ours fp32": "here, in fp32",
-}
 ANSWERS = 800  # that the judge reads under preset small
 TEXTS = {"real": "real conversations in HH-RLHF's layout", "the demo's": "those of the demo"}
 
@@ -64,41 +58,6 @@ def median_rate(measurements: Sequence[Record]) -> float:
     return statistics.median(rates)
 
 
-def write_speed_in_short() -> str:
-    """Write README's table: tokens per second of each stage and way, and on what."""
-    record = read_record("speed")
-    rows = []
-    for stage, ways in record["runs"].items():
-        rates = {way: median_rate(measurements) for way, measurements in ways.items()}
-        if "ours fp32" not in rates:  # the evaluation is in fp32 on a CPU
-            rates["ours fp32"] = rates.pop("ours")
-        cells = [stage]
-        for way in WAYS:
-            cells.append(describe_rate(rates, way))
-        rows.append(cells)
-    rounds = len(record["runs"]["SFT"]["ours"])
-    ratios = []
-    for stage, ways in read_record(WITHOUT_BF16)["runs"].items():
-        ratio = median_rate(ways["ours"]) / median_rate(ways["published"])
-        ratios.append(f"{stage} {ratio:.1f}")
-    return "\n".join([
-        write_table(["tokens per second", *WAYS.values()], rows),
-        "",
-        f"{write_machine('speed')} Medians of {rounds}.",
-        "On a processor that does not multiply bf16, times the study's batches: "
-        f"{', '.join(ratios)}.",
-    ])
-
-
-def describe_rate(rates: Mapping[str, float], way: str) -> str:
-    """Write a rate in tokens per second, ours with how many times the published way's it is."""
-    if way not in rates:
-        return ""
-    if not way.startswith("ours"):
-        return f"{rates[way]:.0f}"
-    return f"{rates[way]:.0f} ({rates[way] / rates['published']:.1f} times)"
-
-
 def write_speed_setup(name: str) -> str:
     """Write how speed was measured: the machine, the work, and the rate of a matrix product."""
     record = read_record(name)
@@ -112,16 +71,18 @@ def write_speed_setup(name: str) -> str:
     drawn = ""
     if "of pairs" in record:
         drawn = f", drawn from a training on {record['of pairs']} pairs"
-    return "\n".join([
-        f"- {write_machine(name)}",
-        f"- SFT trained on {first['SFT']['pairs']} pairs and DPO on {first['DPO']['pairs']}, with "
-        f"{record['pairs in a step']} in an optimizer step{drawn}.",
-        f"- {len(first['generation']['texts'])} prompts were answered, and "
-        f"{first['judging']['pairs']} answers were judged.",
-        f"- There were {len(record['runs']['SFT']['ours'])} rounds.",
-        "- A large matrix product was timed before the first round and after each round. Its rate "
-        f"in GFLOP/s was {' and '.join(peaks)}.",
-    ])
+    return "\n".join(
+        [
+            f"- {write_machine(name)}",
+            f"- SFT trained on {first['SFT']['pairs']} pairs and DPO on {first['DPO']['pairs']}, "
+            f"with {record['pairs in a step']} in an optimizer step{drawn}.",
+            f"- {len(first['generation']['texts'])} prompts were answered, and "
+            f"{first['judging']['pairs']} answers were judged.",
+            f"- There were {len(record['runs']['SFT']['ours'])} rounds.",
+            "- A large matrix product was timed before the first round and after each round. Its "
+            f"rate in GFLOP/s was {' and '.join(peaks)}.",
+        ]
+    )
 
 
 def write_same_work() -> str:
@@ -163,13 +124,6 @@ def write_preset_small() -> str:
 
 
 # ---- a real model
-
-
-def write_real_model_in_short() -> str:
-    """Write README's tables: the trainings of a real model, and the pairs of the test splits."""
-    blocks = read_table(BENCHMARKS / "real_model.md").split("\n\n")
-    tables = [block for block in blocks if block.startswith("|")]
-    return "\n\n".join(tables[:2])
 
 
 def write_real_model_setup() -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from docs import benchmark_tables, readme_parts, study_tables
+from docs import benchmark_tables, readme_parts, settings_table, study_tables
 from docs.benchmark_tables import BENCHMARKS, ROOT
 from docs.study_tables import PUBLISHED
 from posttrain.files import read_json, write
@@ -66,6 +66,7 @@ def list_parts(
             benchmark_tables.write_speed_setup, benchmark_tables.WITHOUT_BF16
         ),
     }
+    parts |= settings_table.list_parts()
     for path in sorted(BENCHMARKS.rglob("*.md")):
         name = path.relative_to(ROOT).as_posix()
         parts[name] = partial(benchmark_tables.read_table, path)

@@ -142,10 +142,6 @@ def test_rates_of_speed():
     """The median over the measurements, and how many times the study's rate ours is."""
     measurements = [{"tokens": 90, "seconds": [1.0, 2.0]}, {"tokens": 90, "seconds": [1.0]}]
     assert benchmark_tables.median_rate(measurements) == 60
-    rates = {"published": 20.0, "ours": 50.0}
-    assert benchmark_tables.describe_rate(rates, "published") == "20"
-    assert benchmark_tables.describe_rate(rates, "ours") == "50 (2.5 times)"
-    assert benchmark_tables.describe_rate(rates, "TRL") == ""
 
 
 @pytest.mark.parametrize(
