@@ -59,6 +59,7 @@ def list_parts(
         "real model setup": benchmark_tables.write_real_model_setup,
         "same work": benchmark_tables.write_same_work,
         "preset small": benchmark_tables.write_preset_small,
+        "seeds setup": partial(benchmark_tables.write_machine, "seeds"),
         "demo run setup": partial(benchmark_tables.write_machine, "demo_run"),
         "growth setup": partial(benchmark_tables.write_machine, "growth"),
         "speed setup": partial(benchmark_tables.write_speed_setup, "speed"),
