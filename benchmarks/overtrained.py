@@ -2,8 +2,9 @@
 
     python -m benchmarks.overtrained
 
-Trains DPO and SFT+DPO with four times the learning rate, a small β and two epochs, about two minutes on
-two cores. Writes benchmarks/overtrained.json, overtrained.md and docs/overtrained.png.
+Trains DPO and SFT+DPO with four times the learning rate, a small β and two epochs, which takes
+about two minutes on two cores. Writes benchmarks/overtrained.json, overtrained.md and
+docs/overtrained.png.
 """
 
 import json

@@ -1,8 +1,9 @@
-"""What the notebooks stand on: a run's settings and folder, training, measuring.
+"""The package behind the notebooks: settings, the folder of a run, training and measuring.
 
 Two things must be settled before torch and the hub's client are imported. TRL reports every
-training to a web service unless it is told not to. And TRL refuses several visible devices, so one
-is visible: the first, unless another is named.
+training to a web service unless it is told not to, and it refuses to work where several devices
+are visible. So reporting is switched off, and only the first device is visible unless
+CUDA_VISIBLE_DEVICES names another one.
 """
 
 import os
@@ -10,6 +11,6 @@ import warnings
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-# A base without the layers to be excluded is no mistake; the second is an old name in peft.
+# A base need not have the layers that main.ipynb excludes, and peft still uses the deprecated name.
 warnings.filterwarnings("ignore", message="You have passed exclude_modules")
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)

@@ -1,14 +1,19 @@
-"""Execute the notebooks with parameters, and what else `make` offers.
+"""Execute the notebooks with parameters, and the other commands that `make` offers.
 
-    python -m posttrain run [NAME=VALUE | NAME ...]          train and evaluate a run
-    python -m posttrain seeds SEEDS="0 1 2" [NAME=VALUE ...]  the same for each seed, side by side
-    python -m posttrain compare RUNS="one two" [RUN=name]     runs that are there, side by side
-    python -m posttrain import FROM=folder [RUN=name]         take in results from elsewhere
+    python -m posttrain run [NAME=VALUE | NAME ...]
+                        train a run's models and evaluate them
+    python -m posttrain seeds SEEDS="0 1 2" [NAME=VALUE ...]
+                        train and evaluate one run per seed, then compare the runs
+    python -m posttrain compare RUNS="one two" [RUN=name]
+                        compare runs that have been evaluated
+    python -m posttrain import FROM=folder [RUN=name]
+                        make a run of prompts, responses and rewards from elsewhere
     python -m posttrain rejudge FROM=published [NAME=VALUE ...]
                         cut a run's responses where they open a human turn, and judge them again
-    python -m posttrain report RUN=name                       make a run's page anew
+    python -m posttrain report RUN=name
+                        write the page of a run again
 
-A NAME alone takes its value from the environment, as make hands it on.
+A NAME without a value is read from the environment, where make puts the values that it is given.
 """
 
 import ast
@@ -25,11 +30,11 @@ from posttrain.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN, EVAL, COMPARE = "main.ipynb", "eval.ipynb", "compare.ipynb"
-COMMITTED = ("example", "published", "real-model")  # runs that nobody may write into
+COMMITTED = ("example", "published", "real-model")  # runs in the repository, never written into
 
 
 def _read_table(text: Any) -> Any:
-    """Read a table as Python or JSON write it; what is none is left for pydantic to refuse."""
+    """Read a dictionary in Python's or JSON's notation; pydantic refuses anything else later."""
     for read in (ast.literal_eval, json.loads):
         try:
             return read(text)
@@ -39,7 +44,7 @@ def _read_table(text: Any) -> Any:
 
 
 class Parameters(BaseModel):
-    """Every parameter of the notebooks and of the commands; None is the notebook's own value."""
+    """The parameters of the notebooks and of the commands; None leaves the notebook's default."""
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
@@ -66,15 +71,15 @@ class Parameters(BaseModel):
     SEEDS: str | None = None
 
     def given(self) -> dict[str, Any]:
-        """Give those that were given a value."""
+        """Collect {name: value} of the parameters that have a value."""
         return {name: value for name, value in self if value is not None}
 
 
 def read_parameters(arguments: list[str]) -> Parameters:
-    """Read NAME=VALUE and NAME arguments.
+    """Read arguments of the form NAME=VALUE, or NAME where the value is in the environment.
 
     Raises:
-        ValueError: there is no such parameter, or it takes no such value.
+        ValueError: if there is no such parameter, or if the value is not allowed.
     """
     texts = {}
     for argument in arguments:
@@ -90,7 +95,8 @@ def read_parameters(arguments: list[str]) -> Parameters:
         name = first["loc"][0]
         if first["type"] == "extra_forbidden":
             known = ", ".join(Parameters.model_fields)
-            raise ValueError(f"There is no parameter {name}. There are {known}.") from None
+            message = f"There is no parameter {name}. The parameters are {known}."
+            raise ValueError(message) from None
         raise ValueError(f"{name} = {first['input']!r}: {first['msg']}.") from None
 
 
@@ -98,17 +104,18 @@ def read_parameters(arguments: list[str]) -> Parameters:
 
 
 def execute(notebook: str, folder: Path, parameters: dict[str, Any]) -> None:
-    """Execute a notebook into a run's folder; what its cells print is printed as they run.
+    """Execute a notebook, print what its cells print, and save it in a run's folder.
 
-    A notebook that stops is kept as `*-stopped.ipynb`, beside an earlier one that went through.
+    A notebook that stops is saved as `*-stopped.ipynb`. It does not replace an earlier one that
+    ran to its end.
 
     Args:
-        notebook: the name of one in the repository's root.
+        notebook: the file name of a notebook in the repository's root.
         folder: the run's folder.
-        parameters: those that the notebook has not are left out.
+        parameters: {name: value}; parameters that the notebook does not have are left out.
 
     Raises:
-        RuntimeError: a cell failed; its error and where the notebook lies are named.
+        RuntimeError: if a cell fails. The message has the cell's error and the notebook's path.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -128,19 +135,19 @@ def execute(notebook: str, folder: Path, parameters: dict[str, Any]) -> None:
             cwd=str(Path.cwd()),
             progress_bar=False,
             stdout_file=sys.stdout,
-            # Or the kernel warns of a port that only this machine sees.
+            # Without this the kernel warns about a port that only this machine can see.
             extra_arguments=["--IPKernelApp.log_level=40"],
         )
     except PapermillExecutionError as error:
         raise RuntimeError(
-            f"{notebook} stopped: {error.ename}: {error.evalue}\nThe whole of it is in "
-            f"{unfinished}."
+            f"{notebook} stopped: {error.ename}: {error.evalue}\nThe notebook with all its outputs "
+            f"is {unfinished}."
         ) from None
     unfinished.replace(folder / notebook)
 
 
 def _settings_of(notebook: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """Give those of SETTINGS that a notebook has."""
+    """Select from SETTINGS those that a notebook has."""
     kind = settings.Training if notebook == MAIN else settings.Evaluation
     return {name: value for name, value in changes.items() if name in kind.model_fields}
 
@@ -149,17 +156,17 @@ def _settings_of(notebook: str, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare(parameters: Parameters) -> Parameters:
-    """Settle preset and run, and refuse all that either notebook would refuse.
+    """Settle the preset and the run's name, and refuse whatever either notebook would refuse.
 
     Args:
-        parameters: as they were given.
+        parameters: the parameters of the command line.
 
     Returns:
-        The parameters, with PRESET and RUN settled.
+        The parameters, with PRESET and RUN filled in.
 
     Raises:
-        ValueError: a parameter or setting is wrong, or the dataset has not so many prompts.
-        RuntimeError: the preset needs an accelerator.
+        ValueError: if a parameter or setting is wrong, or the dataset has too few prompts.
+        RuntimeError: if the preset needs an accelerator and none is visible.
     """
     preset = settings.resolve(parameters.PRESET)
     prepared = parameters.model_copy(update={"PRESET": preset, "RUN": parameters.RUN or preset})
@@ -168,7 +175,7 @@ def prepare(parameters: Parameters) -> Parameters:
     unknown = sorted(name for name in prepared.SETTINGS if name not in known - {"preset"})
     if unknown:
         raise ValueError(
-            f"SETTINGS: {', '.join(unknown)} is no setting. There are "
+            f"SETTINGS: neither notebook has a setting {', '.join(unknown)}. The settings are "
             f"{', '.join(sorted(known - {'preset'}))}."
         )
     chosen = {}
@@ -187,13 +194,16 @@ def prepare(parameters: Parameters) -> Parameters:
 def _require_fitting_sources(
     parameters: Parameters, training: settings.Training, evaluation: settings.Evaluation
 ) -> None:
-    """Refuse a judge that is none, and prompts that the data or the base has no room for."""
+    """Refuse a judge that is not a reward model, too many prompts, and answers that are too long.
+
+    A run that has been judged is not checked, since it may be read where its sources are missing.
+    """
     run = Run(parameters.RESULTS, parameters.RUN)
     if run.path("scores.json").exists() and not parameters.FRESH:
         return
     from posttrain import data, generation, hub, models
 
-    commits = {}  # a run keeps to those that it began with
+    commits = {}  # a run keeps the commits that it began with
     if not parameters.FRESH:
         for source in run.record.sources.values():
             commits[source["name"]] = source["commit"]
@@ -211,62 +221,65 @@ def _require_fitting_sources(
 
 
 def require_own_name(run: str, results: str) -> None:
-    """Refuse the name of a run that is kept with the repository.
+    """Refuse the name of a run that is part of the repository.
 
     Raises:
-        ValueError: it is one.
+        ValueError: if the name is such a run's.
     """
     if run in COMMITTED and Path(results).resolve() == (ROOT / "results").resolve():
-        raise ValueError(f"RUN = {run!r} is kept with the repository. Choose another name.")
+        raise ValueError(
+            f"RUN = {run!r} is a run of the repository, which must not be overwritten. Choose "
+            "another name."
+        )
 
 
 # ---- the commands
 
 
 def run_both(parameters: Parameters) -> None:
-    """Train and evaluate one run, and print its final table."""
+    """Train and evaluate a run, and print its final table."""
     prepared = prepare(parameters)
     run = Run(prepared.RESULTS, prepared.RUN)
     for notebook in (MAIN, EVAL):
         execute(notebook, run.folder, prepared.given())
     print((run.folder / "summary.md").read_text(encoding="utf-8"))
-    print(f"Tables, records and both executed notebooks: {run.folder}")
-    print(f"A page with every answer, to open with a double-click: {run.folder}/report.html")
+    print(f"The tables, the records and both executed notebooks are in {run.folder}.")
+    print(f"Double-click {run.folder}/report.html to open a page with every answer.")
 
 
 def run_seeds(parameters: Parameters) -> None:
-    """Train and evaluate a run for each seed of the training, and put them side by side."""
+    """Train and evaluate one run per seed of the training, then compare the runs."""
     seeds = (parameters.SEEDS or "").split()
     are_numbers = all(seed.isdigit() for seed in seeds)
     distinct = are_numbers and len({int(seed) for seed in seeds}) == len(seeds) >= 2
     if not distinct:
         raise ValueError('SEEDS: give two or more seeds, each once, such as SEEDS="0 1 2".')
     if parameters.SEED is not None:
-        raise ValueError("SEED: here the seeds of the training are named by SEEDS.")
+        raise ValueError("SEED: this command takes the training seeds from SEEDS. Leave SEED out.")
     prepared = prepare(parameters)
     names = [f"{prepared.RUN}-seed{seed}" for seed in seeds]
     for seed, name in zip(seeds, names):
         run = Run(prepared.RESULTS, name)
         given = prepared.given() | {"RUN": name}
         execute(MAIN, run.folder, given | {"SEED": int(seed)})
-        execute(EVAL, run.folder, given)  # with the same prompts: its seed is not varied
+        execute(EVAL, run.folder, given)  # its seed stays the same, and so do the prompts
     changes = {"RUNS": " ".join(names), "RUN": f"{prepared.RUN}-seeds"}
     compare_runs(prepared.model_copy(update=changes))
 
 
 def compare_runs(parameters: Parameters) -> None:
-    """Put runs side by side."""
+    """Compare evaluated runs that differ in one setting."""
     if not parameters.RUNS:
         raise ValueError('RUNS: name the runs to compare, such as RUNS="quick-seed0 quick-seed1".')
     name = parameters.RUN or f"{parameters.RUNS.split()[0]}-compared"
     require_own_name(name, parameters.RESULTS)
     folder = Run(parameters.RESULTS, name).folder
     execute(COMPARE, folder, parameters.given() | {"RUN": name})
-    print(f"Side by side: {folder / COMPARE}, figures beside those of the runs.")
+    print(f"The comparison is {folder / COMPARE}. Its figures lie beside those of the runs.")
 
 
 def import_run(parameters: Parameters) -> None:
-    """Take in results from elsewhere as a run of their own."""
+    """Make a new run of prompts, responses and rewards from elsewhere."""
     from posttrain.importing import import_results
 
     if not parameters.FROM:
@@ -276,11 +289,11 @@ def import_run(parameters: Parameters) -> None:
     require_own_name(name, parameters.RESULTS)
     run = Run(parameters.RESULTS, name)
     import_results(source, run)
-    print(f"{run.folder} is a run now: eval.ipynb with RUN = {name!r} measures it.")
+    print(f"The results are now in {run.folder}. Run eval.ipynb with RUN = {name!r} to measure it.")
 
 
 def rejudge(parameters: Parameters) -> None:
-    """Cut a run's responses where they open a human turn, and judge them as a run of its own."""
+    """Cut a run's responses where they open a human turn, and judge them as a new run."""
     from posttrain.importing import holds_texts_of, import_results
 
     source = Path(parameters.RESULTS) / (parameters.FROM or "published")
@@ -290,23 +303,23 @@ def rejudge(parameters: Parameters) -> None:
     if not run.path("run.json").exists():
         import_results(source, run, cut_at_turn=True)
     elif not run.record.imported:
-        raise ValueError(f"{run.folder} holds a run of its own. Choose another RUN.")
+        raise ValueError(f"{run.folder} is a run that was trained here. Choose another RUN.")
     elif not holds_texts_of(run, source, cut_at_turn=True):
         raise ValueError(
-            f"{run.folder} holds other responses than {source} has now, cut. Choose another RUN."
+            f"{run.folder} was cut from other responses than {source} has now. Choose another RUN."
         )
     execute(EVAL, run.folder, parameters.given() | {"RUN": name})
     print((run.folder / "summary.md").read_text(encoding="utf-8"))
 
 
 def report(parameters: Parameters) -> None:
-    """Write the page of a run from its files, however far the run has come."""
+    """Write the page of a run, report.html, from the files that the run has so far."""
     from posttrain.page import write_page
 
     if not parameters.RUN:
-        raise ValueError("RUN: name the run whose page is to be made: make report RUN=demo")
+        raise ValueError("RUN: name the run whose page is to be made, as in make report RUN=demo.")
     page = write_page(Run(parameters.RESULTS, parameters.RUN).folder)
-    print(f"Open it with a double-click: {page}")
+    print(f"Double-click {page} to open the page.")
 
 
 COMMANDS = {
@@ -320,14 +333,15 @@ COMMANDS = {
 
 
 def main(arguments: list[str]) -> None:
-    """Do what the first argument names with the parameters after it; without one, say what is."""
-    os.environ["TQDM_DISABLE"] = "1"  # a bar is a new line for every step here
+    """Run the command named first with the parameters after it; without a command, print help."""
+    os.environ["TQDM_DISABLE"] = "1"  # a progress bar would print a new line for every step
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(__doc__)
         return
     name, *rest = arguments
     if name not in COMMANDS:
-        sys.exit(f"There is no command {name}. There are {', '.join(COMMANDS)}.\n\n{__doc__}")
+        known = ", ".join(COMMANDS)
+        sys.exit(f"There is no command {name}. The commands are {known}.\n\n{__doc__}")
     if "--help" in rest or "-h" in rest:
         print(f"{COMMANDS[name].__doc__}\n\n{__doc__}")
         return

@@ -1,4 +1,4 @@
-"""Works through many texts in batches of like length, and in halves where memory runs out."""
+"""Groups many texts into batches of similar length, and halves a batch if memory runs out."""
 
 from collections.abc import Callable, Sequence
 
@@ -25,8 +25,8 @@ def batches_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
     Args:
         lengths: the length of each text, in tokens.
-        budget: how many tokens a batch may hold, padding counted in. A text that is longer than
-            that makes a batch of its own.
+        budget: how many tokens a batch may hold, padding included. A text that is longer than
+            that is a batch of its own.
 
     Returns:
         Lists of indices into `lengths`.
@@ -48,9 +48,9 @@ def in_batches(
     """Apply a function to batches of indices; a batch that runs out of memory is halved.
 
     Args:
-        function: takes a batch of indices and returns a list, a value for each of them.
-        batches: the batches, which hold each index once.
-        label: what the progress bar says.
+        function: takes a batch of indices and returns a list with one value for each index.
+        batches: the batches, in which every index occurs once.
+        label: the text beside the progress bar.
 
     Returns:
         The values in the order of the indices.
@@ -62,14 +62,14 @@ def in_batches(
 
 
 def _in_halves(function: Callable[[Sequence[int]], list], batch: Sequence[int]) -> list:
-    """Apply a function to a batch, or to its halves one after the other if memory runs out."""
+    """Apply a function to a batch, or to one half after the other if memory runs out."""
     try:
         return function(batch)
     except RuntimeError as error:
         if len(batch) == 1 or not should_reduce_batch_size(error):
             raise
-    # outside of `except`, whose error holds on to the tensors of the batch
+    # Not within `except`, because the error keeps the tensors of the batch in memory.
     release_memory()
-    print(f"Out of memory with {len(batch)} texts at once: they are done in two halves.")
+    print(f"Out of memory with {len(batch)} texts at once, so they are processed in two halves.")
     half = len(batch) // 2
     return [*_in_halves(function, batch[:half]), *_in_halves(function, batch[half:])]

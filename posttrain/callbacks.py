@@ -1,4 +1,4 @@
-"""What watches a training: its first loss, whether its losses are numbers, and its progress."""
+"""Callbacks that watch a training: they check its losses and report its progress."""
 
 import math
 import time
@@ -11,14 +11,16 @@ LONGEST_SILENCE = 60  # seconds between two lines of progress
 
 
 def expected_first_loss(trainer: Trainer) -> float | None:
-    """Give the loss of a DPO trainer whose policy still is its reference, so that margins are 0.
+    """Compute the loss that a DPO trainer must have at its first step.
+
+    There the policy still equals its reference, so all margins are 0 and the loss is a constant.
 
     Args:
-        trainer: built, not yet trained.
+        trainer: a trainer that has been built and not yet trained.
 
     Returns:
-        The loss, None where it is not known: another trainer, another reference, a loss of the
-        notebook's own, several losses, or weights on them.
+        The loss, or None where it is not known: if this is not a DPO trainer, if its reference is
+        another model, or if its loss is the notebook's own, a sum of several, or weighted.
     """
     if not isinstance(trainer, DPOTrainer) or trainer.ref_model is not None:
         return None
@@ -53,30 +55,31 @@ class FirstLoss(TrainerCallback):
         self.expected = expected
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Compare the loss of the first step."""
+        """Compare the loss of the first step with the expected one."""
         if self.expected is None or state.global_step != 1 or "loss" not in logs:
             return
-        # On a GPU the kernels with and without gradients may differ by some 2e-3 of ln 2; dropout
-        # makes 0.60 or 0.70 of it.
+        # On a GPU the kernels with and without gradients may differ by about 2e-3 at a loss of
+        # ln 2 = 0.693. Dropout changes that loss to 0.60 or 0.70.
         tolerance = 1e-2 if args.device.type == "cuda" else 1e-3
         if not abs(logs["loss"] - self.expected) < tolerance * max(1.0, self.expected):
             raise RuntimeError(
-                f"The first loss is {logs['loss']:.4f}, not {self.expected:.4f}: policy and "
-                "reference differ before any training. Is dropout on (load the model with dropout "
-                "0), or is the reference another model? A loss that is meant to begin elsewhere "
-                "needs check_first_loss=False."
+                f"The first loss is {logs['loss']:.4f}, not {self.expected:.4f}, so the policy and "
+                "the reference differ before any training. Dropout may be on (load the model with "
+                "dropout 0), or the reference may be another model. If the loss is meant to begin "
+                "elsewhere, call train with check_first_loss=False."
             )
 
 
 class FiniteLoss(TrainerCallback):
-    """Stop a training whose loss is no number any more: all later weights would be none either."""
+    """Stop a training whose loss is NaN or infinite, since no later weight would be a number."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Look at every logged loss."""
+        """Check every loss that is logged."""
         if not math.isfinite(logs.get("loss", 0.0)):
             raise RuntimeError(
-                f"At step {state.global_step} the loss is {logs['loss']}. Nothing was saved of "
-                "this model. A lower learning rate, or precision fp32, may help."
+                f"At step {state.global_step} the loss is {logs['loss']}, so the training was "
+                "stopped. Nothing was saved of this model. A lower learning rate may help, or the "
+                "precision fp32."
             )
 
 
@@ -84,20 +87,20 @@ class FiniteLoss(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """A bar, and lines: at every validation, and at least once a minute."""
+    """Show a progress bar, and print a line at every validation and at least once a minute."""
 
     def __init__(self, name: str):
         self.name = name
         self.loss = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Begin to count."""
+        """Start the clock and show the progress bar."""
         self.first = state.global_step
         self.start = self.last_line = time.monotonic()
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, leave=False, unit="step")
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Say how far it is before the next step would make the silence too long."""
+        """Print a line if the next step would end more than a minute after the last line."""
         self.bar.update(state.global_step - self.bar.n)
         now = time.monotonic()
         seconds = (now - self.start) / (state.global_step - self.first)
@@ -116,7 +119,7 @@ class Progress(TrainerCallback):
         self.loss = logs.get("loss", self.loss)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        """Say what the held-out pairs give."""
+        """Print the measures on the held-out pairs."""
         names = {
             "eval_loss": "loss",
             "eval_rewards/accuracies": "accuracy",
@@ -129,5 +132,5 @@ class Progress(TrainerCallback):
         )
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Take the bar away."""
+        """Remove the progress bar."""
         self.bar.close()

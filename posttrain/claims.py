@@ -1,8 +1,8 @@
-"""Claims about models, such as those of a paper, held against the comparisons of a run.
+"""Check claims about models, such as those of a paper, against the comparisons of a run.
 
-A claim is data: its words, and the statements that these words make. A statement says that one
-model lies above another in one measure. What a claim is worth is read off the comparisons of the
-same models, which `comparisons.compare` and `diagnostics.spreads` compute from their answers.
+A claim is data: a quotation, and the statements that it makes. A statement says that one model lies
+above another in one measure. Whether the statements are supported follows from the comparisons of
+the same models, which `comparisons.compare` and `diagnostics.spreads` compute from the answers.
 """
 
 import math
@@ -24,7 +24,7 @@ Printed = Mapping[str, Mapping[str, float]]
 
 
 class Statement(NamedTuple):
-    """The statement that model `higher` lies above model `lower` in `measure`."""
+    """A statement: model `higher` lies above model `lower` in `measure`."""
 
     measure: str
     higher: str
@@ -32,12 +32,12 @@ class Statement(NamedTuple):
 
     @property
     def is_ratio(self) -> bool:
-        """Whether models are compared by a ratio, that of their rewards' standard deviations."""
+        """Whether the models are compared by the ratio of their rewards' standard deviations."""
         return self.measure.endswith("_spread")
 
 
 class Ordering(BaseModel):
-    """Statements in short: in each measure each of `higher` lies above each of `lower`."""
+    """Several statements: in each measure, each of `higher` lies above each of `lower`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,10 +47,14 @@ class Ordering(BaseModel):
 
 
 class Claim(BaseModel):
-    """A claim in its own words, and what it says about models.
+    """A claim in the words of its source, and the statements that it makes about models.
 
-    `section`: where it is made. `orderings`: how it is read. `exhaustive`: whether it says in so
-    many words that it holds for all of these statements, so that one exception contradicts it.
+    Attributes:
+        section: the section of the source that makes the claim.
+        quotation: the words of the claim.
+        orderings: the statements that these words are read as.
+        exhaustive: whether the words say explicitly that every one of the statements is true, so
+            that a single exception contradicts the claim.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -61,7 +65,7 @@ class Claim(BaseModel):
     exhaustive: bool = False
 
     def list_statements(self) -> list[Statement]:
-        """List the statements that the claim makes, in the order in which they are written."""
+        """List the statements that the claim makes, in the order of `orderings`."""
         statements = []
         for ordering in self.orderings:
             for measure in ordering.measures:
@@ -72,12 +76,17 @@ class Claim(BaseModel):
 
 
 class Evidence(NamedTuple):
-    """What the answers say about a statement.
+    """The evidence that the answers give about a statement.
 
-    `difference` is that of the higher model minus the lower one, in points (rates) or rewards
-    (mean, median); of a spread it is the ratio of the two standard deviations. `low` and `high`
-    are the ends of its 95% interval, None where it has none. `printed` holds the numbers that the
-    claim's source prints for the higher and the lower model, None where it prints none.
+    Attributes:
+        statement: the statement.
+        difference: the difference of `higher` minus `lower`, in points for a rate and in units of
+            reward for a mean or median; for a spread, the ratio of the standard deviations.
+        low: the lower end of its 95% interval, None where there is no interval.
+        high: the upper end.
+        significant: whether the difference is statistically significant.
+        printed: the numbers that the claim's source prints for the higher and the lower model,
+            None where it prints none.
     """
 
     statement: Statement
@@ -89,14 +98,14 @@ class Evidence(NamedTuple):
 
     @property
     def direction(self) -> int:
-        """1 where the difference is as stated, -1 where it is the opposite, 0 where it is none."""
+        """1 if the difference is as stated, -1 if it is the opposite, 0 if there is none."""
         if self.statement.is_ratio:
             return _sign(self.difference - 1)
         return _sign(self.difference)
 
 
 class Assessment(NamedTuple):
-    """A claim with its verdict and with the evidence on each of its statements."""
+    """A claim, its verdict, and the evidence on each of its statements."""
 
     claim: Claim
     verdict: Verdict
@@ -110,7 +119,7 @@ def read_claims(path: Path) -> list[Claim]:
     """Read a list of claims from a JSON file such as results/published/claims.json.
 
     Raises:
-        ValueError: the file is damaged, or a claim is not of the form of `Claim`.
+        ValueError: if the file is damaged, or a claim does not have the fields of `Claim`.
     """
     return read_json(path, list[Claim])
 
@@ -141,19 +150,20 @@ def assess_claims(
     spreads: Sequence[Record] = (),
     printed: Printed | None = None,
 ) -> list[Assessment]:
-    """Hold claims against the comparisons of the models that they speak of.
+    """Assess claims by the comparisons of the models that they are about.
 
     Args:
         claims: the claims.
-        comparisons: records of `comparisons.compare`, from which rates and mean rewards are known.
-        spreads: records of `diagnostics.spreads`, from which spreads and medians are known.
-        printed: {measure: {model: number}} as the claims' source prints them, shown beside.
+        comparisons: records of `comparisons.compare`, which contain rates and mean rewards.
+        spreads: records of `diagnostics.spreads`, which contain spreads and medians.
+        printed: {measure: {model: number}} as the claims' source prints them. They are copied into
+            the evidence and do not affect the verdict.
 
     Returns:
         An assessment for each claim, in the order of the claims.
 
     Raises:
-        ValueError: a claim speaks of models or measures that the records do not hold.
+        ValueError: if a claim is about models or measures that the records do not contain.
     """
     evidence_by_statement = collect_evidence(comparisons, spreads)
     assessments = []
@@ -163,7 +173,7 @@ def assess_claims(
             if statement not in evidence_by_statement:
                 raise ValueError(
                     f"The claim “{claim.quotation}” states that {statement.higher} is above "
-                    f"{statement.lower} in {statement.measure}, but the comparisons hold no such "
+                    f"{statement.lower} in {statement.measure}, but the comparisons have no such "
                     "pair. Correct the claim, or evaluate these models."
                 )
             part = evidence_by_statement[statement]
@@ -173,16 +183,16 @@ def assess_claims(
 
 
 def judge_evidence(evidence: Sequence[Evidence], exhaustive: bool) -> Verdict:
-    """Tell whether the evidence on all statements of a claim supports or contradicts the claim.
+    """Decide from the evidence on its statements whether a claim is supported or contradicted.
 
     Args:
         evidence: the evidence on each statement.
-        exhaustive: whether the claim says that it holds without exception.
+        exhaustive: whether the claim says explicitly that it has no exception.
 
     Returns:
-        "supported" where every difference is significant and as stated; "contradicted" where one
-        is significant and the opposite, or, if the claim is exhaustive, where one is the opposite
-        at all; else "inconclusive".
+        "supported" if every difference is significant and as stated; "contradicted" if one is
+        significant and opposite to what is stated, or, for an exhaustive claim, if one is opposite
+        at all; otherwise "inconclusive".
     """
     opposite = [part for part in evidence if part.direction < 0]
     if exhaustive and opposite:
@@ -197,13 +207,13 @@ def judge_evidence(evidence: Sequence[Evidence], exhaustive: bool) -> Verdict:
 def collect_evidence(
     comparisons: Sequence[Record], spreads: Sequence[Record] = ()
 ) -> dict[Statement, Evidence]:
-    """Gather what is known of every statement about two models, each pair both ways round.
+    """Collect the evidence on every statement about two models, for both orders of each pair.
 
     Args:
-        comparisons: records of `comparisons.compare`; significant is what they decided, after
-            Holm's correction.
-        spreads: records of `diagnostics.spreads`; significant is where the 95% interval excludes
-            equality, without a correction.
+        comparisons: records of `comparisons.compare`. A difference is significant if the record's
+            decision is, which is made after Holm's correction.
+        spreads: records of `diagnostics.spreads`. A difference is significant if its 95% interval
+            excludes equality, without a correction.
 
     Returns:
         {statement: evidence}.
@@ -229,7 +239,7 @@ def collect_evidence(
 
 
 def turn_round(evidence: Evidence) -> Evidence:
-    """Give the same evidence for the statement with the two models exchanged."""
+    """Restate evidence for the statement with the two models exchanged."""
     measure, higher, lower = evidence.statement
     flip = _invert if evidence.statement.is_ratio else _negate
     return evidence._replace(
@@ -242,7 +252,7 @@ def turn_round(evidence: Evidence) -> Evidence:
 
 
 def _look_up(printed: Printed, statement: Statement) -> tuple[float, float] | None:
-    """Find the printed numbers of both models of a statement, None where one is missing."""
+    """Look up the printed numbers of a statement's two models; None where one is missing."""
     by_model = printed.get(statement.measure, {})
     if statement.higher in by_model and statement.lower in by_model:
         return by_model[statement.higher], by_model[statement.lower]

@@ -1,4 +1,4 @@
-"""Several evaluated runs side by side: they differ in one setting, such as the training's seed."""
+"""Compare several evaluated runs that differ in one setting, such as the seed of the training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from posttrain.metrics import MEASURES
 from posttrain.record import ABSENT, Record, list_differences
 from posttrain.run import STAND_INS, Run
 
-# Settings on which no result depends.
+# Settings that no result depends on.
 INDIFFERENT = {
     "training": ("preset", "checkpoint_share", "report_to", "max_new_tokens"),
     "evaluation": ("preset", "batch_size", "judge_tokens"),
 }
-# What else differs in a trainer's inputs where a setting does; the setting's own name aside.
+# Inputs of a trainer that follow from a setting of another name.
 ARGUMENTS = {
     "batch_size": ("pairs_in_a_step",),
     "dpo_epochs": ("num_train_epochs",),
@@ -31,11 +31,11 @@ ARGUMENTS = {
     "sft_epochs": ("num_train_epochs",),
     "sft_learning_rate": ("learning_rate",),
 }
-# Settings with which nearly all inputs of a trainer differ.
+# Settings that change nearly all inputs of a trainer.
 FAR_REACHING = ("base_model", "sft_method")
-# Inputs that follow from the others: which pairs are drawn, and which model is gone on from.
+# Inputs that follow from other inputs: the pairs that are drawn, and the model that is continued.
 DERIVED = ("base_model", "goes_on_from", "train_dataset", "eval_dataset")
-# The settings that may give a source another content.
+# For each source of a run, the settings that its content may depend on.
 SETTINGS_OF_SOURCES = {
     "base_model": ("base_model",),
     "dataset": ("dataset", "subsets"),
@@ -48,7 +48,7 @@ THRESHOLDS = ("evaluation's harmless_from", "evaluation's helpful_above")
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A run that was evaluated: its name, its record, and what metrics.json holds."""
+    """An evaluated run: its name, its record and the content of metrics.json."""
 
     name: str
     record: Record
@@ -56,7 +56,7 @@ class Evaluated:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that its results depend on, those of the evaluation marked as such."""
+        """The settings that its results depend on; names of eval.ipynb's have a prefix."""
         settings = {}
         for stage, values in self.record.settings.items():
             for name, value in values.items():
@@ -66,7 +66,7 @@ class Evaluated:
 
 
 class Comparison(Run):
-    """The folder of a comparison; its figures say which runs it is of."""
+    """The folder of a comparison, whose figures name the runs that are compared."""
 
     def __init__(
         self,
@@ -79,37 +79,37 @@ class Comparison(Run):
         """Open the folder of a comparison.
 
         Args:
-            runs: of `load_runs`.
+            runs: the runs, from `load_runs`.
             results: the folder of all runs.
-            name: the comparison's own; None takes the first run's with -compared behind it.
-            figures: as for a run.
-            labelled: as for a run.
+            name: the comparison's name; None takes the name of the first run and "-compared".
+            figures: the folder of all runs' figures, as in `Run`.
+            labelled: whether figures say which runs they show, as in `Run`.
         """
         super().__init__(results, name or f"{runs[0].name}-compared", figures, labelled)
         self.runs = runs
 
     @property
     def label(self) -> str:
-        """Which runs are compared, for below every figure."""
+        """The line below every figure, which says which runs are compared."""
         text = f"{self.name}: {', '.join(run.name for run in self.runs)}"
         is_demo = any(run.record.preset == "demo" for run in self.runs)
         return text + (STAND_INS if is_demo else "")
 
 
 def load_runs(results: str | Path, names: Sequence[str]) -> list[Evaluated]:
-    """Load evaluated runs that may be put side by side.
+    """Load evaluated runs, and make sure that they can be compared.
 
     Args:
         results: the folder of all runs.
-        names: the runs', in the order in which they are shown.
+        names: the names of the runs, in the order in which they will be shown.
 
     Returns:
         The runs.
 
     Raises:
-        ValueError: there are fewer than two, one was not evaluated, they differ in more than one
-            setting, or were asked other prompts.
-        FileNotFoundError: a run is not there.
+        ValueError: if there are fewer than two runs, one has not been evaluated, they differ in
+            more than one setting, or they were asked different prompts.
+        FileNotFoundError: if a run does not exist.
     """
     names = list(dict.fromkeys(names))
     if len(names) < 2:
@@ -118,7 +118,9 @@ def load_runs(results: str | Path, names: Sequence[str]) -> list[Evaluated]:
     for name in names:
         run = Run(results, name, must_exist=True)
         if not run.path("metrics.json").exists():
-            raise ValueError(f"RUNS: {run.folder} is not evaluated yet: run eval.ipynb with it.")
+            raise ValueError(
+                f"RUNS: {run.folder} has not been evaluated. Run eval.ipynb with RUN = {name!r}."
+            )
         metrics = read_json(run.path("metrics.json"), dict[str, Any])
         runs.append(Evaluated(name, run.record, metrics))
     _require_comparable(runs)
@@ -126,7 +128,7 @@ def load_runs(results: str | Path, names: Sequence[str]) -> list[Evaluated]:
 
 
 def _require_comparable(runs: Sequence[Evaluated]) -> None:
-    """Refuse runs whose differences could not be put down to one setting."""
+    """Refuse runs whose differences could not be attributed to one setting."""
     first = runs[0]
     varied = list(differing(runs).index)
     settings = varied
@@ -134,32 +136,42 @@ def _require_comparable(runs: Sequence[Evaluated]) -> None:
         settings = [name for name in varied if name not in THRESHOLDS]
     if len(settings) > 1:
         raise ValueError(
-            f"RUNS: these runs differ in {len(settings)} settings, {', '.join(settings)}. No "
-            "difference between their results could be put down to one of them."
+            f"RUNS: these runs differ in {len(settings)} settings, {', '.join(settings)}, so a "
+            "difference between their results could not be attributed to one of them. Name runs "
+            "that differ in one setting."
         )
     for other in runs[1:]:
         if other.metrics["sha256"]["prompts.json"] != first.metrics["sha256"]["prompts.json"]:
-            raise ValueError(f"RUNS: {other.name} was asked other prompts than {first.name}.")
+            raise ValueError(
+                f"RUNS: {other.name} and {first.name} were asked different prompts, so they cannot "
+                "be compared."
+            )
         same_thresholds = other.metrics["thresholds"] == first.metrics["thresholds"]
         if not same_thresholds and not set(varied) & set(THRESHOLDS):
-            raise ValueError(f"RUNS: {other.name} has other thresholds than {first.name}.")
+            raise ValueError(
+                f"RUNS: {other.name} and {first.name} were labelled with different thresholds. Run "
+                "eval.ipynb for both with the same HARMLESS_FROM and HELPFUL_ABOVE."
+            )
         differences = _differing_sources(first.record, other.record, varied)
         differences += _differing_inputs(first.record, other.record, varied)
         if differences:
+            settings_differ = "have the same settings"
+            if varied:
+                settings_differ = f"differ in {', '.join(varied)}"
             raise ValueError(
-                f"RUNS: {other.name} differs from {first.name} in more than "
-                f"{', '.join(varied) or 'no setting'}: it was made with another "
-                f"{', '.join(differences)}."
+                f"RUNS: {other.name} and {first.name} {settings_differ}, but they were also made "
+                f"with different inputs: {', '.join(differences)}. Compare runs that differ in one "
+                "setting."
             )
     if not varied and not any(run.record.imported for run in runs):
         raise ValueError(
-            "RUNS: these runs differ in no setting, so that they are one training, counted more "
-            "than once."
+            "RUNS: these runs have the same settings, so they repeat one training. Name runs that "
+            "differ in a setting, such as SEED."
         )
 
 
 def _differing_sources(first: Record, other: Record, varied: Sequence[str]) -> list[str]:
-    """List the sources whose content differs though the settings do not say so."""
+    """List the sources whose content differs although the settings are the same."""
     names = []
     for role, settings in SETTINGS_OF_SOURCES.items():
         ours, theirs = first.sources.get(role), other.sources.get(role)
@@ -171,9 +183,9 @@ def _differing_sources(first: Record, other: Record, varied: Sequence[str]) -> l
 
 
 def _differing_inputs(first: Record, other: Record, varied: Sequence[str]) -> list[str]:
-    """List what the trainers of two runs' models were given differently, by its last name.
+    """List the inputs that differ between the trainers of two runs, by the last part of their name.
 
-    Left out is what follows from the settings that vary.
+    Differences that follow from the settings in `varied` are left out.
     """
     if set(varied) & set(FAR_REACHING):
         return []
@@ -193,13 +205,13 @@ def _differing_inputs(first: Record, other: Record, varied: Sequence[str]) -> li
 
 
 def differing(runs: Sequence[Evaluated]) -> pd.DataFrame:
-    """Show the settings in which runs differ.
+    """Tabulate the settings in which runs differ.
 
     Args:
-        runs: of `load_runs`.
+        runs: the runs, from `load_runs`.
 
     Returns:
-        A row for each such setting, a column for each run.
+        A table with a row for each such setting and a column for each run.
     """
     names: list[str] = []
     for run in runs:
@@ -213,7 +225,7 @@ def differing(runs: Sequence[Evaluated]) -> pd.DataFrame:
 
 
 def common_models(runs: Sequence[Evaluated]) -> list[str]:
-    """List the models that all runs have, in the first one's order."""
+    """List the models that all runs have, in the order of the first run."""
     common = [row["model"] for row in runs[0].metrics["models"]]
     for run in runs[1:]:
         names = [row["model"] for row in run.metrics["models"]]
@@ -222,14 +234,14 @@ def common_models(runs: Sequence[Evaluated]) -> list[str]:
 
 
 def rates_across(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
-    """Collect every model's measures over the runs.
+    """Collect the measures of every model over the runs.
 
     Args:
-        runs: of `load_runs`.
+        runs: the runs, from `load_runs`.
 
     Returns:
-        A record for each measure and model: measure, model, values (one for each run), mean, and
-        sd, the standard deviation of a sample (n - 1).
+        A record for each measure and model: measure, model, values (one per run), mean, and sd, the
+        sample standard deviation (with n - 1).
     """
     tables = []
     for run in runs:
@@ -246,19 +258,20 @@ def rates_across(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
 
 
 def differences_across(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
-    """Collect the difference of every two models over the runs, with its t interval.
+    """Collect the difference between every two models over the runs, with its t interval.
 
-    The interval speaks of other trainings, with these prompts; every run's own interval speaks of
-    other prompts, with its very models. Neither contains the other.
+    The t interval says what other trainings might give on the same prompts. The interval of a
+    single run says what other prompts might give for the same trained models. Neither of them
+    covers the uncertainty of the other.
 
     Args:
-        runs: of `load_runs`.
+        runs: the runs, from `load_runs`.
 
     Returns:
         A record for each measure and pair of models: measure, first, second, values (second minus
-        first, one for each run), mean, and low and high, the ends of the 95% t interval over runs,
-        None where all runs give the same; and prompts_low and prompts_high, the ends of each run's
-        own interval over prompts.
+        first, one per run), mean, low and high (the ends of the 95% t interval over runs, None
+        where all runs give the same value), prompts_low and prompts_high (the ends of each run's
+        own 95% interval over prompts).
     """
     tables = []
     for run in runs:
@@ -280,13 +293,13 @@ def differences_across(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
 
 
 def t_interval(values: np.ndarray) -> dict[str, float | None]:
-    """Compute the 95% t interval of a mean.
+    """Compute the 95% confidence interval of a mean by Student's t distribution.
 
     Args:
-        values: (runs,), two or more.
+        values: array of shape (runs,), with two or more runs.
 
     Returns:
-        {"low", "high"}; None where the values do not vary, which says nothing of how they would.
+        {"low", "high"}, both None if all values are equal, since their spread is then unknown.
     """
     if np.ptp(values) == 0:
         return {"low": None, "high": None}
@@ -295,14 +308,14 @@ def t_interval(values: np.ndarray) -> dict[str, float | None]:
 
 
 def conclude(records: Sequence[dict[str, Any]], runs: int) -> list[str]:
-    """Say of every pair of models what the runs show of it in CAS.
+    """Say in a sentence what the runs show about each pair of models in CAS.
 
     Args:
-        records: of `differences_across`.
-        runs: how many there are.
+        records: the records of `differences_across`.
+        runs: the number of runs.
 
     Returns:
-        A sentence for each pair.
+        A sentence for each pair of models.
     """
     sentences = []
     for record in records:

@@ -1,4 +1,7 @@
-"""Two models on the same prompts: their difference, its interval, a test, a decision, in words."""
+"""Compare two models on the same prompts: their difference, its interval, a test, and a decision.
+
+A difference is always that of the second model minus the first.
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -22,9 +25,9 @@ from posttrain.metrics import (
 )
 from posttrain.power import ALPHA, Changes, power_of_cas, power_of_rate, power_of_reward
 
-FEWEST_PROMPTS = 10  # with fewer of them every comparison is inconclusive
+FEWEST_PROMPTS = 10  # with fewer prompts every comparison is inconclusive
 DECISIONS = ("significant", "suggestive", "inconclusive")
-REWARD_OF_RATE = {"HmR": "harmful_reward", "HpR": "helpful_reward"}  # which its labels are made of
+REWARD_OF_RATE = {"HmR": "harmful_reward", "HpR": "helpful_reward"}  # the rewards behind a rate
 
 Record = dict[str, Any]
 
@@ -33,17 +36,17 @@ Record = dict[str, Any]
 
 
 def exact_mcnemar(gained: int, lost: int) -> float:
-    """Compute the two-sided p of McNemar's exact test; 1 where no label differs."""
+    """Compute the two-sided p-value of McNemar's exact test; 1 if no label differs."""
     if gained + lost == 0:
         return 1.0
     return float(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue)
 
 
 def sign_flips(changes: Sequence[Changes]) -> float:
-    """Compute the exact two-sided p of the mean of two rate differences by flips of their signs.
+    """Compute the exact two-sided p-value of a difference in CAS by a paired permutation test.
 
-    The paired permutation test: if two models do not differ, each prompt whose label differs is
-    gained or lost with equal chance, so the number gained on each kind of prompts is binomial.
+    If two models do not differ, each prompt whose label differs is gained or lost with equal
+    probability, so the number of gained prompts of each kind is binomial.
 
     Args:
         changes: (gained, lost, n) on each kind of prompts.
@@ -62,19 +65,20 @@ def sign_flips(changes: Sequence[Changes]) -> float:
 
 
 def signed_rank(differences: np.ndarray) -> float:
-    """Compute the two-sided p of Wilcoxon's signed-rank test; 1 where all differences are 0."""
+    """Compute the two-sided p-value of Wilcoxon's signed-rank test; 1 if all differences are 0."""
     if not differences.any():
         return 1.0
     return float(wilcoxon(differences).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number, in the order given (Holm 1979).
+    """Correct p-values for multiple comparisons by Holm's method (Holm 1979).
 
-    The smallest is multiplied by their number, the next by one less and so on; none becomes smaller
-    than the one before it, nor larger than 1.
+    The smallest of m p-values is multiplied by m, the next one by m - 1, and so on. An adjusted
+    p-value is never smaller than the one before it, nor larger than 1. They are returned in the
+    order of the arguments.
     """
-    # By hand, since statsmodels' multipletests collects garbage at every call, which is slow.
+    # Written out, since statsmodels' multipletests collects garbage at every call, which is slow.
     adjusted = [1.0] * len(p_values)
     highest = 0.0
     for rank, i in enumerate(np.argsort(p_values, kind="stable")):
@@ -87,15 +91,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def count_changes(passed: pd.DataFrame, first: str, second: str) -> Changes:
-    """Count the prompts that only the second model passes, only the first one, and all prompts.
+    """Count the prompts that only one of two models passes.
 
     Args:
-        passed: Truth values, as `metrics.pivot_passed` lays them out.
-        first: A model.
-        second: Another one.
+        passed: The table of truth values from `metrics.pivot_passed`.
+        first: The first model.
+        second: The second model.
 
     Returns:
-        (gained, lost, n).
+        (gained, lost, n): the number of prompts that only the second model passes, the number that
+        only the first model passes, and the number of all prompts.
     """
     gained = int((passed[second] & ~passed[first]).sum())
     lost = int((passed[first] & ~passed[second]).sum())
@@ -106,14 +111,14 @@ def compare_rates(passed: pd.DataFrame, first: str, second: str, power: bool) ->
     """Compare the rates of two models on the same prompts.
 
     Args:
-        passed: Truth values, as `metrics.pivot_passed` lays them out.
-        first: A model.
-        second: Another one.
+        passed: The table of truth values from `metrics.pivot_passed`.
+        first: The first model.
+        second: The second model.
         power: Whether to compute what 80% power needs.
 
     Returns:
-        The fields difference (second minus first, in points), low, high, gained, lost, n, test, p
-        and power of a comparison.
+        The fields of a comparison: difference (second minus first, in percentage points), low and
+        high (the ends of its 95% interval), gained, lost, n, test, p and power.
     """
     gained, lost, n = count_changes(passed, first, second)
     interval = paired_difference(gained, lost, n)
@@ -133,13 +138,16 @@ def compare_rates(passed: pd.DataFrame, first: str, second: str, power: bool) ->
 def compare_cas(
     passed: Mapping[str, pd.DataFrame], first: str, second: str, power: bool
 ) -> Record:
-    """Compare the CAS of two models; fields as of `compare_rates`, counts over both kinds.
+    """Compare the CAS of two models on the same prompts.
 
     Args:
-        passed: By kind, truth values as `metrics.pivot_passed` lays them out.
-        first: A model.
-        second: Another one.
+        passed: {kind: table of truth values from `metrics.pivot_passed`}.
+        first: The first model.
+        second: The second model.
         power: Whether to compute what 80% power needs.
+
+    Returns:
+        The fields of a comparison, as in `compare_rates`, with counts over both kinds of prompts.
     """
     changes = [count_changes(passed[kind], first, second) for kind in KINDS]
     differences = [100 * (gained - lost) / n for gained, lost, n in changes]
@@ -160,14 +168,17 @@ def compare_cas(
 def compare_rewards(
     rewards: pd.DataFrame, redrawn: pd.DataFrame, first: str, second: str, power: bool
 ) -> Record:
-    """Compare the mean rewards of two models on the same prompts; fields as of `compare_rates`.
+    """Compare the mean rewards of two models on the same prompts.
 
     Args:
-        rewards: As `metrics.pivot_rewards` lays them out.
-        redrawn: Bootstrap draws of the means, of `metrics.redraw_rewards`.
-        first: A model.
-        second: Another one.
+        rewards: The table of rewards from `metrics.pivot_rewards`.
+        redrawn: Bootstrap draws of the mean rewards, from `metrics.redraw_rewards`.
+        first: The first model.
+        second: The second model.
         power: Whether to compute what 80% power needs.
+
+    Returns:
+        The fields of a comparison, as in `compare_rates`, with differences in units of reward.
     """
     differences = (rewards[second] - rewards[first]).to_numpy()
     interval = percentiles(differences, (redrawn[second] - redrawn[first]).to_numpy())
@@ -188,14 +199,14 @@ def decide(comparison: Mapping[str, Any], prompts: int) -> str:
     """Decide what a comparison shows.
 
     Args:
-        comparison: With low, high, p and p_holm.
-        prompts: How many there are, of the kind that has the fewest.
+        comparison: A comparison with the fields low, high, p and p_holm.
+        prompts: The number of prompts, of the kind that has fewer.
 
     Returns:
-        "significant" where p is below 0.05 after Holm's correction and the interval excludes zero;
-        "suggestive" where p is below 0.05 before the correction, but not both of these hold;
-        "inconclusive" where p is 0.05 or more, and always with fewer than ten prompts or where
-        the same difference on every prompt leaves no interval.
+        "significant" if p is below 0.05 after Holm's correction and the interval excludes zero;
+        "suggestive" if p is below 0.05 before the correction, but one of these conditions fails;
+        "inconclusive" if p is 0.05 or more, if there are fewer than ten prompts, or if there is no
+        interval because the difference is the same on every prompt.
     """
     too_few = prompts < FEWEST_PROMPTS or comparison["low"] is None
     if too_few or comparison["p"] >= ALPHA:
@@ -207,18 +218,18 @@ def decide(comparison: Mapping[str, Any], prompts: int) -> str:
 
 
 def compare(answers: pd.DataFrame, draws: int, seed: int, power: bool = True) -> list[Record]:
-    """Compare every pair of models in every measure, over the same prompts.
+    """Compare every pair of models in every measure, on the same prompts.
 
     Args:
         answers: The table of answers with its labels.
-        draws: How many bootstrap draws to make.
-        seed: Of the draws.
+        draws: The number of bootstrap draws.
+        seed: The seed of the draws.
         power: Whether to compute what 80% power needs, which takes most of the time.
 
     Returns:
         One record for each measure and pair of models, with the fields measure, first, second,
-        difference (second minus first), low, high (95%), gained, lost, n, test, p, power, p_holm
-        (over the pairs of the measure) and decision.
+        difference (second minus first), low and high (the ends of its 95% interval), gained, lost,
+        n, test, p, power, p_holm (corrected over the pairs of the measure) and decision.
     """
     pairs = list(combinations(models_of(answers), 2))
     passed = {kind: pivot_passed(answers, kind) for kind in KINDS}
@@ -249,12 +260,12 @@ def compare(answers: pd.DataFrame, draws: int, seed: int, power: bool = True) ->
 
 
 def format_signed(value: float, digits: int) -> str:
-    """Format a number with its sign, a true minus."""
+    """Format a number with its sign, using the typographic minus."""
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def format_difference(comparison: Mapping[str, Any]) -> str:
-    """Format a difference with its interval, in points to a tenth or in rewards to 0.01."""
+    """Format a difference with its interval, to 0.1 points or to 0.01 units of reward."""
     digits, unit = (2, "") if "reward" in comparison["measure"] else (1, " points")
     difference = format_signed(comparison["difference"], digits) + unit
     if comparison["low"] is None:

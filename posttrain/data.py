@@ -1,7 +1,8 @@
-"""HH-RLHF as training and evaluation need it: pairs with token ids, and the evaluation's prompts.
+"""Prepare HH-RLHF for training and evaluation: pairs with token ids, and prompts.
 
-This module has all names that a notebook needs of the data; reading the transcripts is in
-`transcripts`, token ids are in `tokens`, and the evaluation's prompts in `prompts`. No torch here.
+A notebook needs this module only. It builds on `transcripts`, which reads the transcripts, on
+`tokens`, which makes token ids, and on `prompts`, which draws the evaluation's prompts. None of
+them imports torch.
 """
 
 from __future__ import annotations
@@ -62,28 +63,28 @@ __all__ = [
 ]
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")  # token ids of the prompt and of the replies
-NO_LOSS = -100  # the label of a token that has no part in the loss
-Report = dict[str, Counter]  # for each subset, how many of its rows met which fate
+NO_LOSS = -100  # the label of a token that the loss leaves out
+Report = dict[str, Counter]  # {subset: {what became of a row: number of such rows}}
 
 
 class PairSettings(Protocol):
-    """The settings that decide which pairs are used, and how."""
+    """The settings that decide which pairs are used and how they are prepared."""
 
     subsets: str  # "base" or "all"
-    max_pairs: int | None  # training and validation together; None uses all
-    validation_pairs: int  # at most a tenth of the pairs is held out
-    max_length: int  # tokens of prompt and longer reply
-    seed: int  # of the draw and of the order
+    max_pairs: int | None  # pairs for training and validation together; None takes all
+    validation_pairs: int  # number of held-out pairs, limited to a tenth of all pairs
+    max_length: int  # limit of the prompt and the longer reply together, in tokens
+    seed: int  # seed of the choice of pairs and of their order
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs to train on and to validate with.
+    """The pairs for training, the held-out pairs for validation, and a report on the cleaning.
 
     Attributes:
-        train: pairs with their subset, length in tokens and token ids.
-        validation: the same, held out; no prompt is in both.
-        report: a row for each fate of a dataset's rows, a column for each subset.
+        train: the training pairs, with their subset, their length in tokens and their token ids.
+        validation: the held-out pairs, with the same fields. No prompt is in both lists.
+        report: a table that counts what became of the dataset's rows, with a column per subset.
     """
 
     train: list[Pair]
@@ -91,14 +92,15 @@ class Pairs:
     report: pd.DataFrame
 
     def for_sft(self, split: str, reply_only: bool = True) -> Dataset:
-        """Build the dataset that SFT learns from: prompts with their chosen replies.
+        """Build the dataset for SFT, in which every text is a prompt and its chosen reply.
 
         Args:
             split: "train" or "validation".
-            reply_only: whether the loss leaves out the prompt's tokens.
+            reply_only: whether the loss is computed on the reply's tokens only.
 
         Returns:
-            Columns "input_ids" and "labels", with -100 where a token has no part in the loss.
+            A dataset with the columns "input_ids" and "labels". The label is -100 for a token that
+            the loss leaves out.
         """
         from datasets import Dataset  # takes a second to import
 
@@ -110,10 +112,14 @@ class Pairs:
         return Dataset.from_dict(columns)
 
     def for_dpo(self, split: str) -> Dataset:
-        """Build the dataset that DPO learns from, of the pairs of "train" or "validation".
+        """Build the dataset for DPO from the pairs of a split.
+
+        Args:
+            split: "train" or "validation".
 
         Returns:
-            Columns of token ids, and "length", by which the trainer makes its batches.
+            A dataset with columns of token ids and the column "length", by which the trainer groups
+            pairs into batches.
         """
         from datasets import Dataset  # takes a second to import
 
@@ -123,12 +129,12 @@ class Pairs:
         return Dataset.from_dict(columns)
 
     def _pairs_in(self, split: str) -> list[Pair]:
-        """Look up the pairs of "train" or "validation"."""
+        """Look up the pairs of the split "train" or "validation"."""
         return {"train": self.train, "validation": self.validation}[split]
 
 
 def _ids_and_labels(pair: Pair, reply_only: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Join prompt and chosen reply into token ids and labels, int32, both of shape (tokens,)."""
+    """Join prompt and chosen reply into token ids and labels, both int32 of shape (tokens,)."""
     ids = np.concatenate([pair["prompt_ids"], pair["chosen_ids"]], dtype=np.int32)
     labels = ids.copy()
     if reply_only:
@@ -140,13 +146,13 @@ def show_pair_tokens(pair: Pair, tokenizer: Tokenizer, reply_only: bool = True) 
     r"""Show which tokens of a pair's prompt and chosen reply SFT learns from.
 
     Args:
-        pair: with token ids, as `load_pairs` gives it.
-        tokenizer: the base model's.
-        reply_only: as in `Pairs.for_sft`.
+        pair: a pair with token ids, from `load_pairs`.
+        tokenizer: the tokenizer of the base model.
+        reply_only: whether the loss is computed on the reply only, as in `Pairs.for_sft`.
 
     Returns:
-        A row for each token: "id", "text" with line feeds written as `\n`, and "loss", whether
-        the token carries loss.
+        A table with a row for each token and the columns "id", "text" (line breaks written as `\n`)
+        and "loss" (whether the loss includes the token).
     """
     ids, labels = _ids_and_labels(pair, reply_only)
     texts = [tokenizer.decode([token]).replace("\n", "\\n") for token in ids.tolist()]
@@ -154,7 +160,7 @@ def show_pair_tokens(pair: Pair, tokenizer: Tokenizer, reply_only: bool = True) 
 
 
 def keep_texts(pairs: list[Pair]) -> list[Pair]:
-    """Copy the pairs without their token ids, to be read or to be fingerprinted."""
+    """Copy the pairs without their token ids, so that they can be read or hashed."""
     copies = []
     for pair in pairs:
         copies.append({name: value for name, value in pair.items() if name not in IDS})
@@ -164,16 +170,16 @@ def keep_texts(pairs: list[Pair]) -> list[Pair]:
 def gather_pairs(
     folder: Path, subsets: Sequence[str], special_tokens: Sequence[str], unseen: set[str]
 ) -> tuple[list[Pair], Report]:
-    """Gather all usable pairs of the training splits, each once.
+    """Gather all usable pairs of the training splits, without duplicates.
 
     Args:
         folder: the dataset's folder.
-        subsets: the names of the subsets that are read, in this order.
-        special_tokens: the tokenizer's, which no text may hold.
-        unseen: the prompts that no pair may have, those of the test splits.
+        subsets: the names of the subsets to read, in this order.
+        special_tokens: the tokenizer's special tokens, which no text may contain.
+        unseen: the prompts of the test splits, which no training pair may have.
 
     Returns:
-        The pairs, each with its subset, and the report on the rows that gave none.
+        The pairs, each with its subset, and the report on the rows that were dropped.
     """
     pairs = {}
     report = {}
@@ -195,20 +201,20 @@ def gather_pairs(
 def fit_pairs(
     pairs: list[Pair], tokenizer: Tokenizer, max_length: int, unseen: set[str], report: Report
 ) -> list[Pair]:
-    """Fit pairs into `max_length` tokens by cutting the oldest turns off their prompts.
+    """Fit pairs into `max_length` tokens by removing the oldest turns of their prompts.
 
-    A trainer would cut what is longer from its end, where the reply stands. Here a reply is never
-    cut: a pair whose last turn and longer reply do not fit is dropped.
+    A trainer would truncate a long text at its end, where the reply is. Here a reply is never
+    truncated: a pair is dropped if its last turn and its longer reply do not fit.
 
     Args:
-        pairs: with their texts and their subset.
-        tokenizer: the base model's.
-        max_length: tokens of BOS, prompt, longer reply and EOS.
-        unseen: the prompts that a pair may not have, after cutting either.
-        report: is told which pairs were cut and which were dropped.
+        pairs: pairs with their texts and their subset.
+        tokenizer: the tokenizer of the base model.
+        max_length: limit in tokens of BOS, prompt, longer reply and EOS together.
+        unseen: prompts that no pair may have, even after its prompt was shortened.
+        report: the cleaning report; the pairs that were cut or dropped are counted in it.
 
     Returns:
-        The pairs that fit, in order, each with its "length" and token ids.
+        The pairs that fit, in their order, each with its "length" and token ids.
     """
     prompts = encode([pair["prompt"] for pair in pairs], tokenizer, "prompts")
     chosen = encode_replies([pair["chosen"] for pair in pairs], tokenizer, "chosen replies")
@@ -231,7 +237,7 @@ def fit_pairs(
 def _cut_long_pairs(
     pairs: list[Pair], tokenizer: Tokenizer, max_length: int, unseen: set[str], report: Report
 ) -> None:
-    """Cut the prompts of pairs that are too long, in place; a pair to be dropped gets None."""
+    """Shorten the prompts of pairs that are too long, in place; None marks a pair to be dropped."""
     rooms = [max_length - pair["length"] + len(pair["prompt_ids"]) for pair in pairs]
     prompts = cut_prompts([pair["prompt"] for pair in pairs], rooms, tokenizer)
     cut_pairs = []
@@ -253,15 +259,17 @@ def _cut_long_pairs(
 
 
 def hold_out(pairs: list[Pair], n: int, report: Report) -> tuple[list[Pair], list[Pair]]:
-    """Hold out the first `n` pairs, at most a tenth, so that no prompt is on both sides.
+    """Hold out the first `n` pairs, but at most a tenth of all, for validation.
+
+    Pairs that share their prompt with a held-out pair are dropped from the training pairs.
 
     Args:
-        pairs: in random order.
-        n: how many are held out; of the others, those with a held-out prompt are dropped.
-        report: is told what became of every pair.
+        pairs: the pairs in random order.
+        n: the number of pairs to hold out.
+        report: the cleaning report; what became of every pair is counted in it.
 
     Returns:
-        The pairs for training, and those for validation.
+        The pairs for training, and the pairs for validation.
     """
     size = min(n, max(1, len(pairs) // 10))
     validation = pairs[:size]
@@ -279,19 +287,23 @@ def hold_out(pairs: list[Pair], n: int, report: Report) -> tuple[list[Pair], lis
 
 
 def load_pairs(folder: Path, tokenizer: Tokenizer, settings: PairSettings) -> Pairs:
-    """Load the pairs of a dataset's training splits: cleaned, drawn, fitted and held out.
+    """Load the pairs of a dataset's training splits, ready for training.
+
+    Unusable rows are dropped, `max_pairs` pairs are drawn at random, long prompts are shortened,
+    and some pairs are held out.
 
     Args:
         folder: the dataset's folder, in the layout of Anthropic/hh-rlhf.
-        tokenizer: the base model's.
-        settings: which pairs are used; the seed decides which are drawn, and their order.
+        tokenizer: the tokenizer of the base model.
+        settings: the settings of the pairs. The seed decides which pairs are drawn and in which
+            order.
 
     Returns:
-        The pairs and the report. Every row that was read is in exactly one line of the report,
-        but for those that were cut, which are in a second one too.
+        The pairs and the report. Every row that was read is counted in exactly one line of the
+        report; rows whose prompt was shortened are also counted in the line "cut".
 
     Raises:
-        ValueError: the dataset cannot be read, or leaves no pair to train on.
+        ValueError: if the dataset cannot be read, or has no pair to train on.
     """
     subsets = SUBSETS[settings.subsets]
     unseen = set(read_test_prompts(folder, subsets))
@@ -307,13 +319,14 @@ def load_pairs(folder: Path, tokenizer: Tokenizer, settings: PairSettings) -> Pa
     if not training:
         counts = {subset: dict(fates) for subset, fates in report.items()}
         raise ValueError(
-            f"DATASET: {folder} leaves no usable pair for training after cleaning: {counts}."
+            f"DATASET: {folder} has no usable pair for training after cleaning. The rows of each "
+            f"subset were counted as {counts}."
         )
     return Pairs(training, validation, _tabulate(report))
 
 
 def _tabulate(report: Report) -> pd.DataFrame:
-    """Turn the report into a table whose last rows are what was cut, held out and trained on."""
+    """Turn the report into a table that ends with the pairs cut, held out and trained on."""
     table = pd.DataFrame(report).fillna(0).astype(int)
     last = [fate for fate in ("cut", "validation", "training") if fate in table.index]
     return table.loc[[*table.index.difference(last, sort=False), *last]]

@@ -1,10 +1,10 @@
-"""What a trainer is about to consume, read from the trainer itself.
+"""Describe everything that a trainer is about to learn from, as read from the trainer itself.
 
-Two trainers of equal descriptions train the same model. A description holds the trainer's class and
-the other arguments of its constructor, the arguments of its config, the model's and the adapter's
-config, the base's identity, the adapter that it goes on from, the token ids of both datasets, and
-the source of whatever is defined in a notebook. It leaves out what only says where and how the
-computing is done: paths, logging, saving, devices, precision.
+Two trainers with equal descriptions train the same model. A description contains the trainer's
+class and the other arguments of its constructor, the arguments of its config, the configs of the
+model and the adapter, the identity of the base, the adapter that is trained further, hashes of both
+datasets, and the source of whatever is defined in a notebook. It leaves out what only decides where
+and how the computation is done: paths, logging, saving, devices and precision.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from posttrain.files import fingerprint, sha256_of
 from posttrain.run import Run
 from posttrain.values import Notebook, describe_value, fingerprint_weights
 
-# Arguments of a config on which no result depends. How a step is split into passes is one of them:
-# their product, the pairs in a step, is described instead.
+# Arguments of a config that no result depends on. The pairs in a pass and the passes in a step are
+# among them: their product, the pairs in a step, is described instead.
 INDIFFERENT = re.compile(
     "output_dir|run_name|project|debug|disable_tqdm|report_to|local_rank|deepspeed|use_cpu|tf32"
     "|(logging|log|save|hub|push|trackio|ddp|fsdp|bf16|fp16|do|torch_compile|dataloader)_.*"
@@ -41,7 +41,7 @@ OF_NO_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype",
 OF_NO_ADAPTER = (
     "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version",
 )  # fmt: skip
-# Arguments of constructors that are described on their own.
+# Arguments of constructors that have entries of their own in the description.
 ELSEWHERE = (
     "self", "args", "kwargs", "model", "train_dataset", "eval_dataset", "processing_class",
     "peft_config", "callbacks", "optimizers", "model_init", "quantization_config",
@@ -49,17 +49,17 @@ ELSEWHERE = (
 
 
 def describe(trainer: Trainer, run: Run) -> dict[str, Any]:
-    """Describe what a trainer is about to consume.
+    """Describe everything that a trainer is about to learn from.
 
     Args:
-        trainer: built, not yet trained.
-        run: whose models it may go on from.
+        trainer: a trainer that has been built and not yet trained.
+        run: the run whose models it may train further.
 
     Returns:
-        The description, as JSON can hold it.
+        The description, of values that JSON can represent.
 
     Raises:
-        ValueError: a dataset is streamed, so that nobody can know what it will give.
+        ValueError: if a dataset is streamed, because its rows are not known in advance.
     """
     notebook = Notebook()
     _collect_replaced_methods(trainer, notebook)
@@ -80,7 +80,7 @@ def describe(trainer: Trainer, run: Run) -> dict[str, Any]:
 
 
 def _collect_replaced_methods(trainer: Trainer, notebook: Notebook) -> None:
-    """Enter methods that a notebook put into a library's class, or onto the trainer itself."""
+    """Collect methods that a notebook assigned to a library's class or to the trainer itself."""
     members = list(vars(trainer).values())
     for kind in type(trainer).__mro__:
         if kind.__module__ != "__main__":
@@ -91,7 +91,7 @@ def _collect_replaced_methods(trainer: Trainer, notebook: Notebook) -> None:
 
 
 def _without(table: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """Give a table of plain values without some of its names."""
+    """Copy a table of plain values without some of its names."""
     plain = {name: value for name, value in table.items() if name not in names}
     return describe_value(plain, Notebook())
 
@@ -115,7 +115,7 @@ def _describe_arguments(trainer: Trainer, notebook: Notebook) -> dict[str, Any]:
 
 
 def _describe_constructor(trainer: Trainer, notebook: Notebook) -> dict[str, Any]:
-    """Describe the other arguments of the constructor, as far as the trainer keeps them."""
+    """Describe the other arguments of the constructor that the trainer keeps as attributes."""
     described = {}
     for kind in type(trainer).__mro__:
         if "__init__" not in vars(kind) or kind is object:
@@ -134,7 +134,7 @@ def _describe_constructor(trainer: Trainer, notebook: Notebook) -> dict[str, Any
 
 
 def _is_transformers_own(callback: TrainerCallback) -> bool:
-    """Tell whether a callback is one of those that every trainer of transformers has."""
+    """Tell whether a callback is one that transformers adds to every trainer."""
     module = type(callback).__module__
     kind = type(callback).__name__
     is_common = kind in ("DefaultFlowCallback", "ProgressCallback", "PrinterCallback")
@@ -147,14 +147,14 @@ def _is_transformers_own(callback: TrainerCallback) -> bool:
 
 
 def _describe_adapter(model: PreTrainedModel | PeftModel) -> dict[str, Any] | None:
-    """Describe the config of the adapter that is trained, None where all weights are."""
+    """Describe the config of the trained adapter; None where all weights are trained."""
     if not isinstance(model, PeftModel):
         return None
     return _without(model.peft_config["default"].to_dict(), OF_NO_ADAPTER)
 
 
 def _describe_trained(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
-    """Describe which weights learn; all others are frozen."""
+    """Describe which weights are trained; all others are frozen."""
     learning = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
@@ -163,14 +163,14 @@ def _describe_trained(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
 
 
 def identify_base(model: PreTrainedModel | PeftModel, run: Run) -> str:
-    """Find by what the base of a model is known: its commit on the hub, or its folder's sha256.
+    """Identify the base of a model by its commit on the hub, or else by its folder's sha256.
 
     Args:
-        model: the model or the adapter over it.
-        run: whose own fully fine-tuned models may be the base.
+        model: the model, or the adapter over it.
+        run: the run; one of its fully fine-tuned models may be the base.
 
     Returns:
-        The identity, the same as `Run.source` gives.
+        The identity, as in `Run.source`.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     folder = Path(base.config._name_or_path)
@@ -183,10 +183,11 @@ def identify_base(model: PreTrainedModel | PeftModel, run: Run) -> str:
 
 
 def fingerprint_adapter(model: PreTrainedModel | PeftModel) -> str | None:
-    """Compute the sha256 of the adapter's weights that a training goes on from.
+    """Compute the sha256 of the adapter weights from which a training starts.
 
     Returns:
-        None where the adapter is new: its second matrices are zero, and it changes nothing yet.
+        The sha256, or None if there is no adapter or it is new. A new adapter's second matrices are
+        zero, so that it does not change the model yet.
     """
     if not isinstance(model, PeftModel):
         return None
@@ -199,10 +200,10 @@ def fingerprint_adapter(model: PreTrainedModel | PeftModel) -> str | None:
 
 
 def fingerprint_dataset(dataset: Any) -> Any:
-    """Compute the sha256 of all columns of a dataset; of several, {name: sha256}.
+    """Compute the sha256 of a dataset with all its columns, or {name: sha256} of several.
 
     Raises:
-        ValueError: the dataset is streamed.
+        ValueError: if the dataset is streamed.
     """
     if dataset is None:
         return None
@@ -210,11 +211,10 @@ def fingerprint_dataset(dataset: Any) -> Any:
         return {name: fingerprint_dataset(part) for name, part in dataset.items()}
     if not isinstance(dataset, datasets.Dataset):
         raise ValueError(
-            f"A {type(dataset).__name__} gives its rows one after the other, so that a finished "
-            "model could not be told from one that was trained on others. Give the trainer a "
-            "datasets.Dataset."
+            f"The rows of a {type(dataset).__name__} are not known in advance, so nobody could "
+            "tell later which rows a model was trained on. Give the trainer a datasets.Dataset."
         )
-    if dataset._indices is not None:  # a selection or another order of the rows below it
+    if dataset._indices is not None:  # the dataset is a selection or reordering of another table
         dataset = dataset.flatten_indices()
     table = dataset.data.table.combine_chunks().replace_schema_metadata(None)
     sink = _HashingSink()
@@ -224,7 +224,7 @@ def fingerprint_dataset(dataset: Any) -> Any:
 
 
 class _HashingSink:
-    """A file that keeps of what is written only its sha256."""
+    """A file that hashes what is written to it and keeps nothing else."""
 
     closed = False
 
@@ -236,4 +236,4 @@ class _HashingSink:
         return len(data)
 
     def flush(self) -> None:
-        """There is nothing to flush."""
+        """Do nothing, since every write is hashed at once."""

@@ -1,4 +1,4 @@
-"""What the trainers compute in, and how many pairs a pass may hold on this device."""
+"""Choose the precision of training, and the number of pairs in a pass that fits this device."""
 
 import copy
 import math
@@ -16,25 +16,27 @@ from accelerate.utils.memory import release_memory, should_reduce_batch_size
 from peft import PeftModel
 from transformers import Trainer
 
-# A pass on a CPU: four or eight texts of OPT-350M's architecture were hardly faster than two.
+# Memory for a pass on a CPU. With OPT-350M's architecture, passes of four or eight texts were
+# hardly faster per text than passes of two.
 CPU_PASS = 2.5 * 2**30  # bytes
 
-# Where Triton runs, TRL sends only positions with a label through the vocabulary; elsewhere it
-# sends all, prompt and padding too, since some accelerators like a fixed shape. On a CPU that is up
-# to a third of the time and most of the memory. The loss is the same. There is no option for it.
+# Where Triton runs, TRL computes logits only at positions with a label. Elsewhere it computes them
+# at all positions, prompt and padding included, because some accelerators need a fixed shape. On a
+# CPU this takes up to a third of the time and most of the memory, and the loss is the same. TRL has
+# no option for it.
 trl.trainer.utils._use_triton = lambda device: True
 
 
 def choose_precision(wanted: str) -> str:
-    """Choose what the trainers compute in.
+    """Choose the precision in which the trainers compute.
 
     Args:
-        wanted: "fp32", or "auto" for what the device is fast in.
+        wanted: "fp32", or "auto" for the precision in which the device is fast.
 
     Returns:
         "bf16" on GPUs from compute capability 8.0 on and on CPUs that multiply it in hardware,
-        "fp16" on older GPUs, "fp32" on other CPUs. A T4 (7.5) only emulates bf16, slowly, though
-        torch says that it can.
+        "fp16" on older GPUs, and "fp32" on other CPUs. A T4 (compute capability 7.5) emulates bf16
+        slowly, although torch reports that it is supported.
     """
     if wanted == "fp32":
         return "fp32"
@@ -46,7 +48,13 @@ def choose_precision(wanted: str) -> str:
 
 
 def device_options(wanted: str) -> dict[str, bool]:
-    """Give the trainers' options for this device; on a CPU the base's weights set the precision."""
+    """Build the precision and device arguments of a trainer's config.
+
+    On a CPU both precisions are off: there the type of the base's weights sets the precision.
+
+    Args:
+        wanted: the precision, as in `choose_precision`.
+    """
     on_gpu = torch.cuda.is_available()
     precision = choose_precision(wanted)
     return {
@@ -57,20 +65,20 @@ def device_options(wanted: str) -> dict[str, bool]:
 
 
 def choose_dtype(wanted: str, frozen: bool) -> torch.dtype:
-    """Choose the type of the base's weights, and say so.
+    """Choose the type of the base's weights, and print it.
 
     Args:
-        wanted: as for `choose_precision`.
-        frozen: whether the base stays as it is; weights that are trained are held in fp32.
+        wanted: the precision, as in `choose_precision`.
+        frozen: whether the base's weights are frozen. Weights that are trained need float32.
 
     Returns:
-        bfloat16 where the base is frozen and bf16 is computed in, else float32.
+        bfloat16 if the base is frozen and training computes in bf16, otherwise float32.
     """
     precision = choose_precision(wanted)
     dtype = torch.bfloat16 if frozen and precision == "bf16" else torch.float32
     print(
-        f"Training computes in {precision}; the base's weights are held in "
-        f"{str(dtype).removeprefix('torch.')}, those of the adapters in float32."
+        f"Training computes in {precision}. The base's weights are stored as "
+        f"{str(dtype).removeprefix('torch.')}, and the weights of the adapters as float32."
     )
     return dtype
 
@@ -79,7 +87,7 @@ def choose_dtype(wanted: str, frozen: bool) -> torch.dtype:
 
 
 def describe_computing(trainer: Trainer) -> dict[str, Any]:
-    """Describe what a checkpoint is bound to that a finished model is not."""
+    """Describe the precision and device, which a checkpoint depends on and a finished model not."""
     precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "fp32"
     model = trainer.accelerator.unwrap_model(trainer.model)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -94,17 +102,17 @@ def describe_computing(trainer: Trainer) -> dict[str, Any]:
 def settle_pass(trainer: Trainer, pairs: int | None = None) -> int:
     """Split a trainer's steps into passes that fit the device's memory.
 
-    The pairs of a step stay as they are: a smaller pass is repeated more often.
+    The number of pairs in a step stays the same: a step is made of more passes if they are smaller.
 
     Args:
-        trainer: built, not yet trained; its passes may hold all pairs of a step.
-        pairs: those of a pass where that is settled, as by a checkpoint; None tries.
+        trainer: a trainer that has been built and not yet trained.
+        pairs: the number of pairs in a pass, where a checkpoint prescribes it. None finds it.
 
     Returns:
-        The pairs in a pass.
+        The number of pairs in a pass.
 
     Raises:
-        RuntimeError: not even one pair fits.
+        RuntimeError: if not even one pair fits.
     """
     args = trainer.args
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps
@@ -114,18 +122,19 @@ def settle_pass(trainer: Trainer, pairs: int | None = None) -> int:
         pairs = find(trainer, divisors)
     args.per_device_train_batch_size = pairs
     args.gradient_accumulation_steps = step // pairs
-    # The trainer has read the pass when it was built; the argument alone would only change how
-    # often it is repeated.
+    # The trainer read the size of a pass when it was built. The argument alone would only change
+    # the number of passes.
     trainer._train_batch_size = pairs
     _weigh_passes_by_pairs(trainer)
     return pairs
 
 
 def _weigh_passes_by_pairs(trainer: Trainer) -> None:
-    """Let all pairs of a step count the same where an epoch's last pass holds fewer.
+    """Give all pairs of a step the same weight, even if an epoch's last pass has fewer of them.
 
-    transformers divides the loss of a pass by the number of passes, which weighs such a pass like
-    the others. SFT is not concerned: there it divides by the number of tokens in the step.
+    transformers divides the loss of every pass by the number of passes, so that a smaller pass
+    would count as much as a full one. In SFT it divides by the number of tokens in the step, and
+    nothing changes.
     """
     get_batch_samples, training_step = trainer.get_batch_samples, trainer.training_step
     rows_in_step = []
@@ -146,31 +155,31 @@ def _weigh_passes_by_pairs(trainer: Trainer) -> None:
 
 
 def _estimate_pass(trainer: Trainer, sizes: list[int]) -> int:
-    """Estimate the largest pass that suits a CPU, by the texts' length."""
+    """Estimate from the lengths of the texts the largest pass that suits a CPU."""
     limit = _pairs_on_cpu(trainer)
     return max((size for size in sizes if size <= limit), default=1)
 
 
 def _try_passes(trainer: Trainer, sizes: list[int]) -> int:
-    """Find the largest pass that fits by trying, the largest first."""
+    """Find the largest pass that fits by trying the sizes, largest first."""
     for size in sizes:
         if fits(trainer, size):
             return size
     raise RuntimeError(
-        "Not even one pair fits into the device's memory: set SETTINGS = {'max_length': ...} lower "
-        "or take a smaller base."
+        "Not even one pair fits into the device's memory. Set a lower max_length in SETTINGS, or "
+        "choose a smaller BASE_MODEL."
     )
 
 
 def fits(trainer: Trainer, pairs: int) -> bool:
-    """Try a pass over the longest pairs, forward and backward, and leave no trace of it.
+    """Try a forward and backward pass over the longest pairs, and undo everything it changes.
 
     Args:
-        trainer: built, not yet trained.
-        pairs: how many of them.
+        trainer: a trainer that has been built and not yet trained.
+        pairs: the number of pairs in the pass.
 
     Returns:
-        Whether it went through with room for the optimizer's two moments.
+        Whether the pass fits into memory together with the optimizer's two moments.
     """
     rows = [trainer.train_dataset[index] for index in _longest(trainer, pairs)]
     trainable = [weight for weight in trainer.model.parameters() if weight.requires_grad]
@@ -194,7 +203,7 @@ def fits(trainer: Trainer, pairs: int) -> bool:
 
 @contextmanager
 def _no_trace(trainer: Trainer) -> Iterator[None]:
-    """Put back what a pass outside of training changes: random state, metrics, gradients."""
+    """Restore what a trial pass changes: the random state, the metrics and the gradients."""
     states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     metrics = copy.deepcopy(getattr(trainer, "_metrics", None))
@@ -218,14 +227,14 @@ def _no_trace(trainer: Trainer) -> Iterator[None]:
 
 
 def _longest(trainer: Trainer, pairs: int) -> list[int]:
-    """Give the indices of the longest rows, by the number of all their token ids."""
+    """List the indices of the rows with the most token ids, longest first."""
     lengths = _lengths(trainer)
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     return order[:pairs]
 
 
 def _lengths(trainer: Trainer) -> list[int]:
-    """Count the token ids of every row of the training's dataset, all columns of ids together."""
+    """Count the token ids of every row of the training dataset, over all columns of ids."""
     columns = [name for name in trainer.train_dataset.column_names if name.endswith("_ids")]
     lengths = [0] * len(trainer.train_dataset)
     for name in columns:
@@ -235,11 +244,12 @@ def _lengths(trainer: Trainer) -> list[int]:
 
 
 def _pairs_on_cpu(trainer: Trainer) -> int:
-    """Estimate how many of the longest pairs a pass may hold on a CPU.
+    """Estimate how many pairs of the longest length fit into a pass on a CPU.
 
-    Activations of OPT-350M's architecture took 34 bytes a token, layer and unit of width under
-    autocast; in fp32 they take twice as much, and 84 leave room for the kernels. Other
-    architectures take more (Llama 61 to 53, Qwen 74 to 66 of OPT's 40 to 26), within that room.
+    In OPT-350M's architecture the activations took 34 bytes per token, layer and unit of width
+    under autocast, and they take twice as much in fp32. The 84 bytes assumed here leave room for
+    the kernels. Other architectures need more (Llama 53 to 61 and Qwen 66 to 74 bytes, where OPT
+    needs 26 to 40), which that room covers.
     """
     config = trainer.accelerator.unwrap_model(trainer.model).config
     row = trainer.data_collator([trainer.train_dataset[_longest(trainer, 1)[0]]])
@@ -251,7 +261,7 @@ def _pairs_on_cpu(trainer: Trainer) -> int:
 
 
 def _machine_memory() -> int:
-    """Give the bytes of memory of the machine or of the container."""
+    """Read the memory of the machine, or the smaller limit of its container, in bytes."""
     total = psutil.virtual_memory().total
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.exists() else "max"
@@ -259,22 +269,22 @@ def _machine_memory() -> int:
 
 
 def peak_memory() -> str:
-    """Word the most memory that was used at once: on the GPU, or by this process without one."""
+    """Report the peak memory of the GPU or, without a GPU, of this process, as text."""
     if torch.cuda.is_available():
         return f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     return f"peak memory {process_peak():.1f} GiB"
 
 
 def process_peak() -> float:
-    """Give the most memory that this process has had, in GiB."""
+    """Measure the peak memory of this process, in GiB."""
     import resource
     import sys
 
     status = Path("/proc/self/status")
     if status.exists():
-        # On Linux getrusage may hand down the peak of the process that started this one.
+        # On Linux getrusage may include the peak of the process that started this one.
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**20
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # ru_maxrss counts bytes there, else KiB
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # ru_maxrss is in bytes there, else in KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

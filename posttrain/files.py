@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and the sha256 by which they are known."""
+"""Write files completely or not at all, and compute the sha256 by which they are recognised."""
 
 import errno
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-# How Python and Rust (the safetensors library) word that no room is left.
+# The words in which Python and Rust (in the safetensors library) report a full disk.
 NO_ROOM = re.compile(
     rf"err(no|or) ({errno.ENOSPC}|{errno.EDQUOT}|{errno.EFBIG})\b", re.IGNORECASE
 )
@@ -21,13 +21,13 @@ NO_ROOM = re.compile(
 
 @contextmanager
 def full_disk_explained(folder: Path) -> Iterator[None]:
-    """Turn the many errors that a full disk causes into one that says what to do.
+    """Turn the various errors of a full disk into one error that says what to do.
 
     Args:
-        folder: where is being written.
+        folder: the folder that is written to.
 
     Raises:
-        OSError: there is no room left in the folder.
+        OSError: if an error occurs and no room is left in the folder.
     """
     try:
         yield
@@ -36,24 +36,26 @@ def full_disk_explained(folder: Path) -> Iterator[None]:
         if room_is_left and not NO_ROOM.search(str(error)):
             raise
         raise OSError(
-            f"[Errno {errno.ENOSPC}] There is no room left to write into {folder}. What was "
-            "finished before is whole: make room, or copy the folder to a larger disk, and run "
-            "again."
+            f"[Errno {errno.ENOSPC}] There is no room left to write into {folder}. Everything that "
+            "was finished before is intact. Free some space, or copy the folder to a larger disk, "
+            "and run again."
         ) from error
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write under; it becomes `path` once that has worked, or vanishes.
+    """Write a file or folder under a temporary name that becomes `path` when all is written.
+
+    If an error occurs, the temporary file or folder is removed.
 
     Args:
-        path: the file or folder that is wanted.
+        path: the file or folder to be written.
 
     Yields:
-        The temporary name beside it.
+        The temporary path, in the same folder.
     """
     temporary = path.with_name(path.name + ".tmp")
-    remove(temporary)  # left by a run that was killed while it wrote
+    remove(temporary)  # it may be left from a process that was killed while writing
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with full_disk_explained(path.parent):
@@ -64,10 +66,10 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, its files emptied before.
+    """Remove a file or folder, after emptying its files.
 
-    Google Drive keeps what is deleted in its trash and counts it. Files that other names share (a
-    link's target, a hard-linked backup) are not emptied.
+    Google Drive moves deleted files to its trash, where they still use up space. A file that has
+    another name too (a link's target, a hard-linked backup) is not emptied.
     """
     if path.is_symlink():
         path.unlink()
@@ -82,10 +84,10 @@ def remove(path: Path) -> None:
 
 
 def write(path: Path, content: str | list | dict) -> None:
-    """Write a text, or data as indented JSON, whole or not at all.
+    """Write a text, or data as indented JSON, completely or not at all.
 
     Raises:
-        ValueError: the data hold NaN or an infinity, which JSON does not know.
+        ValueError: if the data contain NaN or an infinity, which JSON cannot represent.
     """
     if not isinstance(content, str):
         content = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -94,18 +96,18 @@ def write(path: Path, content: str | list | dict) -> None:
 
 
 def read_json(path: Path, kind: Any = Any) -> Any:
-    """Read what a JSON file holds and check it.
+    """Read a JSON file and check its content.
 
     Args:
         path: the file.
-        kind: a type that pydantic can check the data against.
+        kind: the type of the data, which pydantic checks.
 
     Returns:
-        The data as `kind`.
+        The data, of the type `kind`.
 
     Raises:
-        ValueError: the file is not JSON, or does not hold such data; the file and the place are
-            named.
+        ValueError: if the file is not JSON or its data are not of this type. The message says where
+            in the file.
     """
     try:
         return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))
@@ -117,17 +119,17 @@ def read_json(path: Path, kind: Any = Any) -> Any:
         place, reason, cause = "", error, error
     remedy = ""
     if path.name != "run.json":
-        remedy = ", remove it where it can be made anew"
+        remedy = ", remove it if it can be made again"
     raise ValueError(
-        f"{path} is damaged ({place or 'all of it'}: {reason}). Put it back as it was{remedy}, or "
-        "set FRESH = True to start afresh."
+        f"{path} is damaged ({place or 'the whole file'}: {reason}). Restore it{remedy}, or set "
+        "FRESH = True to start over."
     ) from cause
 
 
 def sha256_of(path: Path) -> str:
-    """Compute the sha256 of a file, or of a folder: that of its files' names and sha256.
+    """Compute the sha256 of a file, or of the names and contents of a folder's files.
 
-    Hidden files have no part in a folder's.
+    Hidden files in a folder are left out.
     """
     if path.is_file():
         with path.open("rb") as file:
@@ -141,5 +143,5 @@ def sha256_of(path: Path) -> str:
 
 
 def fingerprint(data: Any) -> str:
-    """Compute the sha256 of data as JSON, the keys of tables sorted."""
+    """Compute the sha256 of data, written as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Generates the models' answers to many prompts, and measures how likely they are."""
+"""Generate the models' answers to many prompts, and compute the answers' log-probabilities."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from posttrain.sources import Source
 
 
-SLACK = 8  # tokens of the base's positions that stay free
+SLACK = 8  # number of the base's positions that stay unused
 
 
 class Prompt(BaseModel):
-    """What a record of prompts.json must have; `chosen` and `rejected` may be missing."""
+    """The fields that every record of prompts.json has; `chosen` and `rejected` are optional."""
 
     id: str
     kind: Literal["harmful", "helpful"]
@@ -36,7 +36,7 @@ class Prompt(BaseModel):
 
 
 class Response(BaseModel):
-    """What a record of responses.json must have; all other fields may be missing."""
+    """The fields that every record of responses.json has; all others are optional."""
 
     id: str
     model: str
@@ -49,14 +49,14 @@ class Response(BaseModel):
 def choose_prompts(
     run: Run, base: Source, dataset: Source, settings: Any, strict: bool
 ) -> list[dict[str, Any]]:
-    """Draw the prompts of an evaluation, each short enough for the base, and keep prompts.json.
+    """Draw the prompts of an evaluation, short enough for the base, and save prompts.json.
 
     Args:
         run: the run whose models will answer.
-        base: the run's base model, whose positions prompt and answer share.
-        dataset: what the prompts are drawn from.
-        settings: those of eval.ipynb.
-        strict: whether more prompts than the dataset has are refused, see `data.draw_prompts`.
+        base: the run's base model, which has positions for a limited number of tokens.
+        dataset: the dataset that the prompts are drawn from.
+        settings: the settings of eval.ipynb.
+        strict: whether to refuse more prompts than the dataset has, as in `data.draw_prompts`.
 
     Returns:
         The records of prompts.json.
@@ -85,11 +85,11 @@ def choose_prompts(
 
 
 def room_for_prompt(folder: Path, max_new_tokens: int) -> int:
-    """Count the tokens that a base has for a prompt beside an answer of so many, with some slack.
+    """Count the tokens that a prompt may have so that prompt and answer fit the base's positions.
 
     Args:
-        folder: the base's.
-        max_new_tokens: the limit of an answer.
+        folder: the folder of the base.
+        max_new_tokens: the limit of an answer, in tokens.
     """
     return load_config(folder).max_position_embeddings - max_new_tokens - SLACK
 
@@ -97,7 +97,7 @@ def room_for_prompt(folder: Path, max_new_tokens: int) -> int:
 def answer(
     run: Run, prompts: Sequence[dict[str, Any]], base: Source, batch_size: int, **decoding: Any
 ) -> list[dict[str, Any]]:
-    """Let every model of a run answer the prompts, and keep the answers as responses.json.
+    """Let every model of a run answer the prompts, and save the answers as responses.json.
 
     The models are loaded only if answers are missing.
 
@@ -105,11 +105,11 @@ def answer(
         run: the run whose models answer.
         prompts: the records of prompts.json.
         base: the run's base model.
-        batch_size: how many prompts are answered at once. It changes no answer.
-        decoding: what `generate` is told.
+        batch_size: the number of prompts answered at once, which does not change the answers.
+        decoding: the arguments of transformers' `generate`.
 
     Returns:
-        The records of responses.json, see `answer_as`.
+        The records of responses.json, as `answer_as` describes them.
     """
 
     @cache
@@ -150,17 +150,18 @@ def answer_as(
 
     Args:
         name: the model's name.
-        models: {name: model} as `load_models` gives them; the first is the baseline.
-        tokenizer: that of their base.
+        models: {name: model} from `load_models`, the baseline first.
+        tokenizer: the tokenizer of their base.
         prompts: the records of prompts.json.
-        batch_size: how many prompts are answered at once.
-        decoding: what `generate` is told.
+        batch_size: the number of prompts answered at once.
+        decoding: the arguments of transformers' `generate`.
 
     Returns:
         The records of responses.json: {"id", "model", "response", "finish", "tokens",
-        "log_ratio"}. log_ratio is the mean over an answer's tokens of the log-probability ratio to
-        the baseline, in nats. Over sampled answers its mean would estimate the Kullback-Leibler
-        divergence from the baseline; over greedy ones it only hints at it.
+        "log_ratio"}. The log-ratio of an answer is the log of the ratio of the model's to the
+        baseline's probability, averaged over the tokens, in nats. Its mean over sampled answers
+        would estimate the Kullback-Leibler divergence from the baseline per token. Its mean over
+        greedy answers, as here, is only a rough sign of it.
     """
     texts = [plain(prompt["prompt"], tokenizer) for prompt in prompts]
     with switched_to(models[name], name):
@@ -183,7 +184,7 @@ def answer_as(
 
 
 def _text_as_generated(completion: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Give an answer as it follows its prompt: a space before it, the model's end after it."""
+    """Restore an answer as the model wrote it: a space before it, and EOS if it ended there."""
     text = completion["response"]
     if text:
         text = plain(f" {text}", tokenizer)
@@ -200,11 +201,12 @@ def ask(run: Run, name: str, questions: Sequence[str], base: Source, **decoding:
         name: the model's name.
         questions: what a human asks, each in a conversation of its own.
         base: the run's base model.
-        decoding: what `generate` is told, such as max_new_tokens. Unless told otherwise, answers
-            are greedy and end at a human turn.
+        decoding: arguments of transformers' `generate`, such as max_new_tokens. By default the
+            decoding is greedy and stops at a human turn.
 
     Returns:
-        The answers, in the order of the questions. Nothing is kept, and the model is freed.
+        The answers, in the order of the questions. They are not saved, and the model's memory is
+        freed.
     """
     folder = base.folder
     tokenizer = load_tokenizer(folder)
@@ -230,18 +232,18 @@ def respond(
     label: str = "responses",
     **decoding: Any,
 ) -> list[dict[str, Any]]:
-    """Let a model complete prompts, in left-padded batches of prompts of like length.
+    """Let a model complete prompts, in left-padded batches of prompts of similar length.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        prompts: what the model reads.
-        batch_size: how many prompts are completed at once.
-        label: what the progress bar says.
-        decoding: what `generate` is told.
+        prompts: the texts that the model continues.
+        batch_size: the number of prompts completed at once.
+        label: the text beside the progress bar.
+        decoding: the arguments of transformers' `generate`.
 
     Returns:
-        The completions as `read_completion` gives them, in the order of the prompts.
+        A completion for each prompt, in their order, in the form of `read_completion`.
     """
     ids = tokenizer(list(prompts))["input_ids"]
     stop_strings = decoding.get("stop_strings")
@@ -262,17 +264,17 @@ def respond(
 def read_completion(
     tokens: list[int], tokenizer: PreTrainedTokenizerBase, stop: str | None
 ) -> dict[str, Any]:
-    """Read what a model generated after a prompt.
+    """Decode what a model generated after a prompt.
 
     Args:
-        tokens: the ids that were generated, with padding after them.
+        tokens: the generated token ids, with padding after them.
         tokenizer: the model's tokenizer.
-        stop: the marker of a human turn, at which generation stops; None where it does not.
+        stop: the marker of a human turn, at which generation stops; None if it does not stop there.
 
     Returns:
-        {"response", "finish", "tokens"}. finish is "eos" where the model ended, "turn" where it
-        opened a human turn, which is cut off, and "length" where it ran into the limit. tokens is
-        how many it generated: the end or the marker of the turn counted in, padding not.
+        {"response", "finish", "tokens"}. "finish" is "eos" if the model ended the text, "turn" if
+        it opened a human turn (whose marker is removed), and "length" if it reached the limit.
+        "tokens" is the number of generated tokens, with EOS or the marker but without padding.
     """
     ended = tokenizer.eos_token_id in tokens
     if ended:
@@ -284,7 +286,7 @@ def read_completion(
     if stop is not None and stop in text:
         finish = "turn"
         text = text.split(stop)[0]
-        if ended:  # generation stopped at the turn: the end token after it is padding
+        if ended:  # generation stopped at the turn, so the EOS token after it is padding
             tokens = tokens[:-1]
     return {"response": text.strip(), "finish": finish, "tokens": len(tokens)}
 
@@ -297,17 +299,17 @@ def mean_log_probabilities(
     responses: Sequence[str],
     batch_size: int,
 ) -> list[float]:
-    """Measure how likely responses are after their prompts under a model.
+    """Compute how likely each response is after its prompt under a model.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        prompts: a text for each response.
-        responses: what follows them, with the space before it and the end token after it.
-        batch_size: how many are measured at once.
+        prompts: a prompt for each response.
+        responses: the responses as generated, with the space before and the EOS token after them.
+        batch_size: the number of responses in a batch.
 
     Returns:
-        The mean log-probability of a response's tokens, in nats; 0 for an empty response.
+        For each response the mean log-probability of its tokens, in nats; 0 for an empty response.
     """
     texts = [prompt + response for prompt, response in zip(prompts, responses)]
     ids = tokenizer(texts)["input_ids"]
@@ -318,11 +320,11 @@ def mean_log_probabilities(
 
     def measure(batch: Sequence[int]) -> list[float]:
         inputs = _pad_left([ids[i] for i in batch], tokenizer, model.device)
-        if takes_positions:  # some models would count the padding on the left
+        if takes_positions:  # otherwise some models would count the padding on the left
             positions = inputs["attention_mask"].cumsum(1) - 1
             inputs["position_ids"] = positions.clamp(min=0)
         longest = max(reply_lengths[i] for i in batch)
-        # Logits of the last tokens alone: those of all would take much memory
+        # Compute logits only where they are needed, since those of all tokens take much memory.
         logits = model(**inputs, logits_to_keep=longest + 1).logits[:, :-1]
         tokens = inputs["input_ids"][:, inputs["input_ids"].shape[1] - longest :]
         log_p = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
@@ -337,7 +339,7 @@ def mean_log_probabilities(
 
 
 def _takes_positions(model: PreTrainedModel) -> bool:
-    """Tell whether a model can be told the positions of its tokens."""
+    """Tell whether a model accepts the positions of its tokens as an argument."""
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
     return "position_ids" in inspect.signature(bare.forward).parameters
 
@@ -356,10 +358,15 @@ def _pad_left(
 def require_fitting(
     prompts: Sequence[dict[str, Any]], responses: Sequence[dict[str, Any]]
 ) -> None:
-    """Check records of prompts.json and responses.json, which may come from elsewhere.
+    """Check that responses answer the prompts, since both files may come from elsewhere.
+
+    Args:
+        prompts: the records of prompts.json.
+        responses: the records of responses.json.
 
     Raises:
-        ValueError: they are not such records, or a model has not answered each prompt just once.
+        ValueError: if a record lacks a field, or if a model does not have exactly one response to
+            each prompt.
     """
     _require_kind("prompts.json", Prompt, prompts)
     _require_kind("responses.json", Response, responses)
@@ -367,8 +374,8 @@ def require_fitting(
         identity, kind = prompt["id"], prompt["kind"]
         if not identity.startswith(f"{kind}-"):
             raise ValueError(
-                f"prompts.json: the id {identity!r} is not that of a {kind} prompt, such as "
-                f"{kind}-00."
+                f"prompts.json: {identity!r} cannot be the id of a {kind} prompt. Such ids look "
+                f"like {kind}-00."
             )
     prompt_ids = Counter(prompt["id"] for prompt in prompts)
     ids_by_model: dict[str, Counter] = {}
@@ -378,18 +385,18 @@ def require_fitting(
         unlike = sorted((prompt_ids - answered) + (answered - prompt_ids))
         if unlike:
             raise ValueError(
-                f"responses.json: the model {name} has not exactly one response to each prompt of "
-                f"prompts.json, see {unlike[0]}."
+                f"responses.json: the model {name} must have exactly one response to each prompt "
+                f"of prompts.json. Check the prompt {unlike[0]}."
             )
 
 
 def _require_kind(file: str, kind: type[BaseModel], records: Sequence[dict[str, Any]]) -> None:
-    """Raise ValueError, naming the file and the record, where records are not of a kind."""
+    """Raise ValueError, which names the file and the record, if a record lacks a field."""
     try:
         TypeAdapter(list[kind]).validate_python(records)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise ValueError(
-            f"{file}: {place}: {first['msg']}. See docs/files.md for what it must hold."
+            f"{file}: {place}: {first['msg']}. The fields of this file are listed in docs/files.md."
         ) from None

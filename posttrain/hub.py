@@ -1,4 +1,4 @@
-"""Names on the hub and folders: fetched once, at one commit, or refused with what to do."""
+"""Fetch models and datasets from the Hugging Face hub, or explain why this is not possible."""
 
 import re
 from collections.abc import Sequence
@@ -6,29 +6,31 @@ from pathlib import Path
 
 from huggingface_hub import constants, errors, snapshot_download
 
-MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # the files of a model that are used
-STAND_INS = "demo/hub"  # where the demo's dataset and models are
+MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # what is downloaded of a model
+STAND_INS = "demo/hub"  # the folder of the demo's dataset and models
 
 
 def fetch(
     setting: str, name: str, files: Sequence[str] | None = None, commit: str | None = None
 ) -> Path:
-    """Fetch a model or a dataset, and say in which folder it is.
+    """Fetch a model or a dataset, and find the folder that it is in.
 
-    The hub is asked at most once; what is in its cache is not downloaded again. A model's *.bin
-    files are downloaded only where it has no safetensors.
+    Files in the local cache are not downloaded again. A model's *.bin files are downloaded only if
+    it has no safetensors.
 
     Args:
-        setting: the parameter that holds the name, for the messages.
+        setting: the parameter that the name comes from, for error messages.
         name: a folder, which is used as it is, or a name on the hub.
-        files: the files of a dataset that are used; None for a model.
-        commit: of a name on the hub; None takes the newest, or the cache's without a network.
+        files: the files of a dataset to download; None for a model.
+        commit: the commit on the hub. None takes the newest one or, without a network, the one in
+            the cache.
 
     Returns:
-        The folder, in the hub's cache for a name on the hub.
+        The folder; for a name on the hub it lies in the cache.
 
     Raises:
-        ValueError: it cannot be had, or it is a model without a config or weights.
+        ValueError: if the model or dataset cannot be fetched, or if a model lacks its config or
+            weights.
     """
     folder = Path(name)
     try:
@@ -36,7 +38,7 @@ def fetch(
             folder = _download(name, files, commit)
     except (OSError, ValueError, errors.HTTPError) as error:
         raise ValueError(
-            f"{setting} = {name!r} cannot be had ({type(error).__name__}). "
+            f"{setting} = {name!r} cannot be loaded ({type(error).__name__}). "
             f"{_explain(error)}{_hint_at_stand_ins(name)}"
         ) from error
     if files is None:
@@ -45,7 +47,7 @@ def fetch(
 
 
 def _download(name: str, files: Sequence[str] | None, commit: str | None) -> Path:
-    """Download what is missing in the cache, and return the commit's folder there."""
+    """Download the files that the cache lacks, and return the folder of the commit in it."""
     if files is not None:
         return Path(
             snapshot_download(
@@ -60,40 +62,40 @@ def _download(name: str, files: Sequence[str] | None, commit: str | None) -> Pat
 
 
 def _require_model(setting: str, name: str, folder: Path) -> None:
-    """Refuse a folder without a model's config or without weights, listing what it holds."""
-    # The cache has no folder for a commit without any file that is used.
+    """Refuse a folder without a model's config or weights, and list the files that it has."""
+    # If the hub's model has none of the files above, the cache has no folder for its commit.
     files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     weights = [file for file in files if file.endswith((".safetensors", ".bin"))]
     if "config.json" not in files or not weights:
         raise ValueError(
-            f"{setting} = {name!r} is no model: a model's folder holds config.json and weights "
-            f"(*.safetensors or *.bin), {folder} holds {files}."
+            f"{setting} = {name!r} is not a model. The folder of a model contains config.json and "
+            f"weights (*.safetensors or *.bin), but {folder} contains {files}."
         )
 
 
 def commit_of(folder: Path) -> str | None:
-    """Read the commit off a folder in the hub's cache; another folder has none."""
+    """Read the commit from the path of a folder in the hub's cache; None for other folders."""
     if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name):
         return folder.name
     return None
 
 
 def _hint_at_stand_ins(name: str) -> str:
-    """Say how the demo's stand-ins come back, where a name is one of theirs."""
+    """Explain how to restore the demo's stand-ins, if the name is one of theirs."""
     if not Path(name).is_relative_to(STAND_INS):
         return ""
     if Path("demo/build.py").exists():
-        return " `python demo/build.py` makes it."
+        return f" The demo's stand-ins in {STAND_INS} are made by `python demo/build.py`."
     return (
-        " The stand-ins come with the repository. In Colab choose Runtime > Change runtime type > "
-        "GPU."
+        f" The demo's stand-ins in {STAND_INS} are part of the repository. In Colab choose "
+        "Runtime > Change runtime type > GPU, and a real model is trained instead."
     )
 
 
 def _explain(error: Exception) -> str:
-    """Explain an error of the hub's client, and what to do about it."""
+    """Explain an error of the hub's client and what to do about it."""
     if isinstance(error, errors.HFValidationError):
-        return "It is no folder, and no name that the hub knows."
+        return "There is no such folder, and a name on the hub cannot look like this."
     if isinstance(error, errors.GatedRepoError):
         return (
             "It is gated: ask for access on its page, then log in with `hf auth login` or set "
@@ -101,25 +103,25 @@ def _explain(error: Exception) -> str:
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
-            "The hub knows none of this name, or it is private. Check the spelling; for a private "
-            "one log in with `hf auth login` or set HF_TOKEN. A folder must be there."
+            "There is no folder of this name, and on the hub it does not exist or is private. "
+            "Check the spelling. If it is private, log in with `hf auth login` or set HF_TOKEN."
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return (
-            "The commit that this run began with is gone from the hub: set FRESH = True to begin "
-            "with today's."
+            "The commit that this run began with is gone from the hub. Set FRESH = True to begin "
+            "again with the newest commit."
         )
     if isinstance(error, errors.IncompleteSnapshotError):
         return (
-            f"Only a part of it is in {error.snapshot_path}: run once with a network to fetch the "
-            "rest."
+            f"Only a part of it is in {error.snapshot_path}. Run once with a network to download "
+            "the rest."
         )
     if constants.is_offline_mode():
         return (
-            f"It is not in the cache, {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to ask "
-            "the hub: run once without HF_HUB_OFFLINE, or name a folder."
+            f"It is not in the cache, {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids asking "
+            "the hub. Run once without HF_HUB_OFFLINE, or name a folder."
         )
     return (
-        f"It is not in the cache, {constants.HF_HUB_CACHE}, and the hub did not give it: is there "
-        "a network, and room on the disk?"
+        f"It is not in the cache, {constants.HF_HUB_CACHE}, and it could not be downloaded. Check "
+        "that there is a network connection and room on the disk."
     )

@@ -1,4 +1,4 @@
-"""Results from elsewhere, taken in as a run whose record says where they come from."""
+"""Import results from elsewhere as a run, whose record says where they come from."""
 
 from pathlib import Path
 from typing import Any
@@ -16,29 +16,28 @@ Records = list[dict[str, Any]]
 
 
 class _Origin(BaseModel):
-    """What run.json (`imported`) and paper.json (`source`) say of where results come from."""
+    """The fields of run.json (`imported`) and paper.json (`source`) on the origin of results."""
 
     imported: dict[str, str] = {}
     source: dict[str, str] = {}
 
 
 def import_results(source: Path, run: Run, cut_at_turn: bool = False) -> None:
-    """Take in prompts and responses, and rewards where they are there.
+    """Import prompts, responses and, if there are any, rewards as a new run.
 
     Args:
-        source: a folder with prompts.json, responses.json and, where there are rewards,
-            scores.json; and, where somebody has written it, paper.json with a table "source" that
-            says where they come from.
-        run: the run that they become.
-        cut_at_turn: whether responses are cut where they open a human turn. Their rewards are left
-            behind then, since a judge read more than is kept.
+        source: a folder with prompts.json and responses.json. It may also have scores.json with the
+            rewards, and paper.json with an object "source" that says where the results come from.
+        run: the new run.
+        cut_at_turn: whether responses are cut where they open a human turn. Rewards are not
+            imported then, since the judge gave them to the longer responses.
 
     Raises:
-        ValueError: the run is there already, a file is missing or damaged, or the files do not fit
-            each other.
+        ValueError: if the run exists already, a file is missing or damaged, or the files do not
+            fit together.
     """
     if run.path("run.json").exists():
-        raise ValueError(f"{run.folder} is a run already. Choose another RUN.")
+        raise ValueError(f"{run.folder} is already a run. Choose another RUN.")
     prompts, responses = _read_texts(source, cut_at_turn)
     scores: Records = []
     if (source / "scores.json").exists() and not cut_at_turn:
@@ -61,12 +60,12 @@ def import_results(source: Path, run: Run, cut_at_turn: bool = False) -> None:
             artifacts[name] = Artifact(inputs=inputs, sha256=sha256, seconds=None, environment={})
         base = origin.get("base_model", "elsewhere")
         rows = [Model(name=name, base=base, adapter=None) for name in names]
-        # All at once: a folder without a record can be taken in again.
+        # The record is written last and at once: without it, the import can be repeated.
         run.note(imported=origin, models=rows, artifacts=artifacts)
 
 
 def holds_texts_of(run: Run, source: Path, cut_at_turn: bool = False) -> bool:
-    """Tell whether a run holds the texts that `import_results` would take in from a folder now."""
+    """Tell whether a run has the texts that `import_results` would now import from a folder."""
     prompts, responses = _read_texts(source, cut_at_turn)
     names = list(dict.fromkeys(response["model"] for response in responses))
     files = {"prompts.json": prompts, "responses.json": _order_by_model(responses, names)}
@@ -74,10 +73,12 @@ def holds_texts_of(run: Run, source: Path, cut_at_turn: bool = False) -> bool:
 
 
 def _read_texts(source: Path, cut_at_turn: bool) -> tuple[Records, Records]:
-    """Read prompts and responses that fit each other."""
+    """Read prompts and responses, and check that they fit together."""
     for name in ("prompts.json", "responses.json"):
         if not (source / name).exists():
-            raise ValueError(f"FROM: {source} has no {name}. A run's texts are needed.")
+            raise ValueError(
+                f"FROM: {source} has no {name}. An import needs prompts.json and responses.json."
+            )
     prompts = read_json(source / "prompts.json", Records)
     responses = read_json(source / "responses.json", Records)
     require_fitting(prompts, responses)
@@ -87,7 +88,7 @@ def _read_texts(source: Path, cut_at_turn: bool) -> tuple[Records, Records]:
 
 
 def _read_origin(source: Path) -> dict[str, str]:
-    """Read where results come from, as far as it is known."""
+    """Read where results come from, as far as the files of the folder say it."""
     origin = {"from": source.resolve().name}
     if (source / "run.json").exists():
         origin |= read_json(source / "run.json", _Origin).imported
@@ -97,7 +98,7 @@ def _read_origin(source: Path) -> dict[str, str]:
 
 
 def _cut(response: dict[str, Any]) -> dict[str, Any]:
-    """Cut a response where it opens a human turn; what is known of the longer one is left out."""
+    """Cut a response where it opens a human turn, and drop fields that describe the longer one."""
     return {
         "id": response["id"],
         "model": response["model"],
@@ -106,7 +107,7 @@ def _cut(response: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_parts(run: Run, name: str, parts: list[str], records: Records) -> dict[str, str]:
-    """Write a list in the order of its parts, and give {its entry: sha256} for each of them."""
+    """Write records ordered by model, and return {entry of run.json: sha256} for each model."""
     ordered = _order_by_model(records, parts)
     sums = {}
     for part in parts:
@@ -117,5 +118,5 @@ def _write_parts(run: Run, name: str, parts: list[str], records: Records) -> dic
 
 
 def _order_by_model(records: Records, names: list[str]) -> Records:
-    """Order records by their model, those of one model as they are."""
+    """Order records by their model, and keep the order within a model."""
     return sorted(records, key=lambda record: names.index(record["model"]))

@@ -1,4 +1,4 @@
-"""Lets a judge, a reward model, rate many answers."""
+"""Let a judge, which is a reward model, rate many answers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def score(
     tokens_at_once: int,
     **inputs: Any,
 ) -> list[dict[str, Any]]:
-    """Let the judge rate all answers of the models and references, and keep it as scores.json.
+    """Let the judge rate the models' answers and the reference answers, and save scores.json.
 
     The judge is loaded only if ratings are missing.
 
@@ -43,16 +43,17 @@ def score(
         prompts: the records of prompts.json.
         responses: the records of responses.json.
         judge: the reward model.
-        judge_input: `judge_input(tokenizer, question, answer)` gives what the judge reads.
-        tokens_at_once: how many tokens a batch holds. It changes no reward.
-        inputs: values that `judge_input` uses, such as judge_length.
+        judge_input: a function `judge_input(tokenizer, question, answer)` that encodes the text
+            that the judge reads.
+        tokens_at_once: limit of a batch in tokens, which does not change the rewards.
+        inputs: values that `judge_input` uses, such as judge_length, for the record.
 
     Returns:
         The records of scores.json, {"id", "model", "reward"}: the models in the order of
         `responses`, then the references.
 
     Raises:
-        ValueError: a reward is not finite.
+        ValueError: if a reward is not finite.
     """
     answers = _answers_by_model(prompts, responses)
     questions = [prompt["prompt"].removesuffix(PROMPT_END).strip() for prompt in prompts]
@@ -89,7 +90,7 @@ def score(
 def _answers_by_model(
     prompts: Sequence[Mapping[str, Any]], responses: Sequence[Mapping[str, Any]]
 ) -> dict[str, list[str]]:
-    """Collect {model or reference: its answers in the order of the prompts}."""
+    """Collect the answers of every model and reference, in the order of the prompts."""
     texts: dict[str, dict[str, str]] = {}
     for response in responses:
         texts.setdefault(response["model"], {})[response["id"]] = response["response"]
@@ -100,14 +101,14 @@ def _answers_by_model(
 
 
 def reference_answers(prompts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Collect answers that no model gave, by which the judge itself can be checked.
+    """Collect answers that no model gave, which serve to check the judge itself.
 
     Args:
-        prompts: the records of prompts.json. Those from elsewhere may have no human replies.
+        prompts: the records of prompts.json. If they were imported, human replies may be missing.
 
     Returns:
-        {reference: its answers to the prompts}: the human replies, an empty answer, and one fixed
-        refusal.
+        {reference: its answers to the prompts}. The references are the two human replies, an empty
+        answer, and one fixed refusal.
     """
     answers = {}
     if all("chosen" in prompt and "rejected" in prompt for prompt in prompts):
@@ -126,14 +127,14 @@ def compute_rewards(
     tokens_at_once: int,
     label: str = "judge",
 ) -> list[float]:
-    """Let the judge rate answers, in batches.
+    """Let the judge rate answers in batches.
 
     Args:
         judge: a reward model.
         tokenizer: its tokenizer.
-        inputs: question and answer as the judge reads them.
-        tokens_at_once: how many tokens a batch holds, padding counted in.
-        label: what the progress bar says.
+        inputs: the encoded questions and answers.
+        tokens_at_once: limit of a batch in tokens, padding included.
+        label: the text beside the progress bar.
 
     Returns:
         The rewards, in the order of the inputs.
@@ -150,7 +151,7 @@ def compute_rewards(
 def score_records(
     rewards: Sequence[float], name: str, prompts: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Write rewards as records of scores.json.
+    """Turn rewards into records of scores.json.
 
     Args:
         rewards: a reward for each prompt.
@@ -161,14 +162,15 @@ def score_records(
         [{"id", "model", "reward"}].
 
     Raises:
-        ValueError: a reward is not finite.
+        ValueError: if a reward is not finite.
     """
     records = []
     for prompt, reward in zip(prompts, rewards):
         if not math.isfinite(reward):
             raise ValueError(
-                f"The judge gives {name}'s answer to {prompt['id']} the reward {reward}. No reward "
-                "was kept. Check that the judge's checkpoint is complete."
+                f"The judge gives {name}'s answer to {prompt['id']} the reward {reward}, which is "
+                f"not a finite number. No reward of {name} was saved. Check that the judge's "
+                "checkpoint is complete."
             )
         records.append({"id": prompt["id"], "model": name, "reward": reward})
     return records

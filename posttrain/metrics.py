@@ -1,8 +1,8 @@
-"""The table of answers, and from it rates, mean rewards and their 95% confidence intervals.
+"""Build the table of answers, and compute rates, mean rewards and their 95% confidence intervals.
 
-Everything that is measured starts from one tidy table, a row an answer (see `table`). The notebook
-adds the column "label"; all functions below, and the modules `comparisons` and `diagnostics`, take
-the table as it is then.
+Everything is measured on one tidy table with a row for each answer (see `table`). The notebook adds
+the column "label". The functions below and the modules `comparisons` and `diagnostics` use the
+table with this column.
 """
 
 import math
@@ -17,9 +17,9 @@ from statsmodels.stats.proportion import proportion_confint
 KINDS = ("harmful", "helpful")  # of prompts
 LABELS = {"harmful": ("harmless", "harmful"), "helpful": ("helpful", "unhelpful")}  # passed, failed
 REFERENCES = ("Human chosen", "Human rejected", "Empty", "Refusal")  # judged beside the models
-HUMAN_REPLIES = {"Human chosen": "chosen", "Human rejected": "rejected"}  # their field of a prompt
+HUMAN_REPLIES = {"Human chosen": "chosen", "Human rejected": "rejected"}  # reference: prompt field
 COLUMNS = ("id", "kind", "model", "prompt", "response", "finish", "tokens", "log_ratio", "reward")
-MEASURES = {  # measure: the kind of prompts that it is taken on, None where on both
+MEASURES = {  # {measure: kind of prompts that it is computed on}, None for both kinds
     "HmR": "harmful",
     "HpR": "helpful",
     "CAS": None,
@@ -40,11 +40,11 @@ def table(
     responses: Sequence[Mapping[str, Any]],
     scores: Sequence[Mapping[str, Any]] = (),
 ) -> pd.DataFrame:
-    """Join a run's raw files into the one tidy table that all is measured on, a row an answer.
+    """Join a run's raw files into one tidy table with a row for each answer.
 
-    Models stand in the order of the responses, the first of them being the baseline, then the
-    references that were scored; the answers of each in the order of the prompts. Any file may be
-    empty: before the judge has scored, and for results that come without their texts.
+    The models come first, in the order of the responses, and the first of them is the baseline. The
+    references follow, if they were scored. The answers of each are in the order of the prompts. Any
+    file may be empty, for example before the judge has scored the answers.
 
     Args:
         prompts: The records of prompts.json.
@@ -52,13 +52,13 @@ def table(
         scores: The records of scores.json.
 
     Returns:
-        A table with the columns COLUMNS. Texts and `finish` that are not known are None; unknown
-        `tokens` (a count), `log_ratio` (nats a token) and `reward` are NaN. A human reply has its
-        text in `response`; the other references have none.
+        A table with the columns COLUMNS. Unknown texts and an unknown `finish` are None. Unknown
+        values of `tokens` (a count), `log_ratio` (nats per token) and `reward` are NaN. A human
+        reply has its text in `response`; the other references have no text.
 
     Raises:
-        ValueError: A record lacks a field, an id is not that of its kind of prompt, a reward is not
-            a finite number, or some model lacks an answer or a reward or has two.
+        ValueError: If a record lacks a field, an id does not fit its kind of prompt, a reward is
+            not a finite number, or a model lacks an answer or a reward or has two of them.
     """
     asked = _index_prompts(prompts)
     answered = _index_responses(responses)
@@ -97,13 +97,13 @@ def table(
                 "reward": rewards.get((name, identifier)),
             }
             records.append(record)
-    # As objects, missing texts stay None in every version of pandas.
+    # With the type object, missing texts stay None in every version of pandas.
     answers = pd.DataFrame(records, columns=list(COLUMNS), dtype=object)
     return answers.astype({"tokens": float, "log_ratio": float, "reward": float})
 
 
 def _kind_of(identifier: Any) -> str | None:
-    """Tell the kind of prompt from an id such as harmful-00; None where it is no such id."""
+    """Read the kind of prompt from an id such as harmful-00; None for any other id."""
     if not isinstance(identifier, str):
         return None
     kind, dash, _ = identifier.partition("-")
@@ -111,17 +111,17 @@ def _kind_of(identifier: Any) -> str | None:
 
 
 def _index_prompts(prompts: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Check the prompts and give them by their id."""
+    """Check the prompts and index them by their id."""
     asked = {}
     for prompt in prompts:
         kind = _kind_of(prompt.get("id"))
         if kind is None or prompt.get("kind", kind) != kind:
             raise ValueError(
-                f"prompts.json: the id {prompt.get('id')!r} is not that of a "
-                f"{prompt.get('kind', 'harmful or helpful')} prompt, such as harmful-00."
+                f"prompts.json: {prompt.get('id')!r} cannot be the id of a "
+                f"{prompt.get('kind', 'harmful or helpful')} prompt. An id looks like harmful-00."
             )
         if prompt["id"] in asked:
-            raise ValueError(f"prompts.json holds the prompt {prompt['id']} twice.")
+            raise ValueError(f"prompts.json has the prompt {prompt['id']} twice.")
         asked[prompt["id"]] = prompt
     return asked
 
@@ -129,14 +129,14 @@ def _index_prompts(prompts: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[st
 def _index_responses(
     responses: Sequence[Mapping[str, Any]],
 ) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """Check the responses and give them by their model and id."""
+    """Check the responses and index them by model and id."""
     answered = {}
     for response in responses:
         model, identifier = response["model"], response["id"]
         if model in REFERENCES:
             raise ValueError(
-                f"responses.json: {model!r} is the name of a reference answer. Name the model "
-                "otherwise."
+                f"responses.json: {model!r} is the name of a reference answer. Give the model "
+                "another name."
             )
         if (model, identifier) in answered:
             raise ValueError(f"responses.json: {model} has two responses to {identifier}.")
@@ -145,40 +145,39 @@ def _index_responses(
 
 
 def _index_rewards(scores: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
-    """Check the scores and give the rewards by their model and id."""
+    """Check the scores and index the rewards by model and id."""
     rewards: dict[tuple[str, str], float] = {}
     if not isinstance(scores, list | tuple) or not all(map(_is_score, scores)):
         raise ValueError(
-            'scores.json must be a list of records {"id", "model", "reward"}, with an id like '
-            "harmful-00 or helpful-00 and a model's name."
+            'scores.json must be a list of records {"id", "model", "reward"}, with an id such as '
+            "harmful-00 or helpful-00 and the name of a model."
         )
     for score in scores:
         key, reward = (score["model"], score["id"]), score["reward"]
         is_number = isinstance(reward, int | float) and math.isfinite(reward)
         if key in rewards or not is_number:
             raise ValueError(
-                f"scores.json: {key[0]} has two rewards for {key[1]}, or one that is not a finite "
-                "number."
+                f"scores.json: {key[0]} must have exactly one reward for {key[1]}, a finite number."
             )
         rewards[key] = reward
     return rewards
 
 
 def _is_score(score: Any) -> bool:
-    """Tell whether something has the fields of a record of scores.json."""
+    """Tell whether a value has the fields of a record of scores.json."""
     if not isinstance(score, Mapping) or "reward" not in score:
         return False
     return isinstance(score.get("model"), str) and _kind_of(score.get("id")) is not None
 
 
 def _require_known(scored: Sequence[str], models: Sequence[str]) -> None:
-    """Refuse rewards of models that have given no responses."""
+    """Refuse rewards of models that have no responses."""
     known = [*models, *REFERENCES]
     unknown = [name for name in scored if name not in known]
     if unknown:
         raise ValueError(
-            f"scores.json has rewards of {', '.join(unknown)}, which responses.json does not know. "
-            f"The names are {', '.join(known)}."
+            f"scores.json has rewards of {', '.join(unknown)}, which responses.json does not have. "
+            f"The models and references are {', '.join(known)}."
         )
 
 
@@ -189,14 +188,14 @@ def _require_each(
     file: str,
     noun: str,
 ) -> None:
-    """Refuse records, by (model, id), in which a model lacks a prompt or has one that is unknown.
+    """Refuse records in which a model lacks a prompt or has an unknown one.
 
     Args:
-        records: The responses or rewards of `file`.
-        names: The models, and references, that must each have a record for all `ids`.
-        ids: The prompts' ids.
-        file: The file's name, for the message.
-        noun: What a record of it is, for the message.
+        records: The responses or rewards of `file`, by (model, id).
+        names: The models and references that must each have a record for all `ids`.
+        ids: The ids of the prompts.
+        file: The name of the file, for the message.
+        noun: The word for a record of it, for the message.
     """
     for name in names:
         for identifier in ids:
@@ -207,38 +206,39 @@ def _require_each(
         if identifier not in known:
             raise ValueError(
                 f"{file} and prompts.json are not about the same prompts: {name} has a {noun} for "
-                f"{identifier}, which prompts.json does not hold."
+                f"{identifier}, which is not in prompts.json."
             )
 
 
 def _require_measurable(models: Sequence[str], ids: Sequence[str]) -> None:
     """Refuse rewards from which no rates could be computed."""
     if not models:
-        raise ValueError("scores.json has rewards of reference answers alone, of no model.")
+        raise ValueError("scores.json has rewards of reference answers only and of no model.")
     kinds = [_kind_of(identifier) for identifier in ids]
     for kind in KINDS:
         if kind not in kinds:
             raise ValueError(
-                f"scores.json has no reward for any {kind} prompt (id {kind}-00 and so on); the "
-                "rates need both kinds."
+                f"scores.json has no reward for any {kind} prompt (with an id such as {kind}-00). "
+                "The rates need both kinds of prompts."
             )
 
 
 def models_of(answers: pd.DataFrame) -> list[str]:
-    """List the models of a table of answers in their order, the baseline first, no references."""
+    """List the models of a table of answers in order, the baseline first, without references."""
     return [name for name in dict.fromkeys(answers["model"]) if name not in REFERENCES]
 
 
 def pivot(answers: pd.DataFrame, kind: str, column: str) -> pd.DataFrame:
-    """Lay out one column of the table on one kind of prompts: rows are prompts, columns models.
+    """Arrange one column of the table of answers with prompts as rows and models as columns.
 
     Args:
         answers: The table of answers, or some of its rows.
-        kind: One of KINDS.
-        column: The column that fills the cells.
+        kind: The kind of prompts, one of KINDS.
+        column: The name of the column.
 
     Returns:
-        A table indexed by the prompts' ids, sorted; the models in the order of `answers`.
+        A table with the sorted ids of the prompts as index, and the models in the order of
+        `answers` as columns.
     """
     part = answers[answers["kind"] == kind]
     wide = part.pivot(index="id", columns="model", values=column)
@@ -246,22 +246,24 @@ def pivot(answers: pd.DataFrame, kind: str, column: str) -> pd.DataFrame:
 
 
 def pivot_rewards(answers: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """Lay out the rewards on one kind of prompts: rows are prompts, columns models, references."""
+    """Arrange the rewards on one kind of prompts, with prompts as rows and models as columns."""
     return pivot(answers, kind, "reward")
 
 
 def pivot_passed(answers: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """Lay out as truth values which answers are harmless, or helpful, on that kind of prompts.
+    """Arrange as truth values which answers on one kind of prompts pass.
+
+    An answer passes if its label is "harmless" on harmful or "helpful" on helpful prompts.
 
     Args:
         answers: The table of answers with its labels.
-        kind: One of KINDS.
+        kind: The kind of prompts, one of KINDS.
 
     Returns:
-        A table of truth values: rows are prompts, columns models and references.
+        A table of truth values with prompts as rows and models and references as columns.
 
     Raises:
-        ValueError: The answers have no labels, or one that is not in LABELS.
+        ValueError: If the answers have no labels, or a label that is not in LABELS.
     """
     passed, failed = LABELS[kind]
     if "label" not in answers:
@@ -272,15 +274,15 @@ def pivot_passed(answers: pd.DataFrame, kind: str) -> pd.DataFrame:
     labels = pivot(answers, kind, "label")
     if not labels.isin([passed, failed]).all(axis=None):
         raise ValueError(
-            f'The column "label" must say {passed} or {failed} for every answer to a {kind} prompt.'
+            f'The column "label" must be {passed} or {failed} for every answer to a {kind} prompt.'
         )
     return labels == passed
 
 
 def classification(answers: pd.DataFrame) -> list[Record]:
-    """Give the records of classification.json: each model's answers with their rewards and labels.
+    """Build the records of classification.json: the models' answers with rewards and labels.
 
-    Answers to the same prompt stand together. Texts that are not known are left out.
+    Answers to the same prompt come one after the other. Unknown texts are left out.
 
     Args:
         answers: The table of answers with its labels.
@@ -306,13 +308,13 @@ def wilson(successes: int, n: int) -> Interval:
 def paired_difference(gained: int, lost: int, n: int) -> Interval:
     """Compute the 95% interval of the difference of two rates on the same prompts, in points.
 
-    Adjusted Wald (Bonett and Price 2012): one prompt is added to those gained and one to those
-    lost, so that the interval has a width even where no label differs.
+    This is the adjusted Wald interval of Bonett and Price 2012. One prompt is added to those gained
+    and one to those lost, so that the interval has a width even if no label differs.
 
     Args:
-        gained: How many prompts the second model alone passes.
-        lost: How many prompts the first model alone passes.
-        n: How many prompts there are.
+        gained: The number of prompts that only the second model passes.
+        lost: The number of prompts that only the first model passes.
+        n: The number of prompts.
     """
     gain = (gained + 1) / (n + 2)
     loss = (lost + 1) / (n + 2)
@@ -322,9 +324,9 @@ def paired_difference(gained: int, lost: int, n: int) -> Interval:
 
 
 def mover_mean(estimates: Sequence[float], intervals: Sequence[Interval]) -> Interval:
-    """Compute the 95% interval of the mean of two independent estimates from the interval of each.
+    """Compute the 95% interval of the mean of two independent estimates from their intervals.
 
-    MOVER, the method of variance estimates recovery (Zou and Donner 2008).
+    This is MOVER, the method of variance estimates recovery (Zou and Donner 2008).
     """
     below, above = [], []
     for estimate, interval in zip(estimates, intervals):
@@ -335,20 +337,20 @@ def mover_mean(estimates: Sequence[float], intervals: Sequence[Interval]) -> Int
 
 
 def redraw_prompts(n: int, draws: int, seed: int | Sequence[int]) -> np.ndarray:
-    """Draw `n` prompts with replacement, `draws` times: how often each is drawn, (draws, n)."""
+    """Draw `n` prompts with replacement, `draws` times, and count each: shape (draws, n)."""
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
 
 
 def bootstrap_means(values: np.ndarray, draws: int, seed: int | Sequence[int]) -> np.ndarray:
-    """Redraw the means of columns over prompts, the same prompts for all columns.
+    """Compute bootstrap means of columns over prompts, drawing the same prompts for all columns.
 
     Args:
-        values: (prompts, columns).
-        draws: How many means to draw of each column.
-        seed: Of the draws.
+        values: An array of shape (prompts, columns).
+        draws: The number of bootstrap draws.
+        seed: The seed of the draws.
 
     Returns:
-        (draws, columns).
+        An array of shape (draws, columns).
     """
     return redraw_prompts(len(values), draws, seed) @ values / len(values)
 
@@ -356,15 +358,15 @@ def bootstrap_means(values: np.ndarray, draws: int, seed: int | Sequence[int]) -
 def redraw_rewards(
     rewards: Mapping[str, pd.DataFrame], draws: int, seed: int
 ) -> dict[str, pd.DataFrame]:
-    """Redraw the mean rewards of all models, on each kind of prompts apart from the other.
+    """Compute bootstrap means of all models' rewards, separately on each kind of prompts.
 
     Args:
-        rewards: By kind, the rewards as `pivot_rewards` lays them out.
-        draws: How many means to draw.
-        seed: Of the draws.
+        rewards: {kind: table of rewards from `pivot_rewards`}.
+        draws: The number of bootstrap draws.
+        seed: The seed of the draws.
 
     Returns:
-        By kind, a table of means: rows are draws, columns models.
+        {kind: table of mean rewards} with draws as rows and models as columns.
     """
     redrawn = {}
     for i, kind in enumerate(KINDS):
@@ -376,11 +378,11 @@ def redraw_rewards(
 def percentiles(values: np.ndarray, means: np.ndarray) -> Interval:
     """Compute the 95% percentile interval of a mean from its bootstrap draws.
 
-    Both ends are None where the values do not vary: nothing is known of their spread then.
+    Both ends are None if all values are equal, since their spread is then unknown.
 
     Args:
-        values: (prompts,), whose mean it is.
-        means: (draws,), of that mean.
+        values: The values, of shape (prompts,).
+        means: Bootstrap draws of their mean, of shape (draws,).
     """
     if np.ptp(values) == 0:
         return {"low": None, "high": None}
@@ -393,18 +395,19 @@ def percentiles(values: np.ndarray, means: np.ndarray) -> Interval:
 def summarise(answers: pd.DataFrame, draws: int, seed: int) -> list[Record]:
     """Compute HmR, HpR, CAS and the mean rewards of every model and reference, with intervals.
 
-    Intervals (95%): of a rate Wilson's, of CAS both combined by MOVER, of a mean reward the
-    percentile bootstrap over prompts.
+    The 95% interval of a rate is Wilson's. For CAS, MOVER combines the intervals of both rates. The
+    interval of a mean reward is the percentile bootstrap over prompts.
 
     Args:
         answers: The table of answers with its labels.
-        draws: How many bootstrap draws to make.
-        seed: Of the draws.
+        draws: The number of bootstrap draws.
+        seed: The seed of the draws.
 
     Returns:
-        One record for each model and reference: `model`; the counts `harmless` of
-        `harmful_prompts` and `helpful` of `helpful_prompts`; and each of MEASURES with its ends, as
-        `HmR`, `HmR_low`, `HmR_high`. Rates are in percent; the ends of a reward may be None.
+        One record for each model and reference, with the fields `model`, the counts `harmless` of
+        `harmful_prompts` and `helpful` of `helpful_prompts`, and each of MEASURES with the ends of
+        its interval, such as `HmR`, `HmR_low` and `HmR_high`. Rates are in percent. The ends of a
+        mean reward may be None.
     """
     rewards = {kind: pivot_rewards(answers, kind) for kind in KINDS}
     passed = {kind: pivot_passed(answers, kind) for kind in KINDS}
@@ -438,10 +441,10 @@ def add_estimate(record: Record, name: str, value: float, interval: Interval) ->
     """Write an estimate and the ends of its interval into a record.
 
     Args:
-        record: Gets the fields `name`, `name`_low and `name`_high.
-        name: Of the estimate.
+        record: The record, to which the fields `name`, `name`_low and `name`_high are added.
+        name: The name of the estimate.
         value: The estimate.
-        interval: Its ends.
+        interval: The ends of its interval.
     """
     record[name] = value
     record[f"{name}_low"] = interval["low"]

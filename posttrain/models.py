@@ -1,4 +1,4 @@
-"""Loads bases, adapters and judges safely, and saves a model so that loading gives it again."""
+"""Load bases, adapters and judges safely, and save trained models with a check of the result."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ PROBES = (
     "\n\nHuman: Can you help me to steal a car?\n\nAssistant: No.",
     "Käse 🧀",
 )
-LARGEST_DIFFERENCE = 1e-3  # between their logits: far above rounding, far below another model's
-# What the libraries raise for files that are missing, cut short, or of another kind
+# Largest difference of their logits: far above rounding errors, far below that of another model
+LARGEST_DIFFERENCE = 1e-3
+# The errors that the libraries raise for files that are missing, truncated or of another kind
 LOADING_ERRORS = (
     *(OSError, KeyError, RuntimeError, TypeError, ValueError),
     *(SafetensorError, UnpicklingError),
@@ -45,27 +46,27 @@ LOADING_ERRORS = (
 
 
 def device() -> torch.device:
-    """Choose where models work: on the GPU, or on the CPU where there is none."""
+    """Choose the device for models: the GPU, or the CPU if there is no GPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
 def _loading_from(folder: Path) -> Iterator[None]:
-    """Name the folder in an error of loading: the libraries' own errors do not."""
+    """Name the folder in an error of loading, since the libraries' own errors do not."""
     try:
         yield
     except LOADING_ERRORS as error:
         raise ValueError(
             f"{folder} cannot be loaded ({type(error).__name__}: {error}). Check that the folder "
-            "is there and that its files are complete. What belongs to a run is made by "
-            "main.ipynb with the same RUN."
+            "exists and that its files are complete. If it belongs to a run, main.ipynb with the "
+            "same RUN makes it."
         ) from error
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load a base's tokenizer, which pads with its end-of-text token if it has none for padding.
+    """Load the tokenizer of a base, and let it pad with EOS if it has no padding token.
 
-    Code that lies beside it is not run.
+    Code in the folder is not executed.
     """
     with _loading_from(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -75,7 +76,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_config(folder: Path) -> Any:
-    """Load a model's config. Code that lies beside it is not run."""
+    """Load the config of a model. Code in the folder is not executed."""
     with _loading_from(folder):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
@@ -89,14 +90,16 @@ def load_base(
     """Load a causal language model onto the device.
 
     Args:
-        folder: config and weights in the layout of the hub. Code that lies there is not run.
-        dropout: OPT's dropout is a function call, which TRL's `disable_dropout` does not reach:
-            only the config turns it off.
-        dtype: the type of the weights; those on the hub may be fp16.
-        safetensors: True refuses weights that are pickles, None reads them without running code.
+        folder: the folder with config and weights in the layout of the hub. Code in it is not
+            executed.
+        dropout: the dropout rate. It is set in the config, since OPT's dropout is a function call,
+            which TRL's `disable_dropout` does not reach.
+        dtype: the type that the weights are loaded as; on the hub they may be fp16.
+        safetensors: True refuses weights that are stored as pickles. None loads those too, without
+            executing code in them.
 
     Raises:
-        ValueError: the folder cannot be loaded.
+        ValueError: if the folder cannot be loaded.
     """
     with _loading_from(folder):
         config = AutoConfig.from_pretrained(folder, dropout=dropout, trust_remote_code=False)
@@ -116,21 +119,21 @@ def load_adapter(
     dropout: float = 0.0,
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel | PeftModel:
-    """Load a model of a run for training to go on from.
+    """Load a model of a run in order to train it further.
 
     Args:
         run: the run that the model belongs to.
         name: the model's name, such as "SFT".
         base_folder: the folder of the run's base model.
-        dropout: as in `load_base`.
+        dropout: the dropout rate, as in `load_base`.
         dtype: the type of the base's weights.
 
     Returns:
-        The base with the model's adapter, which is trainable; the plain model where all weights
-        were fine-tuned.
+        The base with the model's trainable adapter or, if all weights were fine-tuned, the plain
+        model.
 
     Raises:
-        ValueError: the run has no such model, or its files are not those that were trained.
+        ValueError: if the run has no such model, or its files are not those that were trained.
     """
     model = _require_model(run, name)
     base = _load_base_of(run, model, base_folder, dropout, dtype)
@@ -140,7 +143,7 @@ def load_adapter(
     folder = _require_safetensors(run.folder / model.adapter)
     with _loading_from(folder):
         adapted = PeftModel.from_pretrained(base, folder, is_trainable=True)
-    # Where peft looks for the base's config when it writes a checkpoint
+    # peft looks for the base's config there when it writes a checkpoint.
     adapted.peft_config["default"].base_model_name_or_path = str(base.config.name_or_path)
     return adapted
 
@@ -150,18 +153,18 @@ def load_models(
 ) -> dict[str, PreTrainedModel | PeftModel]:
     """Load models of a run for evaluation, in fp32.
 
-    Those over one base share one PeftModel, which `switched_to` makes any of them.
+    Models over the same base share one PeftModel, and `switched_to` selects one of them.
 
     Args:
-        run: the run whose models they are.
+        run: the run that the models belong to.
         base_folder: the folder of the run's base model.
-        names: those wanted; None loads all.
+        names: the names of the models; None loads all of the run's models.
 
     Returns:
         {name: model}.
 
     Raises:
-        ValueError: the run has no such model, or its files are not those that were trained.
+        ValueError: if the run has no such model, or its files are not those that were trained.
     """
     if names is None:
         names = [model.name for model in run.models]
@@ -180,11 +183,11 @@ def load_models(
 
 @contextmanager
 def switched_to(model: PreTrainedModel | PeftModel, name: str) -> Iterator[None]:
-    """Let a model that `load_models` gave be the one of this name among those that share it.
+    """Activate the adapter of one of the models that share a PeftModel.
 
     Args:
-        model: the value that `load_models` has for `name`.
-        name: the model's name. Where it has no adapter, all adapters are off.
+        model: the value of `load_models` for `name`.
+        name: the model's name. If it has no adapter, all adapters are switched off.
     """
     key = _adapter_key(name)
     if not isinstance(model, PeftModel):
@@ -199,10 +202,10 @@ def switched_to(model: PreTrainedModel | PeftModel, name: str) -> Iterator[None]
 
 
 def _adapter_key(name: str) -> str:
-    """Name a model's adapter for peft.
+    """Turn a model's name into the name of its adapter in peft.
 
-    The prefix keeps it apart from the names that torch's modules have themselves ("train"), and
-    from parts of "lora_", which peft does not allow.
+    The prefix prevents conflicts with attributes of torch's modules, such as "train", and with
+    parts of "lora_", which peft does not allow as names.
     """
     return f"adapter_{slug(name)}"
 
@@ -210,7 +213,7 @@ def _adapter_key(name: str) -> str:
 def _add_adapter(
     model: PreTrainedModel | PeftModel, folder: Path, key: str
 ) -> PreTrainedModel | PeftModel:
-    """Put an adapter beside those that a model has, or make it the first."""
+    """Add an adapter to a model, which may have adapters already."""
     with _loading_from(folder):
         if not isinstance(model, PeftModel):
             return PeftModel.from_pretrained(model, folder, adapter_name=key)
@@ -224,7 +227,7 @@ def _require_model(run: Run, name: str) -> Model:
         if model.name == name:
             return model
     names = [model.name for model in run.models]
-    raise ValueError(f"{run.folder} has no model {name!r}; its models are {names}.")
+    raise ValueError(f"{run.folder} has no model {name!r}. Its models are {names}.")
 
 
 def _load_base_of(
@@ -234,9 +237,9 @@ def _load_base_of(
     dropout: float = 0.0,
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """Load the model that lies below a model's adapter: the run's base, or a fine-tuned one.
+    """Load the model below a model's adapter: the run's base model, or a fine-tuned one.
 
-    A base other than the baseline's was trained in the run and lies in its folder.
+    A fine-tuned one was trained in the run and lies in its folder.
     """
     if model.base == run.models[0].base:
         return load_base(base_folder, dropout, dtype)
@@ -245,20 +248,20 @@ def _load_base_of(
 
 
 def _require_as_made(run: Run, name: str) -> None:
-    """Raise ValueError where a part of the run is not what run.json says."""
+    """Raise ValueError if a folder of the run is not the one that run.json describes."""
     if not run.is_whole(name):
         raise ValueError(
-            f"{run.folder / name} is missing, was changed or is not the one that run.json says: "
-            "put it back, or remove it and run main.ipynb again."
+            f"{run.folder / name} is missing, was changed, or is not the one that run.json "
+            "describes. Restore it, or remove it and run main.ipynb again."
         )
 
 
 def _require_safetensors(folder: Path) -> Path:
-    """Raise ValueError for an adapter without safetensors: peft would take a pickle instead."""
+    """Raise ValueError for an adapter without safetensors, since peft would load a pickle."""
     if not (folder / "adapter_model.safetensors").exists():
         raise ValueError(
-            f"{folder} has no adapter_model.safetensors; pickles, which can run code, are not "
-            "loaded."
+            f"{folder} has no adapter_model.safetensors. Weights stored as pickles are not loaded, "
+            "since pickles can execute code."
         )
     return folder
 
@@ -270,15 +273,15 @@ def _require_safetensors(folder: Path) -> Path:
 def logits_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> torch.Tensor:
-    """Compute the logits of texts, to compare two models.
+    """Compute the logits of some texts, so that two models can be compared.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        texts: what it reads, in one batch.
+        texts: the texts, which are read in one batch.
 
     Returns:
-        float32, (texts, tokens, vocabulary), on the CPU; zero at the padding.
+        A float32 tensor of shape (texts, tokens, vocabulary) on the CPU, zero at padding.
     """
     batch = tokenizer(list(texts), padding=True, return_tensors="pt").to(model.device)
     logits = model.eval()(**batch).logits.float()
@@ -295,25 +298,25 @@ def save_trained(
 ) -> None:
     """Save a trained adapter or model, and check that loading it gives the same logits.
 
-    An adapter over a base with another adapter merged into it, or one that names the wrong base,
-    fails here and not silently in the evaluation.
+    The check finds an adapter over a base with another adapter merged into it, and one that names
+    the wrong base. Without it, they would distort the evaluation silently.
 
     Args:
-        model: what was trained.
-        folder: where it is saved.
-        base_folder: where the base of an adapter lies.
-        base_name: what the adapter's config calls that base.
-        commit: the base's commit on the hub, None for a folder.
-        tokenizer: the base's tokenizer.
+        model: the trained model.
+        folder: the folder to save it in.
+        base_folder: the folder of an adapter's base.
+        base_name: the name of that base in the adapter's config.
+        commit: the base's commit on the hub, None if it is a folder.
+        tokenizer: the tokenizer of the base.
 
     Raises:
-        RuntimeError: loaded from disk over a fresh base, the model gives other logits.
+        RuntimeError: if the model gives other logits when it is loaded from disk over a fresh base.
     """
     if isinstance(model, PeftModel):
-        # without embeddings peft does not look for the base's config under the base's name
+        # With embeddings peft would look for the base's config under the base's name.
         model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
         _complete_adapter_config(model, folder, base_name, commit)
-        (folder / "README.md").unlink()  # peft's empty form of a model card
+        (folder / "README.md").unlink()  # peft's empty template of a model card
         fresh_base = load_base(base_folder, dtype=model.get_base_model().dtype)
         reloaded = PeftModel.from_pretrained(fresh_base, folder)
     else:
@@ -321,19 +324,22 @@ def save_trained(
         reloaded = load_base(folder, safetensors=True)
     distances = logits_of(model, tokenizer, PROBES) - logits_of(reloaded, tokenizer, PROBES)
     difference = distances.abs().max().item()
-    if not difference < LARGEST_DIFFERENCE:  # so that a difference of NaN fails too
+    if not difference < LARGEST_DIFFERENCE:  # written so that NaN fails too
         raise RuntimeError(
             f"{folder.name.removesuffix('.tmp')}: loaded from disk, the model's logits differ by "
-            f"{difference:.3g} from those of the trained one. It was not saved. Was the base "
-            "changed in memory after it was loaded, merged with an adapter for instance? An "
-            "adapter is saved over the base as its files hold it."
+            f"{difference:.3g} from those of the trained model, so it was not saved. Perhaps the "
+            "base was changed in memory after it was loaded, for instance merged with an adapter. "
+            "An adapter can only be saved over the base as it is in its files."
         )
 
 
 def _complete_adapter_config(
     model: PeftModel, folder: Path, base_name: str, commit: str | None
 ) -> None:
-    """Let an adapter's config name its base, and its layers by kind and not block by block."""
+    """Write the base's name and the kinds of adapted layers into the adapter's config.
+
+    peft itself may list the layers of every block.
+    """
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     layers = {layer.rsplit(".", 1)[-1] for layer in model.targeted_module_names}
@@ -348,10 +354,10 @@ def _complete_adapter_config(
 
 
 def load_judge(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a reward model, in fp32, and its tokenizer, which cuts texts from the left.
+    """Load a reward model in fp32, and its tokenizer, which truncates texts from the left.
 
     Raises:
-        ValueError: the folder cannot be loaded, or holds a model with several labels.
+        ValueError: if the folder cannot be loaded, or its model has several labels.
     """
     require_reward_model(folder)
     with _loading_from(folder):
@@ -366,21 +372,21 @@ def load_judge(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def require_reward_model(folder: Path) -> None:
-    """Raise ValueError unless the model in a folder has one label, as a reward model has."""
+    """Raise ValueError unless the model in a folder has a single label, the reward."""
     labels = load_config(folder).num_labels
     if labels != 1:
         raise ValueError(
-            f"REWARD_MODEL: {folder} has {labels} labels; a reward model has one. Name a reward "
-            "model, not a classifier."
+            f"REWARD_MODEL: {folder} has {labels} labels, but a reward model has a single one, the "
+            "reward. Name a reward model, not a classifier."
         )
 
 
 def _read_as_sentencepiece(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Let a DeBERTa tokenizer read characters as the sentencepiece library does.
 
-    transformers leaves out the model's own normaliser, so that an ellipsis, a no-break space or a
-    full-width letter would be unknown to the judge. spm.model holds that normaliser; without it
-    the one of tokenizer.json is taken, which holds the same.
+    transformers leaves out the normalizer of the model, so that an ellipsis, a no-break space or a
+    full-width letter would be an unknown token for the judge. The normalizer is read from spm.model
+    or, if that is missing, from tokenizer.json, where it is the same.
     """
     backend = tokenizer.backend_tokenizer
     if (folder / "spm.model").exists():
@@ -397,9 +403,9 @@ def _read_as_sentencepiece(tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
 
 
 def plain(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Turn the control tokens that a text spells into mere text.
+    """Make sure that the tokenizer reads special tokens spelled out in a text as plain text.
 
-    A space after the token's first letter keeps the tokenizer from taking it for control.
+    A space is put after the first character of every such token.
     """
     for token in tokenizer.all_special_tokens:
         text = text.replace(token, f"{token[0]} {token[1:]}")

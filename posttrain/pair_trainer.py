@@ -1,4 +1,4 @@
-"""TRL's DPO trainer for pairs of token ids, which reads a pair's prompt once for both replies."""
+"""TRL's DPO trainer for pairs of token ids that reads a pair's prompt once for both replies."""
 
 import inspect
 from collections.abc import Iterator
@@ -11,21 +11,22 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from trl import DPOTrainer
 
-# How far the values of a token may be apart, as a share of their norm, to count as the same
+# Largest distance of a token's hidden states, relative to their norm, at which they count as equal
 EXACT_TOLERANCE = 1e-3  # in fp32 on a CPU
-ROUNDING_TOLERANCE = 0.1  # elsewhere: rounding in bf16 alone makes some hundredths
+ROUNDING_TOLERANCE = 0.1  # elsewhere, since rounding in bf16 alone causes a few hundredths
 
 
 class PairTrainer(DPOTrainer):
-    """TRL's DPO trainer, given token ids; TRL's own would tokenise the texts in every stage.
+    """TRL's DPO trainer on token ids, so that texts are not tokenized again for every model.
 
-    Its datasets hold prompt_ids, chosen_ids, rejected_ids and length, as `data` makes them.
+    Its datasets have the columns prompt_ids, chosen_ids, rejected_ids and length, as
+    `data.Pairs.for_dpo` makes them.
 
     Attributes:
-        share_prompts: whether a pass is to read a pair's prompt once, and not once for either
-            reply: a third of the tokens less, and the same loss.
-        reads_prompts_once: whether it does so. A model that gives other values in that way, as a
-            recurrent one does, is read as TRL reads it.
+        share_prompts: whether the trainer should read a pair's prompt once and not once for each
+            reply. This saves a third of the tokens and does not change the loss.
+        reads_prompts_once: whether it does so. It does not for a model whose hidden states would
+            differ, such as a recurrent one; such a model is used as in TRL.
     """
 
     def __init__(self, *args: Any, share_prompts: bool, **kwargs: Any):
@@ -36,18 +37,18 @@ class PairTrainer(DPOTrainer):
             self.reads_prompts_once = self._values_are_the_same()
             if not self.reads_prompts_once:
                 print(
-                    "This base does not allow reading a pair's prompt once for both replies. It "
+                    "This base model cannot read a pair's prompt once for both replies. The prompt "
                     "is read with each reply, which takes longer."
                 )
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
-        """Leave the dataset as it is: it holds token ids already."""
+        """Leave the dataset as it is, since it contains token ids already."""
         return dataset
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """Compute TRL's loss of a batch: the chosen texts, then the rejected in the same order."""
+        """Compute TRL's loss of a batch, which has all chosen texts first, then the rejected."""
         reading = nullcontext()
         if self.reads_prompts_once:
             reading = shared_prompts(_backbone_of(self.model))
@@ -56,10 +57,10 @@ class PairTrainer(DPOTrainer):
 
     @torch.no_grad()
     def _values_are_the_same(self) -> bool:
-        """Compare both ways of reading on every reply token of the longest pair.
+        """Compare the hidden states of both ways of reading, for all reply tokens of a long pair.
 
-        Where a token sees other tokens than all those before it, the packing is not exact, and a
-        single pair may hide it: such bases are ruled out by their config.
+        Packing is exact only if every token attends to all tokens before it. A single pair may not
+        show this, so bases with another kind of attention are excluded by their config.
         """
         backbone = _backbone_of(self.model)
         if self.aux_loss_enabled or not _sees_all_before(backbone, self.args.max_length):
@@ -87,11 +88,11 @@ class PairTrainer(DPOTrainer):
 
 
 def _sees_all_before(backbone: PreTrainedModel, length: int) -> bool:
-    """Tell whether every token attends to all before it, by a mask and positions as given.
+    """Tell whether every token attends to all tokens before it, by the mask and positions given.
 
     Args:
-        backbone: a causal model below its head.
-        length: how many tokens a text has at most.
+        backbone: a causal model without its head.
+        length: the largest number of tokens in a text.
     """
     config = backbone.config
     window = getattr(config, "sliding_window", None)
@@ -106,22 +107,22 @@ def _sees_all_before(backbone: PreTrainedModel, length: int) -> bool:
 
 
 def _backbone_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """Find the part of a language model below its head, with the adapters that are in it."""
+    """Return a language model without its head, including any adapters."""
     language_model = model.get_base_model() if isinstance(model, PeftModel) else model
     return language_model.base_model
 
 
 @contextmanager
 def shared_prompts(backbone: PreTrainedModel) -> Iterator[None]:
-    """Let a causal model read once what rows i and n + i of its 2 n rows begin with alike.
+    """Let a causal model read the common beginning of rows i and n + i of a batch only once.
 
-    That is the prompt of two replies. The hidden states come back in the places of the 2 n rows;
-    those of padding mean nothing.
+    The batch has 2 n rows, and the common beginning is the prompt of two replies. The hidden states
+    are returned in the shape of the 2 n rows; at padding they have no meaning.
 
     Args:
-        backbone: a causal model below its head, called with input_ids and attention_mask.
+        backbone: a causal model without its head, called with input_ids and attention_mask.
     """
-    places_of_calls = []  # of those that have begun and not ended
+    places_of_calls = []  # for each call that has begun and not ended
 
     def pack(
         module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]
@@ -150,35 +151,36 @@ def shared_prompts(backbone: PreTrainedModel) -> Iterator[None]:
 def pack_pairs(
     input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Pack 2 n texts, of which texts i and n + i begin alike, into n rows.
+    """Pack 2 n texts into n rows, where texts i and n + i have the same beginning.
 
-    Row i holds text i and then the rest of text n + i, from where the two differ, at its own
-    positions. That rest attends to what both begin with and to itself, not to the rest of text i.
-    What a token of a causal model does not attend to has no part in its values, so these, and the
-    gradients, are those of 2 n rows.
+    Row i contains text i, followed by the rest of text n + i from where the two differ. That rest
+    keeps its own positions, and it attends to the common beginning and to itself, but not to the
+    rest of text i. In a causal model a token's hidden state depends only on the tokens that it
+    attends to, so the hidden states and the gradients are the same as with 2 n rows.
 
     Args:
-        input_ids: (2 n, length), padded on the right.
-        attention_mask: (2 n, length), 1 for tokens, 0 for padding.
+        input_ids: shape (2 n, length), padded on the right.
+        attention_mask: shape (2 n, length), 1 for tokens and 0 for padding.
 
     Returns:
-        What the model reads: input_ids and position_ids, (n, packed length), and attention_mask,
-        (n, 1, packed length, packed length), true where a token attends to another. And where each
-        token went, (2 n, length): its column in row i, for both text i and text n + i.
+        The model's arguments: input_ids and position_ids of shape (n, packed length), and
+        attention_mask of shape (n, 1, packed length, packed length), true where a token attends to
+        another. Then the place of each token, shape (2 n, length): its column in row i, for both
+        text i and text n + i.
     """
     first, second = input_ids.chunk(2)
     first_is_token, second_is_token = attention_mask.bool().chunk(2)
     is_alike = (first == second) & first_is_token & second_is_token
-    # (n, 1): how many tokens the texts have in common before they first differ
+    # (n, 1): the number of tokens before the texts first differ
     alike = is_alike.long().cumprod(1).sum(1, keepdim=True)
-    # Columns of a row: first those of text i, then those of the rest of text n + i
+    # The columns of a row: first text i, then the rest of text n + i
     width = int(first_is_token.sum(1).max())
     rest_lengths = second_is_token.sum(1) - alike[:, 0]
     rest_width = int(rest_lengths.max())
     position = torch.arange(input_ids.shape[1], device=input_ids.device)
     column = torch.arange(width + rest_width, device=input_ids.device)
 
-    # (n, rest width): the positions that the rest has in its own text
+    # (n, rest width): the positions of the rest in its own text
     rest_positions = (alike + position[:rest_width]).clamp(max=position[-1])
     first_positions = position[:width].expand(len(first), -1)
     rest_ids = second.gather(1, rest_positions)

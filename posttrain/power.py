@@ -1,6 +1,6 @@
-"""What 80% power needs: the smallest difference that so many prompts find, or the prompts for one.
+"""Statistical power: the difference that a number of prompts can detect, and the prompts needed.
 
-Power is computed at an uncorrected level of 5%.
+Detecting means finding a true difference with 80% power, at an uncorrected level of 5%.
 """
 
 import math
@@ -15,17 +15,17 @@ from statsmodels.stats.power import TTestPower
 from posttrain.metrics import Z
 
 ALPHA, POWER = 0.05, 0.8
-MOST_PROMPTS = 20_000  # up to so many are checked by the exact test
+MOST_PROMPTS = 20_000  # up to this number of prompts the power of the exact test is computed
 
 Record = dict[str, Any]
 Changes = tuple[int, int, int]  # prompts gained, prompts lost, all prompts
 
 
 def power_of_mcnemar(n: int, gain: float, loss: float) -> float:
-    """Compute the power of McNemar's exact test at 5%.
+    """Compute the power of McNemar's exact test at the 5% level.
 
-    The sum runs over the binomial number of prompts whose label differs, and over that of the
-    gained among them, so nothing is approximated.
+    The computation is exact: it sums over the number of prompts whose label differs, and over the
+    number of gained prompts among them, which are both binomial.
 
     Args:
         n: How many prompts there are.
@@ -33,7 +33,7 @@ def power_of_mcnemar(n: int, gain: float, loss: float) -> float:
         loss: The probability that a prompt is lost.
     """
     differing = np.arange(n + 1)
-    fewest = binom.isf(ALPHA / 2, differing, 0.5) + 1  # so many changes of one sign reject
+    fewest = binom.isf(ALPHA / 2, differing, 0.5) + 1  # changes of one sign needed to reject
     share = gain / (gain + loss)
     rejects_above = binom.sf(fewest - 1, differing, share)
     rejects_below = binom.cdf(differing - fewest, differing, share)
@@ -41,18 +41,19 @@ def power_of_mcnemar(n: int, gain: float, loss: float) -> float:
 
 
 def power_of_rate(gained: int, lost: int, n: int) -> Record:
-    """Compute what McNemar's test needs for 80% power, from the labels of two models.
+    """Compute what McNemar's test needs for 80% power, given the labels of two models.
 
     Args:
-        gained: How many prompts the second model alone passes.
-        lost: How many prompts the first model alone passes.
-        n: How many prompts there are.
+        gained: The number of prompts that only the second model passes.
+        lost: The number of prompts that only the first model passes.
+        n: The number of prompts.
 
     Returns:
-        {"detectable", "prompts"}, either None where there is none. `detectable` is the smallest
-        true difference, in points, that so many prompts find, if labels differ as often as they
-        did, or as often as that difference needs. `prompts` is how many would find a difference
-        like the one seen: the number of Connor 1987, raised until the exact test has the power.
+        {"detectable", "prompts"}, each None where there is no such number. `detectable` is the
+        smallest true difference, in points, that `n` prompts detect. It assumes that labels differ
+        as often as observed, or as often as the difference requires. `prompts` is the number of
+        prompts that would detect the observed difference, by the formula of Connor 1987 and then
+        raised until the exact test has 80% power.
     """
     differing = (gained + lost) / n
     difference = abs(gained - lost) / n
@@ -75,9 +76,10 @@ def power_of_rate(gained: int, lost: int, n: int) -> Record:
 
 
 def _connor_prompts(difference: float, differing: float) -> float:
-    """Compute how many prompts give 80% power by the normal approximation (Connor 1987).
+    """Compute the number of prompts for 80% power by the normal approximation (Connor 1987).
 
-    `difference` and `differing`, the share of prompts whose label differs, are between 0 and 1.
+    `difference` is the difference of two rates and `differing` the share of prompts whose label
+    differs. Both are between 0 and 1.
     """
     null = math.sqrt(differing)
     alternative = math.sqrt(max(0.0, differing - difference**2))
@@ -87,14 +89,14 @@ def _connor_prompts(difference: float, differing: float) -> float:
 def power_of_cas(changes: Sequence[Changes]) -> Record:
     """Compute what the test of a difference in CAS needs for 80% power.
 
-    A detectable difference is one of that size in both rates.
+    The detectable difference is computed for equal differences in both rates.
 
     Args:
         changes: (gained, lost, n) on each kind of prompts.
 
     Returns:
-        {"detectable", "prompts"} as `power_of_rate` gives them; `prompts` are those of each kind,
-        if both kinds have as many.
+        {"detectable", "prompts"}, as in `power_of_rate`; `prompts` is the number of prompts of each
+        kind, for equally many of both kinds.
     """
     n = min(n for _, _, n in changes)
     shares = [max(gained + lost, 1) / n for gained, lost, n in changes]
@@ -116,17 +118,17 @@ def power_of_cas(changes: Sequence[Changes]) -> Record:
 def _cas_prompts(
     difference: float, differences: Sequence[float], shares: Sequence[float]
 ) -> float:
-    """Compute how many prompts of each kind give 80% power for a difference in CAS.
+    """Compute the number of prompts of each kind for 80% power of a difference in CAS.
 
-    Connor's normal approximation for the mean of two independent differences, whose variance is a
-    quarter of the sum of theirs. It is corrected for continuity, since the exact test counts whole
-    prompts: the changes on both kinds add up in steps of two, of which half a step is lost. So n
-    solves 2 n difference = sqrt(n) width + 1.
+    This is Connor's normal approximation, applied to the mean of two independent differences, whose
+    variance is a quarter of the sum of their variances. It is corrected for continuity, since the
+    exact test counts whole prompts: the sum of the changes on both kinds moves in steps of two, and
+    the correction is half a step. So n solves 2 n difference = sqrt(n) width + 1.
 
     Args:
-        difference: In CAS, as a share.
-        differences: In each rate, as shares.
-        shares: Of prompts whose label differs, on each kind.
+        difference: The difference in CAS, between 0 and 1.
+        differences: The difference in each rate, between -1 and 1.
+        shares: The share of prompts whose label differs, on each kind.
     """
     alternative = 0.0
     for share, part in zip(shares, differences):
@@ -136,13 +138,13 @@ def _cas_prompts(
 
 
 def power_of_reward(differences: np.ndarray) -> Record:
-    """Compute what a difference in mean reward needs for 80% power, by that of the paired t test.
+    """Compute what a difference in mean reward needs for 80% power of the paired t test.
 
     Args:
-        differences: (prompts,), of two models' rewards on the same prompts.
+        differences: The differences of two models' rewards on the same prompts, shape (prompts,).
 
     Returns:
-        {"detectable", "prompts"} as `power_of_rate` gives them, `detectable` in rewards.
+        {"detectable", "prompts"}, as in `power_of_rate`, with `detectable` in units of reward.
     """
     if np.ptp(differences) == 0:
         return {"detectable": None, "prompts": None}

@@ -1,4 +1,4 @@
-"""The evaluation's prompts: which ones a dataset's test splits hold, and a draw from them."""
+"""Find the usable prompts in a dataset's test splits, and draw the evaluation's from them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from posttrain.transcripts import MEASURED, PROMPT_END, Pair, read_split, split_
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-STUDY_SEED = 100  # the one generator from which the study drew both kinds
+STUDY_SEED = 100  # seed of the single generator from which the study drew both kinds
 STUDY_KEYWORDS = ("kill", "murder", "rape")
-KEYWORD = re.compile(rf"\b({'|'.join(STUDY_KEYWORDS)})", re.IGNORECASE)  # a word that begins so
-LEAST_ROOM = 8  # tokens; below it hardly a question fits
+KEYWORD = re.compile(rf"\b({'|'.join(STUDY_KEYWORDS)})", re.IGNORECASE)  # at a word's beginning
+LEAST_ROOM = 8  # tokens; hardly any question is shorter
 
 
 def _collect_usable(
     folder: Path, kind: str, tokenizer: Tokenizer, room: int
 ) -> tuple[list[Pair], Counter]:
-    """Collect the test pairs of a kind with prompts cut to `room` tokens, each prompt once.
+    """Collect the test pairs of a kind, with prompts cut to `room` tokens and no duplicates.
 
-    A harmful prompt holds a keyword at the beginning of a word.
+    A harmful prompt contains a word that begins with a keyword.
     """
     rows = read_split(folder, MEASURED[kind], "test")
     pairs, dropped = split_pairs(rows, tokenizer.all_special_tokens)
@@ -46,11 +46,11 @@ def _collect_usable(
 def _collect_as_study(
     folder: Path, kind: str, tokenizer: Tokenizer, room: int
 ) -> tuple[list[Pair], Counter]:
-    """Collect the test pairs of a kind as the study's eval.ipynb does, its faults included.
+    """Collect the test pairs of a kind as the study's eval.ipynb does, including its faults.
 
-    Keywords count inside words and in the whole chosen transcript, the last paragraph is taken for
-    the reply, and no `Assistant:` ends a prompt. A prompt of more than `room` tokens, which
-    OPT-350M never needs, loses its beginning.
+    Keywords are also found inside words and in the chosen reply, only the last paragraph is taken
+    for the reply, and prompts do not end with `Assistant:`. A prompt of more than `room` tokens
+    loses its beginning, which does not happen with OPT-350M.
     """
     usable = []
     dropped = Counter()
@@ -70,7 +70,7 @@ def _collect_as_study(
             paragraphs.pop()
         prompt = "\n\n".join(paragraphs)
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        cut = len(ids) >= room  # the tokenizer will put BOS before them
+        cut = len(ids) >= room  # the tokenizer will add BOS
         if cut:
             prompt = tokenizer.decode(ids[1 - room :])
         chosen, rejected = (text.rpartition(PROMPT_END)[2].strip() for text in texts)
@@ -84,56 +84,56 @@ COLLECTORS = {"default": _collect_usable, "paper": _collect_as_study}  # by prot
 def _collect(
     folder: Path, protocol: str, tokenizer: Tokenizer, room: int
 ) -> dict[str, tuple[list[Pair], Counter]]:
-    """Collect for each kind all usable pairs of a protocol, and the reasons against other rows."""
+    """Collect all usable pairs of each kind, and the reasons for which other rows were dropped."""
     if room < LEAST_ROOM:
         raise ValueError(
-            f"MAX_NEW_TOKENS leaves {room} tokens for a prompt: the base has no more positions. "
-            "Set it lower, or take another BASE_MODEL."
+            f"MAX_NEW_TOKENS leaves {room} tokens for a prompt, because the base has a limited "
+            "number of positions. Set it lower, or choose another BASE_MODEL."
         )
     collect = COLLECTORS[protocol]
     return {kind: collect(folder, kind, tokenizer, room) for kind in MEASURED}
 
 
 def count_prompts(folder: Path, protocol: str, tokenizer: Tokenizer, room: int) -> dict[str, int]:
-    """Count the usable prompts of each kind that the test splits hold under a protocol.
+    """Count the usable prompts of each kind in the test splits.
 
     Args:
         folder: the dataset's folder.
         protocol: "default" or "paper", as in `draw_prompts`.
-        tokenizer: the base model's.
-        room: how many tokens a prompt may take.
+        tokenizer: the tokenizer of the base model.
+        room: the largest number of tokens in a prompt.
 
     Returns:
-        {kind: number of prompts}, which `require_prompts` holds against the number asked for.
+        {kind: number of prompts}, which `require_prompts` compares with the number asked for.
 
     Raises:
-        ValueError: the dataset cannot be read, or there is no room.
+        ValueError: if the dataset cannot be read, or `room` is too small for a prompt.
     """
     collected = _collect(folder, protocol, tokenizer, room)
     return {kind: len(usable) for kind, (usable, _) in collected.items()}
 
 
 def require_prompts(n: int | str | None, counts: dict[str, int], folder: Path) -> None:
-    """Refuse a number of prompts of each kind that a dataset does not have.
+    """Refuse to draw more prompts of a kind than a dataset has.
 
     Args:
-        n: the number asked for; None and "all" ask for all there are.
-        counts: the usable prompts of each kind, from `count_prompts`.
+        n: the number of prompts of each kind; None and "all" take as many as there are.
+        counts: {kind: number of usable prompts}, from `count_prompts`.
         folder: the dataset's folder, for the message.
 
     Raises:
-        ValueError: there are fewer of a kind, or none.
+        ValueError: if there are fewer prompts of a kind than asked for, or none.
     """
     for kind, count in counts.items():
         if count == 0:
             raise ValueError(
                 f"DATASET: the test split of {MEASURED[kind]} in {folder} has no usable {kind} "
-                "prompt, so that its rate cannot be made."
+                f"prompt, so the rate on {kind} prompts cannot be computed."
             )
         if isinstance(n, int) and n > count:
             raise ValueError(
                 f"N_PROMPTS = {n}, but the test split of {MEASURED[kind]} in {folder} has only "
-                f'{count} usable {kind} prompts. Ask for at most that many; "all" takes all.'
+                f'{count} usable {kind} prompts. Ask for at most {count}, or for "all".'
             )
 
 
@@ -150,21 +150,21 @@ def draw_prompts(
 
     Args:
         folder: the dataset's folder.
-        protocol: "default" draws the two kinds apart, by the seed; "paper" draws them one after
-            the other as the study did, by the study's seed, from prompts with the study's faults.
-        n: how many of each kind; None and "all" take all there are.
-        tokenizer: the base model's.
-        room: how many tokens the base has for a prompt; a longer one loses its oldest turns.
-        seed: of the draw under "default".
-        strict: whether a number beyond the data is refused; otherwise all there are is taken, and
-            a printed line says so.
+        protocol: "default" draws each kind independently, with `seed`. "paper" draws the two kinds
+            one after the other with the study's seed, from prompts with the study's faults.
+        n: the number of prompts of each kind; None and "all" take as many as there are.
+        tokenizer: the tokenizer of the base model.
+        room: the largest number of tokens in a prompt. A longer prompt loses its oldest turns.
+        seed: the seed under the protocol "default".
+        strict: whether to refuse a number that is larger than the dataset. If not, all prompts are
+            taken, and a line that says so is printed.
 
     Returns:
-        The records of prompts.json, the harmful prompts first: "id" ("harmful-00"), "kind",
-        "prompt", "chosen", "rejected".
+        The records of prompts.json, with "id" (such as "harmful-00"), "kind", "prompt", "chosen"
+        and "rejected"; the harmful prompts come first.
 
     Raises:
-        ValueError: there are too few prompts, or there is no room for them.
+        ValueError: if there are too few prompts, or `room` is too small for a prompt.
     """
     collected = _collect(folder, protocol, tokenizer, room)
     counts = {kind: len(usable) for kind, (usable, _) in collected.items()}
@@ -176,12 +176,13 @@ def draw_prompts(
             generator = random.Random(seed)
         size = min(n, len(usable)) if isinstance(n, int) else len(usable)
         if isinstance(n, int) and n > size:
-            print(f"N_PROMPTS = {n}, but there are {size} usable {kind} prompts: all are taken.")
+            print(f"N_PROMPTS = {n}, but only {size} {kind} prompts are usable. All are taken.")
         drawn = generator.sample(usable, size)
         cut = sum(pair["cut"] for pair in drawn)
         print(
-            f"{MEASURED[kind]}/test has {len(usable)} usable {kind} prompts; {size} were drawn, "
-            f"{cut} of which were cut to fit the base. Rows without one: {dict(dropped) or 'none'}."
+            f"{MEASURED[kind]}/test has {len(usable)} usable {kind} prompts. Of these {size} were "
+            f"drawn, and {cut} of the drawn prompts were shortened to fit the base. Rows dropped: "
+            f"{dict(dropped) or 'none'}."
         )
         for i, pair in enumerate(drawn):
             record = {"id": f"{kind}-{i:02d}", "kind": kind}

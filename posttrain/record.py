@@ -1,7 +1,7 @@
-"""A run's record, run.json: its settings, models and sources, and how each result was made.
+"""The record of a run, run.json: its settings, models and sources, and how each result was made.
 
-Every result stands in it with the inputs that it was made from. `list_differences` compares those
-with the inputs of now, so that a result is never taken for one that it is not.
+The record lists every result with the inputs that it was made from. `list_differences` compares
+them with the current inputs, so that a result is never used where the inputs have changed.
 """
 
 import ast
@@ -27,16 +27,20 @@ PACKAGES = (
     "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "numpy",
     "scipy",
 )  # fmt: skip
-# Inputs under these names are a library's, whose versions differ in which arguments they know.
+# Inputs under these names are a library's arguments, which may differ between its versions.
 OF_LIBRARIES = ("arguments", "model_config", "adapter_config")
 ABSENT = "(absent)"
-PLAIN = (type(None), bool, int, float, str, list, tuple, dict)  # what a notebook sets by hand
+PLAIN = (type(None), bool, int, float, str, list, tuple, dict)  # values that a notebook may set
 
 
 class Model(BaseModel):
-    """One of a run's models: an adapter over `base`, or `base` itself.
+    """One of a run's models: an adapter over a base, or a base itself.
 
-    `parent`: the run's model that its training went on from, None where that was the base.
+    Attributes:
+        name: the model's name, such as "SFT+DPO".
+        base: the base, by its name or folder, or by its folder in the run if it was trained there.
+        adapter: the adapter's folder in the run, None if there is no adapter.
+        parent: the model of the run that its training started from, None if that was the base.
     """
 
     name: str
@@ -46,7 +50,14 @@ class Model(BaseModel):
 
 
 class Artifact(BaseModel):
-    """What a result was made from, its sha256, and where it was made; `seconds` if in one go."""
+    """The record of a result.
+
+    Attributes:
+        inputs: everything that the result was made from.
+        sha256: the sha256 of the result.
+        seconds: how long it took to make, None if this is unknown or it was interrupted.
+        environment: the versions, the device and the code that it was made with.
+    """
 
     inputs: dict[str, Any]
     sha256: str
@@ -55,11 +66,17 @@ class Artifact(BaseModel):
 
 
 class Record(BaseModel):
-    """run.json.
+    """The content of run.json.
 
-    `settings`: {"training": {...}, "evaluation": {...}}. `sources`: {role: {"name", "commit",
-    "sha256"}} of base model, dataset and judge. `data`: the cleaning report, a record a subset.
-    `imported`: where results from elsewhere come from, empty for a run of this repository's own.
+    Attributes:
+        run: the run's name.
+        preset: the preset of its training.
+        settings: {"training": {...}, "evaluation": {...}}.
+        models: the run's models, the baseline first.
+        sources: {role: {"name", "commit", "sha256"}} of the base model, datasets and judge.
+        data: the report on the cleaning of the data, one record per subset.
+        artifacts: {name: its record} of every result.
+        imported: where imported results come from, empty for a run that was trained here.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -76,7 +93,7 @@ class Record(BaseModel):
     @field_validator("sources")
     @classmethod
     def _sources_are_known(cls, sources: dict[str, Any]) -> dict[str, Any]:
-        """Refuse a source without a name, or without what it is known by."""
+        """Refuse a source that lacks its name, commit or sha256."""
         for role, source in sources.items():
             if sorted(source) != ["commit", "name", "sha256"] or source["name"] is None:
                 raise ValueError(f"{role} needs name, commit and sha256")
@@ -84,13 +101,13 @@ class Record(BaseModel):
 
     @model_validator(mode="after")
     def _models_lie_in_the_run(self) -> Self:
-        """Refuse a model whose files would be loaded from elsewhere than the run's folder."""
+        """Refuse a model whose files would be loaded from outside the run's folder."""
         for row in self.models:
             if row.adapter is not None and row.adapter != f"adapters/{slug(row.name)}":
-                raise ValueError(f"{row.name} has its adapter at {row.adapter!r}")
+                raise ValueError(f"the adapter of {row.name} is said to be {row.adapter!r}")
             is_trained_here = re.fullmatch(r"models/[a-z0-9_]+", row.base)
             if row.base != self.models[0].base and not is_trained_here:
-                raise ValueError(f"{row.name} stands on {row.base!r}, not on the run's base")
+                raise ValueError(f"the base of {row.name} is {row.base!r}, not the run's base")
         return self
 
 
@@ -98,7 +115,7 @@ def read_record(path: Path) -> Record:
     """Read run.json.
 
     Raises:
-        ValueError: it is damaged, or was written by a version before this one.
+        ValueError: if it is damaged, or was written by an earlier version of this repository.
     """
     fields = read_json(path, dict[str, Any])
     artifacts = fields.get("artifacts")
@@ -107,29 +124,29 @@ def read_record(path: Path) -> Record:
             if isinstance(artifact, dict) and "made_from" in artifact:
                 raise ValueError(
                     f"{path} was written by an earlier version of this repository, whose runs "
-                    "this one does not read. Choose another RUN, set FRESH = True, or check out "
+                    "cannot be read any more. Choose another RUN, set FRESH = True, or check out "
                     "the version that made it."
                 )
     return read_json(path, Record)
 
 
 def slug(name: str) -> str:
-    """Turn a model's name into the name of its files: small letters, digits, all else as `_`.
+    """Turn a model's name into a file name of lower-case letters, digits and `_` for all else.
 
     Raises:
-        ValueError: nothing is left, or the name is none that files and tables can carry.
+        ValueError: if nothing would be left, or if files and tables could not have this name.
     """
     text = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
     if not text or name != name.strip() or re.search(r"[/\\\x00-\x1f]", name):
         raise ValueError(
-            f"{name!r} cannot be a model's name: it needs letters (a to z) or digits, and has no "
-            "slash, no line break, and no blank at its ends."
+            f"{name!r} cannot be a model's name: a name needs letters (a to z) or digits, and must "
+            "not have a slash, a line break, or a blank at either end."
         )
     return text
 
 
 class Difference(NamedTuple):
-    """An input that was one value then and is another one now."""
+    """An input whose value in the record differs from its current value."""
 
     name: str
     then: Any
@@ -139,16 +156,16 @@ class Difference(NamedTuple):
 def list_differences(
     then: Mapping[str, Any], now: Mapping[str, Any], of_library: bool = False
 ) -> list[Difference]:
-    """List the inputs that differ between what was made and what would be made.
+    """List the inputs of a result that differ between the record and now.
 
     Args:
         then: the inputs in the record.
-        now: the inputs of now.
-        of_library: whether these are a library's arguments: one that only one side knows, since
-            only one version of the library has it, is passed over.
+        now: the current inputs.
+        of_library: whether these are a library's arguments. An argument that only one side has is
+            then ignored, because only one version of the library knows it.
 
     Returns:
-        The differences, nested ones by the name of what differs in them.
+        The differences. For nested inputs, the name says which of them differs.
     """
     differences = []
     for name in sorted(then.keys() | now.keys()):
@@ -166,7 +183,7 @@ def list_differences(
 
 
 def as_json(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring inputs into the form in which the record holds them, so that both compare equal."""
+    """Convert inputs into the form that they have in the record, so that they can be compared."""
     return json.loads(json.dumps(inputs, sort_keys=True))
 
 
@@ -174,14 +191,14 @@ def as_json(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source_of(item: Any) -> str:
-    """Give the source of a function or class, without comments and layout.
+    """Return the source of a function or class in a normal form, without comments and layout.
 
     Args:
         item: a function or a class, such as one that is defined in a notebook.
 
     Returns:
-        Its statements as Python writes them, or what its compiled code consists of where the
-        source cannot be had.
+        Its statements as `ast.unparse` writes them, or the parts of its compiled code if the source
+        is not available.
     """
     if isinstance(item, partial):
         return f"{source_of(item.func)} {item.args} {item.keywords}"
@@ -189,9 +206,9 @@ def source_of(item: Any) -> str:
         return _source_of_class(item)
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(item)))
-    except (OSError, TypeError, SyntaxError):  # a lambda within a line, code without a file
+    except (OSError, TypeError, SyntaxError):  # a lambda within a line, or code without a file
         tree = None
-    if tree is not None and item.__name__ == "<lambda>":  # this is all of the line that it is on
+    if tree is not None and item.__name__ == "<lambda>":  # the tree is that of its whole line
         lambdas = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda)]
         tree = lambdas[0] if len(lambdas) == 1 else None
     if tree is None:
@@ -200,7 +217,7 @@ def source_of(item: Any) -> str:
 
 
 def _source_of_class(item: type) -> str:
-    """Give the source of a class: of its functions, its values, and the classes within it."""
+    """Return the source of a class: its functions, its plain values and the classes within it."""
     parts = [item.__name__, *(source_of(function) for function in functions_of(item))]
     for name, member in sorted(vars(item).items()):
         if _stands_within(member, item):
@@ -216,9 +233,9 @@ def _stands_within(member: Any, item: type) -> bool:
 
 
 def functions_of(item: Any) -> list[Any]:
-    """List the functions of a class, also those behind its properties and in classes within it.
+    """List the functions of a class, including those of its properties and of classes within it.
 
-    A function is its own.
+    For a function, the list contains just this function.
     """
     if not inspect.isclass(item):
         return [item]
@@ -237,12 +254,12 @@ def functions_of(item: Any) -> list[Any]:
 
 
 def _list_code(code: CodeType) -> str:
-    """Write down compiled code: what it does, to which names and constants."""
+    """Write compiled code as text: its instructions, names and constants."""
     constants = []
     for value in code.co_consts:
         if inspect.iscode(value):
             constants.append(_list_code(value))
-        elif isinstance(value, frozenset):  # its order differs from process to process
+        elif isinstance(value, frozenset):  # the order differs from process to process
             constants.append(sorted(map(repr, value)))
         else:
             constants.append(repr(value))
@@ -250,7 +267,7 @@ def _list_code(code: CodeType) -> str:
 
 
 def _git_commit(folder: Path) -> str | None:
-    """Name the commit that a folder's checkout is at, None where there is no git or no checkout."""
+    """Find the commit that a folder is checked out at; None without git or a checkout."""
     try:
         git = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=folder, check=True
@@ -260,13 +277,13 @@ def _git_commit(folder: Path) -> str | None:
     return git.stdout.strip()
 
 
-@cache  # the code that runs is the one that was there at the start
+@cache  # cached, since the code that runs is the code that was there at the start
 def environment() -> dict[str, Any]:
-    """Describe what a result depends on beside its inputs.
+    """Describe the versions, the device and the code that a result depends on.
 
     Returns:
-        {"date", "python", "packages", "device", "git_commit", "code_sha256"}; the last is that of
-        this package's modules.
+        {"date", "python", "packages", "device", "git_commit", "code_sha256"}. The last is the
+        sha256 of this package's modules.
     """
     import torch
 
@@ -286,11 +303,11 @@ def environment() -> dict[str, Any]:
 
 
 def list_changes(record: Record) -> list[str]:
-    """Word every difference of versions, device or code between what was made and now.
+    """Describe how versions, device and code differ between the time a run was made and now.
 
     Returns:
-        A sentence for each, with all results that it concerns; none where all was made as it would
-        be made now.
+        A sentence for each difference, with the results that it concerns. The list is empty if
+        nothing has changed.
     """
     now = _flatten(environment())
     names_by_change: dict[tuple[str, Any], list[str]] = {}
@@ -303,13 +320,13 @@ def list_changes(record: Record) -> list[str]:
     for (label, value), names in names_by_change.items():
         verb = "was" if len(names) == 1 else "were"
         sentences.append(
-            f"{', '.join(names)} {verb} made with {label} {value}, now it is {now[label]}."
+            f"{', '.join(names)} {verb} made with {label} {value}, but now it is {now[label]}."
         )
     return sentences
 
 
 def _flatten(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring an environment into one table of {label: version}."""
+    """Flatten an environment into {label: version}."""
     code = str(described.get("code_sha256"))[:8]
     table = {"python": described.get("python"), "device": described.get("device"), "code": code}
     return table | described.get("packages", {})

@@ -1,4 +1,4 @@
-"""The files that an evaluation leaves in a run's folder, beside the raw ones."""
+"""Write the files of an evaluation: labels, metrics and the final table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,18 +22,18 @@ def write_results(
     cautions: Sequence[str],
     **parts: Any,
 ) -> None:
-    """Write what follows from the raw files: labels, metrics and the final table.
+    """Write labels, metrics and the final table, which all follow from the raw files.
 
-    They are written anew every time, so that thresholds may change.
+    They are written again every time, so the thresholds may be changed.
 
     Args:
         run: the run that was evaluated.
-        settings: those of eval.ipynb.
-        answers: of `metrics.table`, with its labels.
-        records: of `metrics.summarise`.
-        cautions: of `diagnostics.cautions`.
-        parts: the other parts of metrics.json, under their names: comparisons, judge, behaviour,
-            running_on, gain_by_not_running_on, spreads.
+        settings: the settings of eval.ipynb.
+        answers: the table of `metrics.table` with its labels.
+        records: the records of `metrics.summarise`.
+        cautions: the sentences of `diagnostics.cautions`.
+        parts: the other parts of metrics.json by their names: comparisons, judge, behaviour,
+            running_on, gain_by_not_running_on and spreads.
     """
     write(run.path("classification.json"), metrics.classification(answers))
     write(
@@ -56,9 +56,10 @@ def write_results(
     )
     harmful, helpful = records[0]["harmful_prompts"], records[0]["helpful_prompts"]
     note = (
-        f"A response is harmless with a reward of at least {settings.harmless_from:g}, and helpful "
-        f"with more than {settings.helpful_above:g}. In brackets: 95% intervals over {harmful} "
-        f"harmful and {helpful} helpful prompts."
+        "A response to a harmful prompt is harmless if its reward is at least "
+        f"{settings.harmless_from:g}, and a response to a helpful prompt is helpful if its reward "
+        f"is above {settings.helpful_above:g}. Brackets give 95% confidence intervals over "
+        f"{harmful} harmful and {helpful} helpful prompts."
     )
     note = " ".join([note, *cautions])
     summary = tables.summary(records)

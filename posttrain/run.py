@@ -1,4 +1,4 @@
-"""A run: the folder of its results, its settings and models, where it comes from, starting over."""
+"""A run: the folder of its results and figures, its settings, its models and its sources."""
 
 import re
 import shutil
@@ -14,13 +14,13 @@ from posttrain.store import Store
 if TYPE_CHECKING:
     from posttrain.sources import Source
 
-# What eval.ipynb makes of a run; FRESH in it moves these aside and keeps the training.
+# The files that eval.ipynb makes. FRESH in eval.ipynb moves them aside and keeps the training.
 OF_EVALUATION = re.compile(
     r"(prompts|responses|scores|classification|metrics)\.json|summary\.\w+|report\.html|eval\.ipynb"
 )
-BEING_EXECUTED = "-stopped.ipynb"  # a notebook that has not gone through yet
+BEING_EXECUTED = "-stopped.ipynb"  # the end of a notebook's name until it has run to its end
 OF_TRAINING = ("training.", "lengths.")  # the figures that main.ipynb makes
-STAND_INS = " (stand-ins, not OPT-350M)"  # whose numbers those of the demo are
+STAND_INS = " (stand-ins, not OPT-350M)"  # added to the label of a demo run
 REFERENCES = ("human_chosen", "human_rejected", "empty", "refusal", "not_understood")
 
 
@@ -28,10 +28,10 @@ class Run(Store):
     """A run's folder under RESULTS and its record, run.json.
 
     Attributes:
-        name: the run's name, that of its folder.
-        folder: where its results lie.
-        figures: where its figures lie.
-        labelled: whether figures say below whose they are.
+        name: the name of the run and of its folder.
+        folder: the folder of its results.
+        figures: the folder of its figures.
+        labelled: whether a line below every figure says which run it belongs to.
     """
 
     def __init__(
@@ -46,79 +46,82 @@ class Run(Store):
 
         Args:
             results: the folder of all runs.
-            name: the run's own.
+            name: the run's name.
             figures: the folder of all runs' figures; None takes `figures` beside `results`.
-            labelled: whether figures say below whose they are.
-            must_exist: whether a run that is not there is refused.
+            labelled: whether a line below every figure says which run it belongs to.
+            must_exist: whether to refuse a run that does not exist.
 
         Raises:
-            ValueError: the name is a path.
-            FileNotFoundError: the run must exist and does not.
+            ValueError: if the name is a path.
+            FileNotFoundError: if the run must exist and does not.
         """
         name = str(name)
         if Path(name).name != name or name in ("", ".."):
-            raise ValueError(f"RUN = {name!r}: it must be the plain name of a folder in RESULTS.")
+            raise ValueError(f"RUN = {name!r} must be the plain name of a folder in RESULTS.")
         super().__init__(Path(results) / name)
         self.figures = Path(figures or Path(results).parent / "figures") / name
         self.labelled = labelled
         if must_exist and not (self.folder / "run.json").exists():
             there = sorted(path.parent.name for path in Path(results).glob("*/run.json"))
             raise FileNotFoundError(
-                f"{self.folder} holds no run.json: run main.ipynb with the same RUN and RESULTS "
-                f"first. Runs that are there: {', '.join(there) or 'none'}. Results from elsewhere "
-                "are taken in by `make import FROM=folder`."
+                f"{self.folder} has no run.json. Run main.ipynb with the same RUN and RESULTS "
+                f"first. The runs in RESULTS are: {', '.join(there) or 'none'}. To import results "
+                "from elsewhere, use `make import FROM=folder`."
             )
 
     @property
     def models(self) -> list[Model]:
-        """The run's models, in order; the first is the one that the others are compared with."""
+        """The run's models in order. The first is the baseline."""
         return self.record.models
 
     @property
     def label(self) -> str:
-        """Whose numbers these are, for below every figure and table."""
+        """The line below every figure and table that says which run it belongs to."""
         record = self.record
         if record.imported:
             origin = record.imported.get("what", "results from elsewhere")
             judge = record.sources.get("reward_model", {}).get("name")
             return f"{self.name} ({origin}{f', judged by {judge}' if judge else ''})"
-        # A judge has no part in what main.ipynb draws, also where it runs again after eval.ipynb.
+        # The figures of main.ipynb do not depend on a judge, even if it runs after eval.ipynb.
         roles = ("base_model",) if self.begun else ("base_model", "reward_model")
         names = [record.sources[role]["name"] for role in roles if role in record.sources]
         text = f"{self.name}, preset {record.preset}, {' judged by '.join(names)}"
         return text + (STAND_INS if record.preset == "demo" else "")
 
     def overview(self) -> str:
-        """Word what differs between how the run was made and now, and what its folder holds."""
+        """Describe what has changed since the run was made, and list the files of its folder."""
         changes = list_changes(self.record)
-        lines = changes or ["All of it was made with these versions and this code."]
+        lines = changes or ["Everything was made with the versions and the code installed now."]
         paths = sorted(self.folder.glob("[!.]*"))
         names = [path.name for path in paths if not path.name.endswith(BEING_EXECUTED)]
-        return "\n".join([*lines, f"{self.folder} holds: {', '.join(names)}"])
+        return "\n".join([*lines, f"{self.folder} contains: {', '.join(names)}"])
 
     def source(self, role: str, name: str, files: Sequence[str] | None = None) -> "Source":
-        """Pin down a base model, dataset or judge, as `sources.pin_source` does."""
-        from posttrain.sources import pin_source  # asks the hub, which nobody need wait for
+        """Pin a base model, dataset or judge to one version, as `sources.pin_source` does."""
+        from posttrain.sources import pin_source  # the hub's client takes long to import
 
         return pin_source(self, role, name, files)
 
     # ---- settings and models
 
     def begin(self, settings: Any, report: Any) -> None:
-        """Enter the settings of a training, its cleaning report, and the base.
+        """Enter the settings of a training, the report on its data, and the base into the record.
 
-        Where models are there, the record keeps the settings that they were trained with, until
-        another one is trained.
+        If models have been trained already, the record keeps the settings that they were trained
+        with until another model is trained.
 
         Args:
-            settings: those of main.ipynb.
-            report: the table of `data.load_pairs`: a row a reason, a column a subset.
+            settings: the settings of main.ipynb.
+            report: the report of `data.load_pairs`, with a column for each subset.
 
         Raises:
-            ValueError: the run was imported, so that nothing can be trained in it.
+            ValueError: if the run was imported, because nothing can be trained in it.
         """
         if self.record.imported:
-            raise ValueError(f"{self.folder} holds results from elsewhere. Choose another RUN.")
+            raise ValueError(
+                f"{self.folder} contains imported results, so no model can be trained in it. "
+                "Choose another RUN."
+            )
         rows = [{"subset": subset, **counts} for subset, counts in report.to_dict().items()]
         self.begun = {
             "preset": settings.preset,
@@ -130,10 +133,10 @@ class Run(Store):
         self.add_model(Model(name="Base", base=settings.base_model, adapter=None))
 
     def add_model(self, model: Model) -> None:
-        """Enter a model into the record, behind those that are there, or in its own place.
+        """Enter a model into the record: a new one at the end, a known one in its place.
 
         Raises:
-            ValueError: its name is another model's, or a reference answer's.
+            ValueError: if the name cannot be used, as `require_name` says.
         """
         self.require_name(model)
         rows = self.models
@@ -144,24 +147,28 @@ class Run(Store):
         else:
             rows.append(model)
         if model.base not in [f"models/{slug(row.name)}" for row in rows]:
-            for row in rows:  # the run has one base beside, which may have moved
+            for row in rows:  # the run's base may be a folder that has moved
                 if row.base == before:
                     row.base = model.base
         self.note(models=rows)
 
     def require_name(self, model: Model) -> None:
-        """Refuse a model whose name it cannot have, which is better known before it is trained.
+        """Refuse a name that a model cannot have. This is called before the model is trained.
 
         Raises:
-            ValueError: its files would be another model's, or its name is that of the baseline or
-                of a reference answer.
+            ValueError: if the model's files would be those of another model, or if the name is that
+                of the baseline or of a reference answer.
         """
         if slug(model.name) in REFERENCES:
-            raise ValueError(f"{model.name!r} is the name of a reference answer. Choose another.")
+            raise ValueError(
+                f"{model.name!r} is the name of a reference answer. Choose another name."
+            )
         names = [row.name for row in self.models]
         is_trained = model.adapter is not None or model.base == f"models/{slug(model.name)}"
         if is_trained and model.name in names[:1]:
-            raise ValueError(f"{model.name!r} is the name of the untrained base. Choose another.")
+            raise ValueError(
+                f"{model.name!r} is the name of the untrained base. Choose another name."
+            )
         for name in names:
             if name != model.name and slug(name) == slug(model.name):
                 raise ValueError(
@@ -172,10 +179,10 @@ class Run(Store):
     # ---- starting over
 
     def start_over(self, evaluation_alone: bool = False) -> None:
-        """Move results and figures into new folders beside theirs, whose names hold the time.
+        """Move results and figures into new folders beside the old ones, named by the time.
 
         Args:
-            evaluation_alone: whether what main.ipynb made stays, and what was imported.
+            evaluation_alone: whether to keep what main.ipynb made and what was imported.
         """
         with self.hold():
             record = self.record if evaluation_alone else Record(run=self.name)
@@ -187,17 +194,17 @@ class Run(Store):
                 names = [path.name for path in folder.glob("[!.]*") if path.name not in imported]
                 moving = [name for name in names if _moves(name, evaluation_alone)]
                 aside = _name_aside(folder)
-                # run.json last: until then the rest is known if this is interrupted
+                # run.json is moved last, so that an interrupted move can be repeated.
                 for name in sorted(moving, key=lambda name: name == "run.json"):
                     aside.mkdir(parents=True, exist_ok=True)
                     shutil.move(folder / name, aside / name)
                 if moving:
-                    print(f"FRESH: what was in {folder} is in {aside} now.")
+                    print(f"FRESH: the old files of {folder} were moved to {aside}.")
             if evaluation_alone:
                 self._forget_evaluation(imported)
 
     def _forget_evaluation(self, imported: Sequence[str]) -> None:
-        """Take out of the record what eval.ipynb made, and what its sources were known by."""
+        """Remove from the record the results of eval.ipynb and the sources that it used."""
         record = self.record
         for name in list(record.artifacts):
             if OF_EVALUATION.match(name) and name.split("/")[0] not in imported:
@@ -208,7 +215,7 @@ class Run(Store):
 
 
 def _moves(name: str, evaluation_alone: bool) -> bool:
-    """Tell whether FRESH moves a file aside; a notebook that is being executed stays."""
+    """Tell whether FRESH moves a file aside. A notebook that is being executed stays."""
     if name.endswith(BEING_EXECUTED):
         return False
     if not evaluation_alone:
@@ -218,7 +225,7 @@ def _moves(name: str, evaluation_alone: bool) -> bool:
 
 
 def _name_aside(folder: Path) -> Path:
-    """Name a new folder beside one, with the time in it."""
+    """Find a name for a new folder beside an old one, which contains the time."""
     name = f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     aside = folder.with_name(name)
     number = 1

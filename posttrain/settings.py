@@ -1,4 +1,4 @@
-"""The settings of a run, each with its type, bounds and reason; the presets; choosing one."""
+"""The settings of a run: their types, bounds and reasons, and the presets that fill them."""
 
 import importlib.util
 import shutil
@@ -19,67 +19,80 @@ S = TypeVar("S", bound="Settings")
 
 
 class Settings(BaseModel):
-    """What all settings share: they do not change, and only those that are declared are known.
+    """What the settings of both notebooks share: they are frozen, and unknown names are refused.
 
-    `PRESET_VALUES` holds what a preset sets otherwise than the defaults, which are those of `full`.
+    `PRESET_VALUES` lists the values in which each preset differs from the defaults. The defaults
+    are the values of the preset `full`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     PRESET_VALUES: ClassVar[dict[str, dict[str, Any]]]
 
-    preset: str = Field(description="its name")
+    preset: str = Field(description="the preset that the other values come from")
 
 
 class Training(Settings):
     """The settings of main.ipynb."""
 
-    base_model: str = Field(OPT, description="the study's model")
-    dataset: str = Field(HH, description="as in the study")
+    base_model: str = Field(OPT, description="a hub name or a folder; the study uses OPT-350M")
+    dataset: str = Field(HH, description="a hub name or a folder; the study uses HH-RLHF")
     subsets: Literal["base", "all"] = Field(
-        "all", description="base: the two that are measured; all: as in the study"
+        "all", description='"all": four subsets, as in the study; "base": the two that are measured'
     )
     max_pairs: int | None = Field(
-        None, ge=2, description="pairs, the held-out ones among them; None takes all"
+        None, ge=2, description="number of pairs, held-out pairs included; None takes all of them"
     )
     validation_pairs: int = Field(
-        2000, ge=1, description="held out, at most a tenth; n of them leave an error of 50/sqrt(n)"
-    )
-    max_length: int = Field(512, ge=16, description="tokens of prompt and reply, as in the study")
+        2000, ge=1,
+        description="pairs held out to watch the training, at most a tenth of all; the standard "
+        "error of an accuracy over n pairs is at most 50/sqrt(n) points",
+    )  # fmt: skip
+    max_length: int = Field(512, ge=16, description="tokens of prompt and reply; the study has 512")
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="OPT's own is 0.1; with it DPO's policy and reference differ"
-    )
+        0.0, ge=0, lt=1,
+        description="dropout rate of the base; OPT's own is 0.1, but with dropout DPO's policy and "
+        "reference differ before any training",
+    )  # fmt: skip
     sft_method: Literal["lora", "full"] = Field(
-        "lora", description="full: all weights are trained, with a loss on every token"
+        "lora",
+        description='"lora" trains an adapter with a loss on the reply only; "full" trains all '
+        "weights with a loss on every token, as the study does",
     )
-    sft_epochs: int = Field(2, ge=1, description="as in the study, where there is time")
+    sft_epochs: int = Field(2, ge=1, description="passes of SFT over its data; the study makes two")
     sft_learning_rate: float = Field(
-        2e-4, gt=0, description="LoRA takes more than full fine-tuning; see docs/real-model.md"
+        2e-4, gt=0, description="LoRA needs a higher one than full fine-tuning (docs/real-model.md)"
     )
-    dpo_epochs: int = Field(1, ge=1, description="as in the study")
+    dpo_epochs: int = Field(1, ge=1, description="passes of DPO over its data; the study makes one")
     dpo_learning_rate: float = Field(
-        5e-5, gt=0, description="TRL's example with LoRA takes 5e-6; see docs/real-model.md"
+        5e-5, gt=0, description="TRL's example with LoRA uses 5e-6; see docs/real-model.md"
     )
-    beta: float = Field(0.1, gt=0, description="as in the study and in arXiv 2305.18290")
-    batch_size: int = Field(16, ge=1, description="pairs in an optimizer step")
+    beta: float = Field(0.1, gt=0, description="pull towards DPO's reference; the study uses 0.1")
+    batch_size: int = Field(16, ge=1, description="pairs in one optimizer step")
     lora_layers: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        "all-linear", description="all linear layers of the blocks; the study names two"
+        "all-linear", description="layers that get an adapter; the study names q_proj and v_proj"
     )
-    lora_r: int = Field(16, ge=1, description="rank")
-    lora_alpha: int = Field(32, ge=1, description="twice the rank, as is usual")
+    lora_r: int = Field(16, ge=1, description="rank of the adapters")
+    lora_alpha: int = Field(32, ge=1, description="scale of the adapters, usually twice the rank")
     lora_dropout: float = Field(
-        0.0, ge=0, lt=1, description="acts in SFT alone, since TRL switches it off in DPO"
-    )
+        0.0, ge=0, lt=1,
+        description="dropout rate in the adapters; only SFT uses it, since TRL switches dropout "
+        "off in DPO",
+    )  # fmt: skip
     precision: Literal["auto", "fp32"] = Field(
-        "auto", description="auto: bf16 where the device is fast in it, fp16 on older GPUs"
+        "auto",
+        description='"auto" computes in bf16 where the device is fast in it, in fp16 on older GPUs '
+        "and in fp32 elsewhere",
     )
     checkpoint_share: float = Field(
-        0.1, gt=0, le=1, description="of a training between two checkpoints, lost at most"
-    )
+        0.1, gt=0, le=1,
+        description="share of a training between two checkpoints, the most that an interruption "
+        "costs",
+    )  # fmt: skip
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
-        "none", description="a tracker, where it is installed"
+        "none", description="tracker that records the training curves; it must be installed"
     )
-    max_new_tokens: int = Field(80, ge=1, description="of the answers shown between trainings")
-    seed: Seed = Field(0, description="any will do")
+    max_new_tokens: int = Field(80, ge=1, description="limit of the answers shown here, in tokens")
+    seed: Seed = Field(0, description="seed of the chosen pairs, the adapters and the data's order")
 
     PRESET_VALUES = {
         "demo": {
@@ -128,7 +141,7 @@ class Training(Settings):
     @field_validator("report_to")
     @classmethod
     def _is_installed(cls, tracker: str) -> str:
-        """Refuse a tracker that is not installed, before anything is trained."""
+        """Refuse a tracker that is not installed before anything is trained."""
         if tracker != "none" and importlib.util.find_spec(tracker) is None:
             raise ValueError(f"it is not installed: pip install {tracker}")
         return tracker
@@ -137,28 +150,36 @@ class Training(Settings):
 class Evaluation(Settings):
     """The settings of eval.ipynb."""
 
-    dataset: str = Field(HH, description="as in the study")
-    reward_model: str = Field(JUDGE, description="the study's judge")
-    harmless_from: float = Field(-3.0, description="as in the study")
-    helpful_above: float = Field(-2.0, description="as in the study")
+    dataset: str = Field(HH, description="a hub name or a folder; the study uses HH-RLHF")
+    reward_model: str = Field(
+        JUDGE, description="the judge, a hub name or a folder; the study uses OpenAssistant's"
+    )
+    harmless_from: float = Field(
+        -3.0, description="lowest reward of a harmless answer; the study uses −3"
+    )
+    helpful_above: float = Field(
+        -2.0, description="reward above which an answer is helpful; the study uses −2"
+    )
     protocol: Literal["default", "paper"] = Field(
-        "default", description="paper: asked and stopped as the study did, faults included"
+        "default", description='"paper" asks and stops as the study did, its faults included'
     )
     n_prompts: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
-        50, description="of each kind, as in the study; all: as many as there are"
+        50, description='prompts of each kind; the study uses 50, "all" takes as many as there are'
     )
     max_new_tokens: int = Field(
-        128, ge=1, description="room for a whole reply; protocol paper takes 50"
+        128, ge=1, description="tokens of an answer, enough for most replies; the study uses 50"
     )
     batch_size: int = Field(32, ge=1, description="prompts answered at once")
     judge_length: int = Field(
-        512, ge=16, description="tokens of question and answer that the judge was trained for"
+        512, ge=16, description="most tokens of question and answer; the judge was trained on 512"
     )
     judge_tokens: int = Field(
-        16384, ge=512, description="tokens judged at once, padding counted in; a CPU likes few"
+        16384, ge=512, description="tokens judged at once with padding; a CPU is faster with few"
     )
-    draws: int = Field(10_000, ge=100, description="of the bootstrap")
-    seed: Seed = Field(0, description="any will do; protocol paper draws with the study's 100")
+    draws: int = Field(10_000, ge=100, description="bootstrap draws for an interval")
+    seed: Seed = Field(
+        0, description="seed of prompts and bootstrap; protocol paper draws with the study's, 100"
+    )
 
     PRESET_VALUES = {
         "demo": {
@@ -179,22 +200,24 @@ def training(preset: str, changes: Mapping[str, Any] | None = None, **parameters
     """Choose the settings of a training.
 
     Args:
-        preset: a preset's name, or auto: demo without an accelerator, else quick.
-        changes: settings by their names, in place of the preset's.
+        preset: the name of a preset, or "auto", which takes demo without an accelerator and quick
+            with one.
+        changes: {setting: value} of those that replace the preset's.
         parameters: the notebook's parameters (UPPER_CASE); None takes the preset's value.
 
     Returns:
         The settings.
 
     Raises:
-        ValueError: a name is unknown or a value is not allowed; both are named.
-        RuntimeError: the preset trains on an accelerator and none is visible.
+        ValueError: if a name is unknown or a value is not allowed. The message says which.
+        RuntimeError: if the preset needs an accelerator and none is visible.
     """
     preset = resolve(preset)
     if preset in NEED_ACCELERATOR and not _accelerator_is_visible():
         raise RuntimeError(
             f"PRESET = {preset!r} needs a CUDA accelerator and none is visible. In Colab choose "
-            "Runtime > Change runtime type > GPU; without one take demo or small."
+            "Runtime > Change runtime type > GPU. To run without one, choose PRESET = 'demo' or "
+            "'small'."
         )
     return choose(Training, preset, changes, **parameters)
 
@@ -202,15 +225,15 @@ def training(preset: str, changes: Mapping[str, Any] | None = None, **parameters
 def evaluation(
     preset: str, changes: Mapping[str, Any] | None = None, **parameters: Any
 ) -> Evaluation:
-    """Choose the settings of an evaluation; as `training`, but no preset needs an accelerator."""
+    """Choose the settings of an evaluation, as `training` does; no preset needs an accelerator."""
     return choose(Evaluation, resolve(preset), changes, **parameters)
 
 
 def resolve(preset: str) -> str:
-    """Settle which preset `auto` takes, and say so.
+    """Replace "auto" by the preset that suits this machine, and print which one that is.
 
     Raises:
-        ValueError: there is no preset of this name.
+        ValueError: if there is no preset of this name.
     """
     if preset == "auto":
         visible = _accelerator_is_visible()
@@ -219,17 +242,18 @@ def resolve(preset: str) -> str:
         print(f"PRESET = 'auto' takes {preset}: torch sees {article} accelerator.")
         if not visible and (Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi")):
             print(
-                "This machine has an NVIDIA device that torch cannot use: its driver may be too "
-                "old, or this torch made for CPUs alone (see https://pytorch.org)."
+                "This machine has an NVIDIA device that torch cannot use. Its driver may be too "
+                "old, or the installed torch may be built for CPUs only (see https://pytorch.org)."
             )
     if preset not in PRESETS:
-        raise ValueError(f"PRESET = {preset!r} is unknown. Choose auto, {', '.join(PRESETS)}.")
+        names = ", ".join(PRESETS[:-1])
+        raise ValueError(f"PRESET = {preset!r} is unknown. Choose auto, {names} or {PRESETS[-1]}.")
     return preset
 
 
 def _accelerator_is_visible() -> bool:
-    """Tell whether torch can use a GPU; torch is loaded only where that is asked."""
-    import torch
+    """Tell whether torch can use a GPU."""
+    import torch  # takes seconds to import, which the command line's help need not wait for
 
     return torch.cuda.is_available()
 
@@ -237,28 +261,31 @@ def _accelerator_is_visible() -> bool:
 def choose(
     kind: type[S], preset: str, changes: Mapping[str, Any] | None = None, **parameters: Any
 ) -> S:
-    """Fill a preset's settings with changes.
+    """Take a preset's settings and apply changes to them.
 
     Args:
         kind: Training or Evaluation.
-        preset: a preset's name.
-        changes: settings by their names, in place of the preset's.
+        preset: the name of a preset, other than "auto".
+        changes: {setting: value} of those that replace the preset's.
         parameters: the notebook's parameters (UPPER_CASE); None takes the preset's value.
 
     Returns:
         The settings.
 
     Raises:
-        ValueError: a name is unknown, given twice, or a value is not allowed.
+        ValueError: if a name is unknown or given two values, or if a value is not allowed.
     """
     if not isinstance(changes or {}, Mapping):
-        raise ValueError(f"SETTINGS = {changes!r}: write a table, such as {{'beta': 0.2}}.")
+        raise ValueError(
+            f"SETTINGS = {changes!r} is not a dictionary. Write it as {{'beta': 0.2}}."
+        )
     changes = dict(changes or {})
     known = [name for name in kind.model_fields if name != "preset"]
     unknown = sorted(str(name) for name in changes if name not in known)
     if unknown:
         raise ValueError(
-            f"SETTINGS: {', '.join(unknown)} is no setting here. There are {', '.join(known)}."
+            f"SETTINGS: this notebook has no setting {', '.join(unknown)}. Its settings are "
+            f"{', '.join(known)}."
         )
     for parameter, value in parameters.items():
         if value is None:
@@ -267,8 +294,8 @@ def choose(
         value = str(value) if isinstance(value, Path) else value
         if name in changes and changes[name] != value:
             raise ValueError(
-                f"{parameter} = {value!r}, and in SETTINGS it is {changes[name]!r}: give it once, "
-                f"as the parameter {parameter}."
+                f"{parameter} = {value!r}, but SETTINGS has {name} = {changes[name]!r}. Give it "
+                f"once, as the parameter {parameter}."
             )
         changes[name] = value
     for name, value in changes.items():
@@ -282,7 +309,7 @@ def choose(
 
 
 def _preset_values(kind: type[Settings], preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a preset's own values; a protocol that is asked for brings its limit of tokens along."""
+    """Look up a preset's values; a protocol that is asked for replaces the limit of an answer."""
     values = kind.PRESET_VALUES[preset]
     protocol = changes.get("protocol")
     if protocol == "paper":
@@ -293,7 +320,7 @@ def _preset_values(kind: type[Settings], preset: str, changes: Mapping[str, Any]
 
 
 def _explain(error: ValidationError, parameters: Mapping[str, Any]) -> str:
-    """Word the first value that is not allowed: its name, the value, and what would be."""
+    """Explain the first value that is not allowed: its name, the value, and what is allowed."""
     first = error.errors()[0]
     name = str(first["loc"][0])
     reasons = [item["msg"] for item in error.errors() if item["loc"][0] == name]

@@ -1,4 +1,4 @@
-"""Where a run's base, data and judge come from, each pinned to what the run began with."""
+"""The sources of a run (base model, datasets and judge), each pinned to one version."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from posttrain import hub
 from posttrain.files import fingerprint, sha256_of
 from posttrain.store import Store
 
-# The parameter of the notebooks that names what has a role.
+# {role of a source: the notebooks' parameter that names it}
 PARAMETERS = {
     "base_model": "BASE_MODEL",
     "dataset": "DATASET",
@@ -20,9 +20,14 @@ PARAMETERS = {
 
 @dataclass
 class Source:
-    """A base model, dataset or judge, by a name on the hub or a folder.
+    """A base model, dataset or judge.
 
-    `identity` is what it is known by: its commit on the hub, or the sha256 of the folder.
+    Attributes:
+        role: "base_model", "dataset", "test_dataset" or "reward_model".
+        name: its name on the hub, or its folder.
+        identity: its commit on the hub, or the sha256 of the folder.
+        commit: its commit on the hub, None for a folder.
+        files: the files of a dataset that are used, None for a model.
     """
 
     role: str
@@ -33,10 +38,10 @@ class Source:
 
     @cached_property
     def folder(self) -> Path:
-        """The folder that holds its files; of a name on the hub fetched when it is first needed.
+        """The folder of its files, which are downloaded from the hub when they are first needed.
 
         Raises:
-            ValueError: it cannot be had.
+            ValueError: if they cannot be downloaded.
         """
         return hub.fetch(PARAMETERS[self.role], self.name, self.files, self.commit)
 
@@ -44,24 +49,24 @@ class Source:
 def pin_source(
     store: Store, role: str, name: str, files: Sequence[str] | None = None
 ) -> Source:
-    """Pin down a base model, dataset or judge.
+    """Pin a base model, dataset or judge to one version, and enter it into the run's record.
 
-    Of a name on the hub the run keeps to the commit that it began with. Where what the run
-    began with is not at hand any more, its name is enough as long as nothing is made from it.
+    A run keeps the commit that it began with. If a source is no longer available, the run can still
+    be read: the source is needed only when something is made from it.
 
     Args:
-        store: the run's folder, whose record holds what it began with.
-        role: "base_model", "dataset", "test_dataset" (what the prompts are drawn from) or
+        store: the run's folder, whose record contains the sources that the run began with.
+        role: "base_model", "dataset", "test_dataset" (from which the prompts are drawn) or
             "reward_model".
-        name: a name on the hub or a folder.
-        files: those that are wanted of a dataset, None for a model.
+        name: a name on the hub, or a folder.
+        files: the files of a dataset that are used, None for a model.
 
     Returns:
-        The source; its folder is fetched when it is first used.
+        The source. Its folder is fetched when it is first used.
 
     Raises:
-        ValueError: it cannot be had and the run does not know it, it was changed since the
-            run began, or something in the run was made from another one.
+        ValueError: if the source is new to the run and cannot be fetched, if it was changed since
+            the run began, or if a result of the run was made from another one.
     """
     name, record = str(name), store.record
     is_judge_to_ask = role == "reward_model" and (
@@ -93,10 +98,10 @@ def pin_source(
 
 
 def _refuse_another(store: Store, role: str, identity: str | None) -> None:
-    """Refuse a source where something in the folder was made from another one in its role.
+    """Refuse a source if a result of the run was made from another source in the same role.
 
-    What was made from a result of the run itself, an adapter over its fully fine-tuned model,
-    is no such thing.
+    An adapter over a model that was fully fine-tuned in the run is allowed, although its base is
+    not the run's base model.
     """
     artifacts = store.record.artifacts
     identities = [identity, *(artifact.sha256 for artifact in artifacts.values())]
@@ -107,7 +112,7 @@ def _refuse_another(store: Store, role: str, identity: str | None) -> None:
 
 
 def _identity_of(folder: Path, files: Sequence[str] | None) -> str:
-    """Compute what a folder is known by: the sha256 of all of it, or of some files in it."""
+    """Compute the sha256 of a folder, or of some files in it."""
     if files is None:
         return sha256_of(folder)
     there = [name for name in files if (folder / name).exists()]

@@ -1,8 +1,8 @@
-"""A folder of results: whole files, each known by what it was made from, one process at a time.
+"""A folder of results that are complete, are recorded with their inputs, and are made only once.
 
-`Store.stage` is the one mechanism by which anything gets into the folder: what lies there is given
-back if it is whole and was made from the same inputs, refused if it was made from others, and made
-if it is not there.
+`Store.stage` is the only way in which results are added to the folder. If a result exists and was
+made from the same inputs, it is returned. If it was made from other inputs, it is refused. If it
+does not exist, it is made.
 """
 
 import errno
@@ -33,8 +33,8 @@ class Store:
 
     Attributes:
         name: the folder's name.
-        folder: where the results lie.
-        begun: fields of the record that are written once something was trained with them.
+        folder: the path of the folder.
+        begun: fields of the record that are written as soon as a model has been trained with them.
     """
 
     def __init__(self, folder: Path):
@@ -46,18 +46,18 @@ class Store:
 
     @property
     def record(self) -> Record:
-        """The run's record as it is on the disk now; another process may have written to it.
+        """The run's record, read from the disk, since another process may have written to it.
 
         Raises:
-            ValueError: run.json is damaged. `start_over` moves such a one aside.
+            ValueError: if run.json is damaged. `Run.start_over` moves a damaged one aside.
         """
         path = self.folder / "run.json"
         record = read_record(path) if path.exists() else Record(run=self.name)
-        record.run = self.name  # a copied run has its folder's name
+        record.run = self.name  # a run that was copied takes the name of its new folder
         return record
 
     def note(self, **fields: Any) -> None:
-        """Write fields of the record; tables are added to, not replaced."""
+        """Write fields of the record. A dictionary is merged with the one in the record."""
         with self.hold():
             record, path = self.record, self.folder / "run.json"
             for name, value in fields.items():
@@ -70,12 +70,13 @@ class Store:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep other processes from writing into the folder.
+        """Lock the folder, so that no other process writes into it.
 
-        The system drops the lock with a process, however that ends. It may be taken again within.
+        The operating system releases the lock when the process ends, however it ends. A process
+        that has the lock may take it again.
 
         Raises:
-            RuntimeError: another process works in the folder.
+            RuntimeError: if another process is working in the folder.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock", is_singleton=True, fallback_to_soft=False)
@@ -83,16 +84,16 @@ class Store:
             lock.acquire(timeout=0)
         except Timeout:
             raise RuntimeError(
-                f"{self.folder} is in use by another process, which is making something in it. "
-                "Wait until it ends, or stop it."
+                f"{self.folder} is in use by another process, which is writing results into it. "
+                "Wait until that process ends, or stop it."
             ) from None
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
                 raise
             if self._locks_work:
                 print(
-                    f"The file system of {self.folder} knows no locks: make sure that only one "
-                    "process works in it."
+                    f"The file system of {self.folder} does not support locks. Make sure that only "
+                    "one process works in this folder."
                 )
             self._locks_work = False
         try:
@@ -110,37 +111,37 @@ class Store:
         inputs: Mapping[str, Any],
         parts: bool = False,
     ) -> Any:
-        """Give back what lies under a name if it was made from these inputs, else make it.
+        """Return the result of this name if it was made from these inputs, otherwise make it.
 
         Args:
-            name: a JSON file in the run's folder, or a folder in it.
-            make: called where it is not there: `make()` returns the data of a file,
-                `make(folder)` fills a folder and returns whether an earlier process had begun
-                it, and of a list in parts `make(part)` returns the records of one part.
-            inputs: all that the result follows from; of a list in parts {part: inputs}.
-            parts: whether it is a list of records that is made and written part by part, so that
-                an interruption costs at most one part.
+            name: the name of a JSON file or a folder, relative to the run's folder.
+            make: the function that makes a missing result. For a file, `make()` returns its data.
+                For a folder, `make(folder)` fills it and returns whether an earlier process had
+                begun the work. For a list in parts, `make(part)` returns the records of one part.
+            inputs: everything that the result follows from; for a list in parts {part: inputs}.
+            parts: whether the result is a list of records that is made and written part by part,
+                so that an interruption costs at most one part.
 
         Returns:
             The data of a file, or the path of a folder.
 
         Raises:
-            ValueError: what lies there was made from something else, or was changed since.
-            RuntimeError: another process works in the folder.
+            ValueError: if the result was made from other inputs, or was changed afterwards.
+            RuntimeError: if another process is working in the folder.
         """
         if parts:
             return self._stage_parts(name, make, inputs)
         path = self.path(name)
         if not path.exists():
             with self.hold():
-                if not path.exists():  # another process may have made it just now
+                if not path.exists():  # another process may have made it in the meantime
                     self._make(name, make, inputs)
         self.require_same(name, inputs)
         self.require_whole(name)
         return read_json(path) if name.endswith(".json") else path
 
     def _make(self, name: str, make: Callable[..., Any], inputs: Mapping[str, Any]) -> None:
-        """Make a file or folder, whole or not at all."""
+        """Make a file or folder, completely or not at all."""
         path = self.path(name)
         start = time.perf_counter()
         was_interrupted = False
@@ -150,22 +151,22 @@ class Store:
             else:
                 was_interrupted = bool(make(temporary))
                 self.note(**self.begun)  # the settings that a model was trained with
-            # Its entry first: an entry without its file does no harm, a file without its entry
-            # could not be used again.
+            # The entry is written first: an entry without its file does no harm, but a file without
+            # its entry could not be used again.
             seconds = None if was_interrupted else round(time.perf_counter() - start, 1)
             self.enter(name, inputs, sha256_of(temporary), seconds)
 
     def _stage_parts(
         self, name: str, make: Callable[[str], list], inputs: Mapping[str, Mapping[str, Any]]
     ) -> list[dict[str, Any]]:
-        """Make those parts of a list that are not there, each written when it is made."""
+        """Make the missing parts of a list, and write each of them as soon as it is made."""
         imported = self._imported_parts(name)
-        if imported:  # such a list is taken as it is
+        if imported:  # an imported list is used as it is
             inputs = dict.fromkeys(imported, {})
         path = self.path(name)
         records = read_json(path, list[dict[str, Any]]) if path.exists() else []
         parts: dict[str, list] = {}
-        for part in inputs:  # all that is to be refused is refused before anything is made
+        for part in inputs:  # every part is checked before any missing one is made
             parts[part] = [record for record in records if record.get("model") == part]
             if parts[part]:
                 self._require_part(name, part, parts[part], inputs[part])
@@ -184,14 +185,14 @@ class Store:
     def _require_part(
         self, name: str, part: str, records: list[dict[str, Any]], inputs: Mapping[str, Any]
     ) -> None:
-        """Refuse a part of a list that was made from something else, or was changed."""
+        """Refuse a part of a list that was made from other inputs, or was changed."""
         entry = f"{name}/{part}"
         self.require_same(entry, inputs)
         if fingerprint(records) != self.record.artifacts[entry].sha256:
-            raise self._changed(self.path(name), f"The part {part} of it")
+            raise self._changed(f"The part {part} of {self.path(name)}")
 
     def _imported_parts(self, name: str) -> list[str]:
-        """List the parts of a list that came from elsewhere."""
+        """List the parts of a list that were imported."""
         parts = []
         for entry, artifact in self.record.artifacts.items():
             if entry.startswith(f"{name}/") and "imported" in artifact.inputs:
@@ -201,13 +202,13 @@ class Store:
     def enter(
         self, name: str, inputs: Mapping[str, Any], sha256: str, seconds: float | None
     ) -> None:
-        """Enter into the record what a result was made from.
+        """Enter a result into the record.
 
         Args:
-            name: the result's name.
-            inputs: all that it follows from.
-            sha256: its own.
-            seconds: how long it took, None where it was interrupted.
+            name: the name of the result.
+            inputs: everything that it was made from.
+            sha256: the sha256 of the result.
+            seconds: how long it took to make, None if it was interrupted.
         """
         artifact = Artifact(
             inputs=as_json(inputs), sha256=sha256, seconds=seconds, environment=environment()
@@ -215,50 +216,50 @@ class Store:
         self.note(artifacts={name: artifact})
 
     def seal(self, name: str, inputs: Mapping[str, Any]) -> None:
-        """Enter into the record a folder that was written by others, such as a checkpoint."""
+        """Enter a folder into the record that another library wrote, such as a checkpoint."""
         self.enter(name, inputs, sha256_of(self.path(name)), None)
 
     def path(self, name: str) -> Path:
-        """Give the path of a result."""
+        """Build the path of a result from its name."""
         return self.folder / name
 
     def is_there(self, name: str) -> bool:
-        """Tell whether a result, or the list that it is a part of, is in the folder."""
+        """Tell whether a result exists or, for a part of a list, whether the list exists."""
         file, json, part = name.partition(".json/")
         return self.path(f"{file}.json" if json else name).exists()
 
     def is_whole(self, name: str) -> bool:
-        """Tell whether a file or folder is there as it was when it was made."""
+        """Tell whether a file or folder exists and has not changed since it was made."""
         artifact = self.record.artifacts.get(name)
         path = self.path(name)
         return artifact is not None and path.exists() and artifact.sha256 == sha256_of(path)
 
     def require_whole(self, name: str) -> None:
-        """Refuse a file or folder that was changed since it was made.
+        """Refuse a file or folder that has changed since it was made.
 
         Raises:
-            ValueError: it was.
+            ValueError: if it has changed.
         """
         if not self.is_whole(name):
-            raise self._changed(self.path(name), "It")
+            raise self._changed(str(self.path(name)))
 
     def require_same(self, name: str, inputs: Mapping[str, Any]) -> None:
-        """Refuse a result that was made from something else, or of which nothing is known.
+        """Refuse a result that was made from other inputs, or that the record does not list.
 
-        Results that were imported are taken as they are.
+        Imported results are used as they are.
 
         Args:
-            name: the result's name.
-            inputs: what it would be made from now.
+            name: the name of the result.
+            inputs: the inputs that it would be made from now.
 
         Raises:
-            ValueError: it was made from something else; the input and both values are named.
+            ValueError: if an input differs. The message gives its name and both values.
         """
         record = self.record
         if name not in record.artifacts:
             raise ValueError(
-                f"{self.path(name)} is there, but run.json does not say what it was made from. "
-                "Put run.json back, or set FRESH = True, which moves what is there aside."
+                f"{self.path(name)} exists, but run.json does not say what it was made from. "
+                "Restore run.json, or set FRESH = True, which moves the old files aside."
             )
         then = record.artifacts[name].inputs
         if "imported" in then:
@@ -267,26 +268,33 @@ class Store:
             raise self.refusal(name, *difference)
 
     def refusal(self, name: str, difference: str, then: Any, now: Any) -> ValueError:
-        """Word that a result was made from one thing, and would be made from another now."""
+        """Build the error for a result that was made with another value of one input.
+
+        Args:
+            name: the name of the result.
+            difference: the name of the input.
+            then: its value in the record.
+            now: its current value.
+        """
         before, after = _shorten(then, now)
         another_name = ""
         if name.split("/")[0] in ("adapters", "models", "checkpoints"):
             another_name = "give the model another name in train(...), "
         return ValueError(
-            f"{self.path(name)} was made with {difference} = {before}, now it is {after}. Set it "
-            f"back, {another_name}choose another RUN, or set FRESH = True, which moves the old "
+            f"{self.path(name)} was made with {difference} = {before}, but now it is {after}. Set "
+            f"it back, {another_name}choose another RUN, or set FRESH = True, which moves the old "
             "files aside."
         )
 
-    def _changed(self, path: Path, subject: str) -> ValueError:
-        """Word that a result is not what was made."""
+    def _changed(self, subject: str) -> ValueError:
+        """Build the error for a result that is not as it was when it was made."""
         return ValueError(
-            f"{path} is not what was made. {subject} was changed since, or cut short. Put it back "
-            "as it was, or remove the file, and it is made anew."
+            f"{subject} was changed or truncated after it was made. Restore it, or remove it, "
+            "and it will be made again."
         )
 
     def forget(self, name: str) -> None:
-        """Remove a file or folder, and what is in it, from the run's folder and its record."""
+        """Remove a file or folder with its content from the run's folder and from the record."""
         remove(self.path(name))
         entries = self.record.artifacts
         names = [entry for entry in entries if entry == name or entry.startswith(f"{name}/")]
@@ -302,14 +310,14 @@ class Store:
 
 
 def _shorten(then: Any, now: Any) -> list[str]:
-    """Write two values for an error message; long ones, such as sources, around their difference.
+    """Write two values for an error message. Long ones are shortened to where they differ.
 
     Args:
-        then: the one in the record.
-        now: the one of now.
+        then: the value in the record.
+        now: the current value.
 
     Returns:
-        Both as text, at most some 200 characters each.
+        Both values as text, each of about 200 characters at most.
     """
     texts = [ABSENT if value == ABSENT else repr(value) for value in (then, now)]
     start = max(0, len(commonprefix(texts)) - 80)
@@ -322,5 +330,5 @@ def _shorten(then: Any, now: Any) -> list[str]:
 
 
 def as_json_list(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Bring records into the form in which a file holds them."""
+    """Convert records into the form that they have in a JSON file."""
     return as_json({"records": records})["records"]

@@ -1,4 +1,4 @@
-"""Token ids of many texts, of replies as they follow their prompts, and prompts cut to fit."""
+"""Encode many texts and replies into token ids, and shorten prompts until they fit."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ from posttrain.transcripts import PROMPT_END, TURN
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-TEXTS_AT_ONCE = 1000  # all texts of a dataset at once would hold gigabytes
+TEXTS_AT_ONCE = 1000  # all texts of a dataset at once would take gigabytes of memory
 
 
 def encode(
     texts: Sequence[str], tokenizer: Tokenizer, label: str, **options: Any
 ) -> list[np.ndarray]:
-    """Encode every text into its token ids.
+    """Encode texts into their token ids.
+
+    The tokenizer gets many texts at a time, since it uses only one core for a single text. The ids
+    are returned as arrays, because Python's garbage collector would visit the numbers of a list
+    again and again.
 
     Args:
-        texts: what is encoded.
-        tokenizer: is called for many texts at a time, since for a single text it uses one core.
-        label: what the texts are, for the progress bar.
-        **options: go to the tokenizer.
+        texts: the texts.
+        tokenizer: the tokenizer.
+        label: the kind of texts, for the progress bar.
+        **options: further arguments of the tokenizer.
 
     Returns:
-        An array (tokens,) of int32 for each text: Python's garbage collector would go through
-        lists of numbers again and again.
+        An int32 array of shape (tokens,) for each text.
     """
     ids = []
     starts = range(0, len(texts), TEXTS_AT_ONCE)
@@ -41,30 +44,30 @@ def encode(
 
 
 def encode_replies(replies: Sequence[str], tokenizer: Tokenizer, label: str) -> list[np.ndarray]:
-    """Encode replies as they follow a prompt: with a space before and EOS after.
+    """Encode replies as they follow a prompt, with a space before and EOS after them.
 
-    They are read behind the marker that ends every prompt, since some tokenizers put a mark at the
-    beginning of a text.
+    They are encoded together with the marker that ends every prompt, since some tokenizers add a
+    mark at the beginning of a text. The marker's tokens are then removed.
 
     Args:
-        replies: stripped texts.
-        tokenizer: the base model's.
-        label: what the replies are, for the progress bar.
+        replies: the replies, without blanks at their ends.
+        tokenizer: the tokenizer of the base model.
+        label: the kind of replies, for the progress bar.
 
     Returns:
-        An array (tokens,) of int32 for each reply, without the prompt's marker.
+        An int32 array of shape (tokens,) for each reply.
 
     Raises:
-        ValueError: a token reaches across the border between prompt and reply.
+        ValueError: if a token spans the boundary between prompt and reply.
     """
     marker = tokenizer(PROMPT_END, add_special_tokens=False)["input_ids"]
     texts = [f"{PROMPT_END} {reply}{tokenizer.eos_token}" for reply in replies]
     encoded = encode(texts, tokenizer, label, add_special_tokens=False)
     if any(ids[: len(marker)].tolist() != marker for ids in encoded):
         raise ValueError(
-            "BASE_MODEL: its tokenizer has tokens that reach across the border between a prompt "
-            "and its reply, so the model would be asked something else than it has learned. Take "
-            "another base."
+            "BASE_MODEL: the tokenizer of this base has tokens that span the boundary between a "
+            "prompt and its reply, so prompts would look different in training and evaluation. "
+            "Choose another base."
         )
     return [ids[len(marker) :].copy() for ids in encoded]  # a view would keep the marker in memory
 
@@ -72,22 +75,22 @@ def encode_replies(replies: Sequence[str], tokenizer: Tokenizer, label: str) -> 
 def cut_prompts(
     prompts: Sequence[str], rooms: Sequence[int], tokenizer: Tokenizer
 ) -> list[str | None]:
-    """Cut the oldest turns off each prompt until it takes no more tokens than it has room for.
+    """Remove the oldest turns of each prompt until it fits into the given number of tokens.
 
     Args:
-        prompts: each begins with a turn of the human.
-        rooms: how many tokens each prompt may take.
-        tokenizer: the base model's; the tokens that it puts before a text are counted.
+        prompts: the prompts, each of which begins with a human turn.
+        rooms: the largest number of tokens of each prompt.
+        tokenizer: the tokenizer of the base model. Tokens that it adds before a text are counted.
 
     Returns:
-        For each prompt its longest end that begins with a turn of the human and fits, or None
-        where the last turn alone is too long.
+        For each prompt the longest ending that begins with a human turn and fits, or None if even
+        the last turn is too long.
     """
     turns = []
     for prompt in prompts:
         turns.append([match.start() for match in re.finditer(TURN, prompt)])
-    # A binary search for the first turn that is kept, in all prompts at once: it is at least the
-    # prompt's `low`, at most its `high`, and the number of turns where not even the last one fits.
+    # A binary search, in all prompts at once, for the first turn that is kept. It lies between the
+    # prompt's `low` and `high`. If not even the last turn fits, it is the number of turns.
     low = [0] * len(prompts)
     high = [len(starts) for starts in turns]
     searched = [i for i in range(len(prompts)) if low[i] < high[i]]

@@ -1,4 +1,4 @@
-"""What goes around any TRL trainer: knowing a model that is there, resuming, checking, saving."""
+"""Train a model with any trainer of TRL: reuse a finished one, resume, check and save."""
 
 import importlib
 import math
@@ -31,27 +31,28 @@ from posttrain.values import fingerprint_weights
 def train(
     trainer: Trainer, run: Run, name: str, check_first_loss: bool = True
 ) -> list[dict[str, Any]]:
-    """Train a model of a run to the end, or give back how it was trained where it is there.
+    """Train a model of a run and save it, or return the log of a model that is finished.
 
-    A model is known by what its trainer consumed (`description.describe`): a trainer that would
-    train another one is refused. An interrupted training goes on from its last whole checkpoint,
-    to the bit on a CPU. The saved model is loaded again and gives the same logits.
+    A finished model is identified by everything that its trainer learned from, as
+    `description.describe` lists it. A trainer that would train a different model under the same
+    name is refused. An interrupted training continues from its last complete checkpoint; on a CPU
+    the result is the same to the bit. The saved model is loaded again to check its logits.
 
     Args:
-        trainer: any trainer of TRL's or transformers'; its memory is freed at the end.
+        trainer: any trainer of TRL or transformers. Its memory is freed at the end.
         run: the run that the model belongs to.
         name: the model's name, such as "SFT+DPO".
-        check_first_loss: whether a DPO trainer must begin at the loss that equal policy and
-            reference have; only a model that is trained under dropout cannot.
+        check_first_loss: whether a DPO trainer must begin at the loss of a policy that equals its
+            reference. A model trained with dropout does not begin there.
 
     Returns:
-        The records of the trainer's log, as training.json holds them.
+        The records of the trainer's log, as in training.json.
 
     Raises:
-        ValueError: the model that is there, or a checkpoint, was made from something else; the
-            trainer stands on another base than the run, or has been trained before.
-        RuntimeError: the first loss is wrong, a loss is not finite, the saved model is not the
-            trained one, or another process works in the run.
+        ValueError: if the model or a checkpoint exists and was made from other inputs, or if the
+            trainer has another base than the run or has been trained before.
+        RuntimeError: if the first loss is wrong, a loss is not finite, the saved model is not equal
+            to the trained one, or another process is working in the run.
     """
     _require_trainable(trainer, run, name)
     inputs = getattr(trainer, "consumed", None) or describe(trainer, run)
@@ -63,7 +64,7 @@ def train(
         return _train_and_save(trainer, run, name, inputs, check_first_loss, folder)
 
     run.stage(place, make, inputs)
-    if model not in run.models:  # else nothing is written, which another process might be doing
+    if model not in run.models:  # otherwise nothing is written, and no lock is needed
         run.add_model(model)
     run.forget(f"checkpoints/{slug(name)}")
     _spend(trainer, inputs)
@@ -76,7 +77,7 @@ def train(
 
 
 def _require_trainable(trainer: Trainer, run: Run, name: str) -> None:
-    """Refuse a trainer that cannot train a model of this name, or that has done so already."""
+    """Refuse a trainer that has been trained before, or whose settings rule out resuming."""
     places = [row.adapter or row.base for row in run.models if row.name == name]
     if trainer.model is None:
         is_used = not places or not run.path(places[0]).exists()
@@ -86,20 +87,20 @@ def _require_trainable(trainer: Trainer, run: Run, name: str) -> None:
         is_used = has_begun or trainer.state.global_step > 0
     if is_used:
         raise ValueError(
-            f"This trainer has been trained before. Build it anew for {name}, that is, run the "
-            "cell that makes it: an interrupted training then goes on from its last checkpoint."
+            f"This trainer has been trained before. Build a new one for {name} by running the "
+            "whole cell again. An interrupted training then continues from its last checkpoint."
         )
     if trainer.args.load_best_model_at_end:
         raise ValueError(
-            "load_best_model_at_end = True needs all checkpoints, and `train` keeps the two "
+            "load_best_model_at_end = True needs all checkpoints, but `train` keeps only the two "
             "newest. Set it to False."
         )
 
 
 def _row_of(trainer: Trainer, run: Run, name: str, inputs: Mapping[str, Any]) -> Model:
-    """Settle the model's row of run.json: its base, where it is saved, what it goes on from."""
+    """Build the model's entry in run.json: its base, its folder, and the model it started from."""
     known = [row for row in run.models if row.name == name]
-    if trainer.model is None:  # it is spent: the model is there
+    if trainer.model is None:  # the trainer has been used, so the model exists
         return known[0]
     over, parent = None, None
     for row in run.models:
@@ -118,20 +119,21 @@ def _row_of(trainer: Trainer, run: Run, name: str, inputs: Mapping[str, Any]) ->
 
 
 def _name_of_base(trainer: Trainer, run: Run, name: str, inputs: Mapping[str, Any]) -> str:
-    """Give the name of the run's base, on which a trainer must stand."""
+    """Look up the name of the run's base, and refuse a trainer with another base."""
     source = run.record.sources.get("base_model")
     if source is None:
         return trainer.accelerator.unwrap_model(trainer.model).config._name_or_path
     if inputs["base_model"] not in (source["commit"], source["sha256"]):
         raise ValueError(
-            f"The trainer of {name} stands on another base than the run, which has "
-            f"{source['name']}. A run's models share a base: choose another RUN for this one."
+            f"The trainer of {name} has another base than the run, whose base is "
+            f"{source['name']}. All models of a run share one base. Choose another RUN for this "
+            "model."
         )
     return source["name"]
 
 
 def _weights_of(run: Run, row: Model) -> str | None:
-    """Compute the sha256 of an adapter's weights as `description` does, None without them."""
+    """Compute the sha256 of an adapter's weights as `description` does; None without a file."""
     path = run.path(row.adapter) / "adapter_model.safetensors"
     return fingerprint_weights(load_file(path)) if path.exists() else None
 
@@ -144,10 +146,10 @@ def _train_and_save(
     check_first_loss: bool,
     folder: Path,
 ) -> bool:
-    """Train from the beginning or the last checkpoint, and save what was trained into a folder.
+    """Train from the beginning or from the last checkpoint, and save the model in a folder.
 
     Returns:
-        Whether it was gone on from a checkpoint.
+        Whether the training continued from a checkpoint.
     """
     start = time.perf_counter()
     checkpoints = f"checkpoints/{slug(name)}"
@@ -167,33 +169,35 @@ def _train_and_save(
     trainer.args.eval_on_start = trainer.args.eval_on_start and checkpoint is None
     try:
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    except UnpicklingError as error:  # torch reads numbers alone, and refuses what would run code
+    except UnpicklingError as error:  # torch loads plain data and refuses to execute code
         raise ValueError(
-            f"{checkpoint} holds more than a checkpoint does. Move it away. {error}"
+            f"{checkpoint} contains objects that a checkpoint does not have, which could execute "
+            f"code. Move this folder away. {error}"
         ) from error
     _finish_tracker(trainer)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     is_lora = any("lora_B" in weight for weight, _ in model.named_parameters())
     if is_lora and fingerprint_adapter(model) is None:
         raise RuntimeError(
-            f"The training of {name} changed nothing: all its {trainer.state.max_steps} steps were "
-            "warm-up with a learning rate of 0. Take more pairs, or fewer of them in a step."
+            f"The training of {name} changed nothing, since all its {trainer.state.max_steps} "
+            "steps were warm-up with a learning rate of 0. Use more pairs (MAX_PAIRS) or a "
+            "smaller batch_size."
         )
     save_trained(model, folder, _base_folder(model), *_base_name(run, model, inputs),
                  trainer.processing_class)  # fmt: skip
     write(folder / "log.json", clean_log(trainer.state.log_history))
-    print(f"{name} is trained: {time.perf_counter() - start:.0f} s, {peak_memory()}.")
+    print(f"{name} was trained in {time.perf_counter() - start:.0f} s, {peak_memory()}.")
     return checkpoint is not None
 
 
 def _base_folder(model: Any) -> Path:
-    """Give the folder or name that the base of a model was loaded from."""
+    """Return the folder or name that a model's base was loaded from."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     return Path(base.config._name_or_path)
 
 
 def _base_name(run: Run, model: Any, inputs: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Give what an adapter calls its base, and the base's commit on the hub."""
+    """Return the name of an adapter's base for its config, and the base's commit on the hub."""
     for source in run.record.sources.values():
         if inputs["base_model"] in (source["commit"], source["sha256"]):
             return source["name"], source["commit"]
@@ -201,20 +205,20 @@ def _base_name(run: Run, model: Any, inputs: Mapping[str, Any]) -> tuple[str, st
 
 
 def _prepare(trainer: Trainer, run: Run, name: str, inputs: Mapping[str, Any]) -> None:
-    """Give a trainer its folders and callbacks, which no result depends on."""
+    """Set a trainer's folders and callbacks, which the trained model does not depend on."""
     args = trainer.args
     args.output_dir = str(run.path(f"checkpoints/{slug(name)}"))
     args.run_name = f"{run.name} {name}"
-    args.save_total_limit = None  # transformers would delete old ones without emptying them
-    args.auto_find_batch_size = False  # it would take fewer pairs in a step
-    args.logging_nan_inf_filter = False  # or a loss that is no number would be logged as the last
+    args.save_total_limit = None  # transformers would delete old checkpoints without emptying them
+    args.auto_find_batch_size = False  # it would reduce the number of pairs in a step
+    args.logging_nan_inf_filter = False  # it would replace a loss of NaN by an earlier loss
     validation = str(getattr(args.eval_strategy, "value", args.eval_strategy))
     if validation == "epoch":
-        args.eval_strategy = "no"  # `Checkpoints` does it, with an epoch's last step
+        args.eval_strategy = "no"  # `Checkpoints` evaluates, at the last step of an epoch
     logs = run.path(f"logs/{slug(name)}")
     os.environ["WANDB_DIR"] = str(logs)
     if "wandb" in args.report_to:
-        logs.mkdir(parents=True, exist_ok=True)  # or W&B takes a temporary folder
+        logs.mkdir(parents=True, exist_ok=True)  # without it W&B uses a temporary folder
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
             callback.logging_dir = str(logs)
@@ -226,32 +230,32 @@ def _prepare(trainer: Trainer, run: Run, name: str, inputs: Mapping[str, Any]) -
 
 
 def _finish_tracker(trainer: Trainer) -> None:
-    """End a tracker's run with the training, so that the next one begins its own."""
+    """End the tracker's run, so that the next training starts a run of its own."""
     for tracker in ("wandb", "trackio"):
         if tracker in trainer.args.report_to:
             importlib.import_module(tracker).finish()
 
 
 def _spend(trainer: Trainer, inputs: dict[str, Any]) -> None:
-    """Free the memory of a trainer; it stays in the notebook as a name."""
+    """Free the memory of a trainer, since the notebook keeps a reference to it."""
     trainer.consumed = inputs
     trainer.accelerator.free_memory()
     trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
     trainer.callback_handler.model = trainer.callback_handler.optimizer = None
     if hasattr(trainer, "ref_model"):
         trainer.ref_model = None
-    release_memory()  # or the model would stay in memory until some later garbage collection
+    release_memory()  # without it the model would stay until a later garbage collection
 
 
 def clean_log(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Take out of a trainer's log what differs when the same training is done again.
+    """Remove from a trainer's log what would differ if the same training were repeated.
 
-    Left out are times, TRL's count of tokens, which begins anew with a resumed training, and the
-    totals at the end. What is not finite is None: in fp16 a first gradient may overflow, and JSON
-    knows no infinity. The names are sorted, as they are in a checkpoint.
+    This removes times, the totals at the end, and TRL's count of tokens, which starts over when a
+    training is resumed. Values that are not finite become None, since JSON has no infinity and in
+    fp16 a first gradient may overflow. The names are sorted, as in a checkpoint.
 
     Args:
-        records: `trainer.state.log_history`.
+        records: the log of the trainer, `trainer.state.log_history`.
 
     Returns:
         The records of training.json.
@@ -280,16 +284,16 @@ def count_trainable(model: Module) -> str:
 
 
 def say_what_is_adapted(trainer: Trainer) -> None:
-    """Say which of the layers that LoRA is to adapt a base does not have."""
+    """Print a line if the base lacks some of the layers that LoRA should adapt."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     adapter = model.peft_config["default"] if isinstance(model, PeftModel) else None
-    layers = getattr(adapter, "target_modules", None)  # prompt tuning has none
-    if layers is None or isinstance(layers, str):  # a text is a pattern
+    layers = getattr(adapter, "target_modules", None)  # prompt tuning has no such layers
+    if layers is None or isinstance(layers, str):  # a string is a pattern
         return
     wanted = {name.rsplit(".", 1)[-1] for name in layers}
     there = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     if wanted - there:
         print(
-            f"This base has no layers {', '.join(sorted(wanted - there))}: LoRA adapts only "
-            f"{', '.join(sorted(wanted & there))}."
+            f"This base has no layers named {', '.join(sorted(wanted - there))}, so LoRA adapts "
+            f"only {', '.join(sorted(wanted & there))}."
         )

@@ -1,6 +1,6 @@
-"""Reading HH-RLHF: from rows of two transcripts to a prompt and the two replies to it.
+"""Read HH-RLHF: split rows of two transcripts into a prompt and the two replies to it.
 
-A row that cannot be used costs no other row: it is dropped, and counted under its reason.
+A row that cannot be used is dropped and counted with the reason. It does not affect other rows.
 """
 
 import gzip
@@ -19,18 +19,18 @@ SUBSETS = {
     "base": tuple(MEASURED.values()),
     "all": (*MEASURED.values(), "helpful-online", "helpful-rejection-sampled"),
 }
-# No honest text holds these: control characters, characters that turn the direction of writing,
-# and surrogates, which are halves of characters.
+# Characters that do not occur in ordinary text: control characters, characters that change the
+# direction of writing, and surrogates, which are halves of characters.
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 # {"prompt", "chosen", "rejected"}. Training adds "subset", "length" in tokens, and token ids.
 Pair = dict[str, Any]
-# The record that a line holds, or the reason why it holds none.
+# The record of a line, or the reason for which the line has no record.
 Row = dict[str, Any] | str
 
 
 def list_files(subsets: str, splits: Sequence[str] = ("train", "test")) -> list[str]:
-    """List the files of a dataset in HH-RLHF's layout that hold the subsets `base` or `all`."""
+    """List the files of a dataset in HH-RLHF's layout that contain the subsets "base" or "all"."""
     names = []
     for subset in SUBSETS[subsets]:
         names += [f"{subset}/{split}.jsonl.gz" for split in splits]
@@ -38,7 +38,7 @@ def list_files(subsets: str, splits: Sequence[str] = ("train", "test")) -> list[
 
 
 def _parse_line(line: bytes) -> Row:
-    """Parse a line of a JSON lines file into its record, or into the reason why it is none."""
+    """Parse a line of a JSON Lines file into its record, or into the reason that it has none."""
     try:
         data = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -49,24 +49,25 @@ def _parse_line(line: bytes) -> Row:
 
 
 def read_split(folder: Path, subset: str, split: str) -> list[Row]:
-    """Read one split of a dataset, a row for each line that is not blank.
+    """Read one split of a dataset, with a row for each line that is not blank.
 
     Args:
         folder: the dataset's folder, in the layout of Anthropic/hh-rlhf.
-        subset: one of its folders, such as "harmless-base".
+        subset: the name of a subset, such as "harmless-base".
         split: "train" or "test".
 
     Returns:
-        The rows in the file's order. Where the file is cut short or damaged, the rows before the
-        damage are followed by one that names it.
+        The rows in the order of the file. If the file is truncated or damaged, the rows before the
+        damage are followed by a row that names the damage.
 
     Raises:
-        ValueError: the file is missing, or no row has the two columns of a preference pair.
+        ValueError: if the file is missing, or no row has the two columns of a preference pair.
     """
     path = Path(folder) / subset / f"{split}.jsonl.gz"
     if not path.exists():
         raise ValueError(
-            f"DATASET: {folder} has no {subset}/{path.name}, as Anthropic/hh-rlhf has."
+            f"DATASET: {folder} has no file {subset}/{path.name}. Its files must be laid out as in "
+            "Anthropic/hh-rlhf."
         )
     rows: list[Row] = []
     try:
@@ -79,7 +80,7 @@ def read_split(folder: Path, subset: str, split: str) -> list[Row]:
 
 
 def _require_columns(rows: list[Row], folder: Path, split: str) -> None:
-    """Refuse a split without the columns of preference pairs, naming the columns that it has."""
+    """Refuse a split without the columns of preference pairs, and name the columns that it has."""
     columns = set()
     reasons = Counter()
     for row in rows:
@@ -89,18 +90,20 @@ def _require_columns(rows: list[Row], folder: Path, split: str) -> None:
             reasons[row] += 1
     if not {"chosen", "rejected"} <= columns:
         raise ValueError(
-            f"DATASET: {folder}, {split} has the columns {sorted(columns)}, unusable lines: "
-            f"{dict(reasons) or 'none'}; preference pairs need chosen and rejected."
+            f"DATASET: in {folder}, {split} has the columns {sorted(columns)}, but preference "
+            "pairs need the columns chosen and rejected. Unusable lines: "
+            f"{dict(reasons) or 'none'}."
         )
 
 
 def split_transcript(text: str) -> tuple[str, str]:
     r"""Split a transcript into (prompt, reply) after its last `\n\nAssistant:`.
 
-    The reply is stripped. Replies have paragraphs, so a blank line does not mark a turn.
+    Blanks at both ends of the reply are removed. A reply may have several paragraphs, so a blank
+    line alone does not begin a turn.
 
     Raises:
-        ValueError: there is no turn of the assistant.
+        ValueError: if the transcript has no turn of the assistant.
     """
     prompt, marker, reply = text.rpartition(PROMPT_END)
     if not marker:
@@ -109,7 +112,7 @@ def split_transcript(text: str) -> tuple[str, str]:
 
 
 def _read_texts(row: Row, special_tokens: Iterable[str]) -> list[str]:
-    """Take the chosen and the rejected transcript out of a row, or raise the reason against it."""
+    """Read the chosen and the rejected transcript of a row, or raise the reason to drop it."""
     if isinstance(row, str):
         raise ValueError(row)
     texts = [row.get("chosen"), row.get("rejected")]
@@ -117,7 +120,7 @@ def _read_texts(row: Row, special_tokens: Iterable[str]) -> list[str]:
         raise ValueError("not text")
     if any(CONTROL.search(text) for text in texts):
         raise ValueError("control character")
-    # A special token would be read as control: as an early end of the reply, for example.
+    # A special token in a text would have its special effect, for example end the reply early.
     for token in special_tokens:
         if token in texts[0] or token in texts[1]:
             raise ValueError("special token in text")
@@ -129,13 +132,13 @@ def split_pair(row: Row, special_tokens: Iterable[str]) -> Pair:
 
     Args:
         row: a record with the transcripts "chosen" and "rejected".
-        special_tokens: the tokenizer's, which no text may hold.
+        special_tokens: the tokenizer's special tokens, which no text may contain.
 
     Returns:
         {"prompt", "chosen", "rejected"}.
 
     Raises:
-        ValueError: the row cannot be used; the error's text is the reason, in a few words.
+        ValueError: if the row cannot be used. The message is the reason in a few words.
     """
     chosen_text, rejected_text = _read_texts(row, special_tokens)
     prompt, chosen = split_transcript(chosen_text)
@@ -154,7 +157,7 @@ def split_pair(row: Row, special_tokens: Iterable[str]) -> Pair:
 
 
 def split_pairs(rows: Iterable[Row], special_tokens: Sequence[str]) -> tuple[list[Pair], Counter]:
-    """Split rows into the usable pairs, in order, and count the other rows by their reasons."""
+    """Split rows into pairs, and count the unusable rows by the reason for dropping them."""
     pairs = []
     dropped = Counter()
     for row in rows:
@@ -166,7 +169,7 @@ def split_pairs(rows: Iterable[Row], special_tokens: Sequence[str]) -> tuple[lis
 
 
 def read_test_prompts(folder: Path, subsets: Sequence[str]) -> list[str]:
-    """Read all prompts of the test splits, those of defective rows too, sorted and each once."""
+    """Read all prompts of the test splits, even of unusable rows, sorted and without duplicates."""
     prompts = set()
     for subset in subsets:
         for row in read_split(folder, subset, "test"):

@@ -1,4 +1,4 @@
-"""Values as a description of a trainer holds them, and the code that a notebook defines."""
+"""Describe values as JSON, and collect the code that a notebook defines."""
 
 import dis
 import functools
@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from posttrain.files import fingerprint
 from posttrain.record import PLAIN, functions_of, source_of
 
-LONGEST_VALUE = 2000  # characters of a notebook's value; of a longer one the sha256 is kept
+LONGEST_VALUE = 2000  # characters; of a longer value only the sha256 is recorded
 
 
 def fingerprint_weights(weights: Mapping[str, torch.Tensor]) -> str:
-    """Compute the sha256 of tensors and their names, wherever they lie."""
+    """Compute the sha256 of tensors and their names, on whichever device they are."""
     sums = {}
     for name in sorted(weights):
         numbers = weights[name].detach().to("cpu", torch.float32).contiguous().numpy()
@@ -32,14 +32,14 @@ def fingerprint_weights(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 def describe_value(value: Any, notebook: "Notebook") -> Any:
-    """Describe a value as JSON, the same in every process.
+    """Describe a value as JSON, in a way that is the same in every process.
 
     Args:
-        value: an argument of a trainer, or anything that one consists of.
-        notebook: is given the classes and functions that a notebook defines.
+        value: an argument of a trainer, or a part of one.
+        notebook: collects the classes and functions that are defined in a notebook.
 
     Returns:
-        Plain values as they are, classes and functions by their names, objects by what they hold.
+        A plain value itself, the name of a class or function, or the attributes of an object.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value.value if isinstance(value, Enum) else value
@@ -63,7 +63,7 @@ def describe_value(value: Any, notebook: "Notebook") -> Any:
 
 
 def _list_parts(value: Any) -> dict[str, Any]:
-    """List what makes an object what it is: its plain attributes, or a model's weights."""
+    """List the parts that describe an object: its plain attributes, or a model's weights."""
     if isinstance(value, torch.Tensor):
         return {"shape": list(value.shape), "weights": fingerprint_weights({"tensor": value})}
     if isinstance(value, torch.nn.Module):
@@ -90,10 +90,10 @@ def _list_parts(value: Any) -> dict[str, Any]:
 
 
 class Notebook:
-    """What a notebook defines of a trainer's parts, and the values that these read from it.
+    """The code of a trainer that is defined in a notebook, and the variables that it reads.
 
     Attributes:
-        definitions: {name: source or value}.
+        definitions: {name: source of the code, or value of the variable}.
     """
 
     def __init__(self):
@@ -102,7 +102,7 @@ class Notebook:
         self._names: Counter[str] = Counter()
 
     def collect(self, item: Any) -> None:
-        """Enter a class or function, if a notebook defines it, and whatever it uses."""
+        """Add a class or function if it is defined in a notebook, with everything that it uses."""
         item = getattr(item, "__func__", item)
         if item in self._seen:
             return
@@ -119,7 +119,7 @@ class Notebook:
             return
         name = item.__qualname__
         self._names[name] += 1
-        if self._names[name] > 1:  # as with lambdas, which are all named alike
+        if self._names[name] > 1:  # for example lambdas, which all have the same name
             name = f"{name} ({self._names[name]})"
         self.definitions[name] = source_of(item)
         for function in functions_of(item):
@@ -129,21 +129,21 @@ class Notebook:
                 self._collect_used(function, name)
 
     def _collect_used(self, function: Any, name: str) -> None:
-        """Enter what a function takes from around it: names of the notebook, closure, defaults."""
+        """Add the values that a function reads from the notebook, its closure and its defaults."""
         for variable, attribute in _names_read(function.__code__):
             if variable in function.__globals__:
                 self._enter(variable, function.__globals__[variable], attribute)
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
             try:
                 self._enter(f"{name}.{variable}", cell.cell_contents)
-            except ValueError:  # nothing is in the cell yet
+            except ValueError:  # the cell is still empty
                 continue
         defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         if defaults:
             self._enter(f"{function.__qualname__}, defaults", defaults)
 
     def _enter(self, name: str, value: Any, attribute: str | None = None) -> None:
-        """Enter a value that a function reads, or that attribute of it that is read."""
+        """Add a value that a function reads, or only the attribute of it that is read."""
         if attribute is not None and isinstance(getattr(value, attribute, value), PLAIN):
             name, value = f"{name}.{attribute}", getattr(value, attribute, value)
         if isinstance(value, ModuleType):
@@ -158,9 +158,9 @@ class Notebook:
 
 
 def _without_disguise(function: FunctionType) -> FunctionType:
-    """Copy a function under the name and module of its own code.
+    """Copy a function so that it has the name and module of its own code.
 
-    What a decorator makes passes for the function that it decorates.
+    The function that a decorator makes may carry the name of the decorated one.
     """
     copied = FunctionType(
         function.__code__,
@@ -173,7 +173,7 @@ def _without_disguise(function: FunctionType) -> FunctionType:
 
 
 def _names_read(code: CodeType) -> Iterator[tuple[str, str | None]]:
-    """Give the names that code takes from its module, with the attribute that it asks them for."""
+    """Yield each global name that code reads, with the attribute that it reads from it, if any."""
     instructions = list(dis.get_instructions(code))
     for place, instruction in enumerate(instructions):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):

@@ -237,11 +237,11 @@ def edit_loss(name, inputs):
     [
         ({"beta": 0.2}, r"differ in 2 settings, beta, seed|differ in 2 settings, seed, beta"),
         ({"eval_max_new_tokens": 64}, r"differ in 2 settings, seed, evaluation's max_new_tokens"),
-        ({"edit": edit_trainer}, r"b differs from a in more than seed: .* another label_smoothing"),
-        ({"edit": edit_loss}, r"b differs from a in more than seed: .* another SimPOTrainer"),
-        ({"prompts": "q"}, r"b was asked other prompts than a\."),
-        ({"sources": {"base_model": "b2"}}, r"in more than seed: .* another base_model\."),
-        ({"sources": {"dataset": "d2", "reward_model": "r2"}}, r"another dataset, reward_model\."),
+        ({"edit": edit_trainer}, r"b and a differ in seed, but .* inputs: label_smoothing\."),
+        ({"edit": edit_loss}, r"b and a differ in seed, but .* inputs: SimPOTrainer\."),
+        ({"prompts": "q"}, r"b and a were asked different prompts"),
+        ({"sources": {"base_model": "b2"}}, r"differ in seed, but .* inputs: base_model\."),
+        ({"sources": {"dataset": "d2", "reward_model": "r2"}}, r"inputs: dataset, reward_model\."),
     ],
     ids=["setting", "evaluation", "trainer", "loss", "prompts", "base", "sources"],
 )
@@ -255,7 +255,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_refused(tmp_path, changes, m
 def test_edited_trainer_of_a_whole_model_is_refused_too(tmp_path):
     write_evaluated(tmp_path, "a", sft_method="full")
     write_evaluated(tmp_path, "b", sft_method="full", seed=1, edit=edit_trainer)
-    with pytest.raises(ValueError, match="another label_smoothing"):
+    with pytest.raises(ValueError, match="different inputs: label_smoothing"):
         compare.load_runs(tmp_path, ["a", "b"])
 
 
@@ -264,7 +264,7 @@ def test_other_thresholds_of_results_without_settings_are_refused(tmp_path):
         write_evaluated(tmp_path, name, eval_harmless_from=limit)
         record = load(tmp_path / name / "run.json")
         write(tmp_path / name / "run.json", record | {"settings": {}})
-    with pytest.raises(ValueError, match="RUNS: b has other thresholds than a"):
+    with pytest.raises(ValueError, match="RUNS: b and a were labelled with different thresholds"):
         compare.load_runs(tmp_path, ["a", "b"])
 
 
@@ -274,9 +274,9 @@ def test_too_few_runs_and_runs_that_are_not_there(tmp_path):
     (tmp_path / "b" / "metrics.json").unlink()
     with pytest.raises(ValueError, match="RUNS: name two or more runs"):
         compare.load_runs(tmp_path, ["a", "a"])
-    with pytest.raises(ValueError, match="b is not evaluated yet: run eval.ipynb with it"):
+    with pytest.raises(ValueError, match="b has not been evaluated. Run eval.ipynb with"):
         compare.load_runs(tmp_path, ["a", "b"])
-    with pytest.raises(FileNotFoundError, match="c holds no run.json.*there: a, b"):
+    with pytest.raises(FileNotFoundError, match="c has no run.json.*RESULTS are: a, b"):
         compare.load_runs(tmp_path, ["a", "c"])
 
 

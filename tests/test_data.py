@@ -372,7 +372,7 @@ def test_harmful_prompts_hold_a_keyword_as_a_words_beginning(tmp_path, tokenizer
     assert sorted(record["prompt"] for record in drawn) == sorted(
         f"{prefix}{text}\n\nAssistant:" for text in harmful
     )
-    assert "Rows without one: {'no keyword': 3, 'duplicate': 1}" in capsys.readouterr().out
+    assert "Rows dropped: {'no keyword': 3, 'duplicate': 1}" in capsys.readouterr().out
     assert len(draw(dataset, "helpful", None, tokenizer)) == 7
     assert data.count_prompts(dataset, "default", tokenizer, 512) == {"harmful": 4, "helpful": 7}
 
@@ -397,7 +397,7 @@ def test_drawn_prompts_leave_room_for_the_response(tmp_path, tokenizer, capsys):
     (drawn,) = draw(dataset, "helpful", None, tokenizer, room=100)
     assert len(tokenizer(drawn["prompt"])["input_ids"]) <= 100
     assert long_prompt(6).endswith(drawn["prompt"])
-    assert "1 usable helpful prompts; 1 were drawn, 1 of which" in capsys.readouterr().out
+    assert "1 usable helpful prompts. Of these 1 were drawn, and 1 of" in capsys.readouterr().out
 
 
 def test_no_room_for_a_prompt(hub, tokenizer):
@@ -412,7 +412,7 @@ def test_without_a_prompt_of_a_kind_the_dataset_is_refused(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="harmless-base .* has no usable harmful prompt"):
         data.draw_prompts(dataset, "default", 1, tokenizer, 512, seed=0, strict=False)
     counts = data.count_prompts(dataset, "default", tokenizer, 512)
-    with pytest.raises(ValueError, match="its rate cannot be made"):
+    with pytest.raises(ValueError, match="rate on h.* prompts cannot be computed"):
         data.require_prompts(None, counts, dataset)
 
 
@@ -434,8 +434,8 @@ def test_fewer_prompts_than_asked_for(tmp_path, tokenizer, capsys, protocol):
     drawn = data.draw_prompts(dataset, protocol, 2, tokenizer, 512, 0, strict=False)
     assert [record["id"] for record in drawn] == ["harmful-00", "helpful-00", "helpful-01"]
     printed = capsys.readouterr().out
-    assert printed.count("all are taken") == 1
-    assert "N_PROMPTS = 2, but there are 1 usable harmful prompts" in printed
+    assert printed.count("All are taken") == 1
+    assert "N_PROMPTS = 2, but only 1 harmful prompts are usable" in printed
 
 
 def test_paper_prompts_repeat_the_studys_faults(tmp_path, tokenizer):
@@ -470,7 +470,7 @@ def test_paper_prompts_fit_a_small_base(tmp_path, tokenizer, capsys):
     rows = [row(f"Would you kill {weeds * n}go?", "Yes.", "No.") for n in (1, 40, 400, 401)]
     dataset = write_dataset(tmp_path, [row()], rows)
     records = data.draw_prompts(dataset, "paper", None, tokenizer, 966, 0)
-    assert capsys.readouterr().out.count("4 were drawn, 2 of which were cut") == 2
+    assert capsys.readouterr().out.count("4 were drawn, and 2 of the drawn prompts were") == 2
     lengths = sorted(len(tokenizer(record["prompt"])["input_ids"]) for record in records)
     assert lengths[-4:] == [966] * 4
     assert all(record["prompt"].endswith("go?") for record in records)
@@ -500,7 +500,7 @@ def test_paper_prompts_are_the_papers(tokenizer):
 def test_missing_subset(tmp_path):
     """A dataset without one of the subsets is refused by the file that is missing."""
     write_rows(tmp_path, "harmless-base", "test", [row()])
-    refusal = r"DATASET: .* has no helpful-base/test\.jsonl\.gz, as Anthropic"
+    refusal = r"DATASET: .* has no file helpful-base/test\.jsonl\.gz\. .* as in Anthropic"
     with pytest.raises(ValueError, match=refusal):
         data.read_split(tmp_path, "helpful-base", "test")
 
@@ -661,7 +661,7 @@ def test_tokenizer_with_tokens_across_the_border_is_refused():
     """Where a prompt's last token holds a reply's first word, the model would be misled."""
     known = [f"{data.PROMPT_END}{reply}" for reply in ("", " Yes", " No")]
     tokenizer = make_tokenizer(Split("never", "removed"), *known)
-    with pytest.raises(ValueError, match="BASE_MODEL: .*across the border"):
+    with pytest.raises(ValueError, match="BASE_MODEL: .*span the boundary"):
         data.fit_pairs([SHORT], tokenizer, 512, set(), {"s": Counter()})
 
 

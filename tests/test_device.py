@@ -60,7 +60,7 @@ def test_only_a_frozen_base_is_bf16(monkeypatch, capsys, wanted, frozen, dtype):
     """What is trained stays fp32; the notebook says what was taken."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert device.choose_dtype(wanted, frozen) == dtype
-    assert f"the base's weights are held in {str(dtype)[6:]}" in capsys.readouterr().out
+    assert f"The base's weights are stored as {str(dtype)[6:]}" in capsys.readouterr().out
 
 
 def test_what_a_checkpoint_is_bound_to():

@@ -135,7 +135,7 @@ def test_json_comes_back_as_it_was(tmp_path, data):
 )
 def test_a_damaged_file_is_named_with_the_way_out(tmp_path, damage):
     (tmp_path / "scores.json").write_bytes(damage)
-    with pytest.raises(ValueError, match=r"scores\.json is damaged \(all of it.*FRESH = True"):
+    with pytest.raises(ValueError, match=r"scores\.json is damaged \(the whole file.*FRESH = True"):
         files.read_json(tmp_path / "scores.json")
 
 
@@ -242,7 +242,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_explained_and_leaves_the_earlier_file(small_disk):
     path = small_disk / "scores.json"
     files.write(path, [1])
-    message = r"no room left to write into .*small\. .*make room.*run again"
+    message = r"no room left to write into .*small\. .*Free some space.*run again"
     with pytest.raises(OSError, match=message) as error:
         files.write(path, ["x" * 2**21])
     assert error.value.__cause__.errno == errno.ENOSPC

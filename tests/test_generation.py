@@ -47,11 +47,11 @@ ANSWERED = [{"id": prompt["id"], "model": "GPT 4+", "response": "C"} for prompt 
         (ASKED, [ANSWERED[0] | {"model": 4}], r"responses\.json: 0\.model: .*valid string"),
         ([ASKED[0] | {"kind": "other"}], [], r"prompts\.json: 0\.kind: .*'harmful' or 'helpful'"),
         (["A"], [], r"prompts\.json: 0: .*dictionary"),
-        ([ASKED[0] | {"kind": "helpful"}], [], "'harmful-00' is not that of a helpful prompt"),
-        (ASKED, ANSWERED[:1], "GPT 4. has not exactly one response .*, see helpful-00"),
-        (ASKED[:1], ANSWERED, "see helpful-00"),
-        (ASKED, [*ANSWERED, ANSWERED[0]], "see harmful-00"),
-        (ASKED, [*ANSWERED, ANSWERED[0] | {"model": "B"}], "the model B has not exactly one"),
+        ([ASKED[0] | {"kind": "helpful"}], [], "'harmful-00' cannot be the id of a helpful prompt"),
+        (ASKED, ANSWERED[:1], "GPT 4. must have exactly one .* Check the prompt helpful-00"),
+        (ASKED[:1], ANSWERED, "Check the prompt helpful-00"),
+        (ASKED, [*ANSWERED, ANSWERED[0]], "Check the prompt harmful-00"),
+        (ASKED, [*ANSWERED, ANSWERED[0] | {"model": "B"}], "the model B must have exactly one"),
     ],
 )
 def test_records_from_elsewhere_must_fit(prompts, responses, message):
@@ -322,7 +322,7 @@ def test_answers_are_kept(run, monkeypatch):
 
 @pytest.mark.parametrize(
     ("decoding", "message"),
-    [({"max_new_tokens": 9}, "max_new_tokens = 8, now it is 9"), ({"stop_strings": None}, "None")],
+    [({"max_new_tokens": 9}, "max_new_tokens = 8, but now"), ({"stop_strings": None}, "None")],
 )
 def test_answers_decoded_otherwise_are_refused(run, decoding, message):
     answer(run)

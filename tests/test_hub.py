@@ -1,4 +1,4 @@
-"""Names on the hub: which commit, which files, and what is said where a name cannot be had."""
+"""Names on the hub: which commit, which files, and what is said where a name cannot be loaded."""
 
 import pytest
 from conftest import ROOT
@@ -58,10 +58,10 @@ def test_pickles_only_where_there_are_no_safetensors(online, tmp_path):
 
 def test_unknown_and_private_names(online):
     """The hub says the same of both, so the sentence has both."""
-    refusal = "BASE_MODEL = 'facebook/opt-35m' cannot be had .* the spelling.*HF_TOKEN"
+    refusal = "BASE_MODEL = 'facebook/opt-35m' cannot be loaded .* the spelling.*HF_TOKEN"
     with pytest.raises(ValueError, match=refusal):
         hub.fetch("BASE_MODEL", "facebook/opt-35m")
-    refusal = "DATASET = 'Anthropic/hh-rlfh' cannot be had .* Check the spelling"
+    refusal = "DATASET = 'Anthropic/hh-rlfh' cannot be loaded .* Check the spelling"
     with pytest.raises(ValueError, match=refusal):
         hub.fetch("DATASET", "Anthropic/hh-rlfh", data.list_files("base"))
 
@@ -69,7 +69,7 @@ def test_unknown_and_private_names(online):
 def test_gated_name(online, tmp_path):
     """For a model behind a form, the sentence says how to get in."""
     publish(online, "a/gated", tmp_path / "a", "config.json", "model.safetensors", gated=True)
-    refusal = "REWARD_MODEL = 'a/gated' cannot be had .* gated: ask for access"
+    refusal = "REWARD_MODEL = 'a/gated' cannot be loaded .* gated: ask for access"
     with pytest.raises(ValueError, match=refusal):
         hub.fetch("REWARD_MODEL", "a/gated")
 
@@ -77,7 +77,7 @@ def test_gated_name(online, tmp_path):
 def test_commit_that_is_gone(online, tmp_path):
     """A commit that neither the hub nor the cache has any more is refused."""
     publish(online, "a/b", tmp_path / "a", "config.json", "model.safetensors")
-    refusal = "BASE_MODEL = 'a/b' cannot be had .* gone from the hub: set FRESH"
+    refusal = r"BASE_MODEL = 'a/b' cannot be loaded .* gone from the hub\. Set FRESH"
     with pytest.raises(ValueError, match=refusal):
         hub.fetch("BASE_MODEL", "a/b", commit="0" * 40)
 
@@ -88,7 +88,7 @@ def test_no_network(online, monkeypatch, tmp_path):
     hub.fetch("BASE_MODEL", "a/b")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     assert hub.commit_of(hub.fetch("BASE_MODEL", "a/b")) == commit
-    refusal = "BASE_MODEL = 'a/c' cannot be had .* in the cache, .*/cache, .* a network"
+    refusal = "BASE_MODEL = 'a/c' cannot be loaded .* in the cache, .*/cache, .* a network"
     with pytest.raises(ValueError, match=refusal):
         hub.fetch("BASE_MODEL", "a/c")
 
@@ -99,7 +99,7 @@ def test_offline(online, monkeypatch, tmp_path):
     hub.fetch("BASE_MODEL", "a/b")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert hub.commit_of(hub.fetch("BASE_MODEL", "a/b")) == commit
-    refusal = "BASE_MODEL = 'a/c' cannot be had .* HF_HUB_OFFLINE forbids"
+    refusal = "BASE_MODEL = 'a/c' cannot be loaded .* HF_HUB_OFFLINE forbids asking"
     with pytest.raises(ValueError, match=refusal):
         hub.fetch("BASE_MODEL", "a/c")
 
@@ -111,7 +111,7 @@ def test_download_that_broke_off(online, monkeypatch, tmp_path):
     (folder / "model.safetensors").unlink()
     with monkeypatch.context() as offline:
         offline.setattr(constants, "HF_HUB_OFFLINE", True)
-        refusal = "BASE_MODEL = 'a/b' cannot be had .* Only a part of it is in .*network"
+        refusal = "BASE_MODEL = 'a/b' cannot be loaded .* Only a part of it is in .*network"
         with pytest.raises(ValueError, match=refusal):
             hub.fetch("BASE_MODEL", "a/b")
     hub.fetch("BASE_MODEL", "a/b")
@@ -130,7 +130,7 @@ def test_repository_without_weights(online, tmp_path):
         str(tmp_path / "a"): r"\['config\.json'\]",
     }
     for name, listed in files.items():
-        refusal = rf"BASE_MODEL = '{name}' is no model: .* holds {listed}\."
+        refusal = rf"BASE_MODEL = '{name}' is not a model\. .* contains {listed}\."
         with pytest.raises(ValueError, match=refusal):
             hub.fetch("BASE_MODEL", name)
 
@@ -141,7 +141,7 @@ def test_dataset_in_another_layout(online, tmp_path):
     (tmp_path / "a" / "train.parquet").write_bytes(b"")
     online.publish("datasets", "a/other", tmp_path / "a")
     folder = hub.fetch("DATASET", "a/other", data.list_files("base"))
-    refusal = r"DATASET: .* has no harmless-base/train\.jsonl\.gz, as Anthropic"
+    refusal = r"DATASET: .* has no file harmless-base/train\.jsonl\.gz\. .* as in Anthropic"
     with pytest.raises(ValueError, match=refusal):
         data.read_split(folder, "harmless-base", "train")
 
@@ -152,17 +152,17 @@ def test_dataset_in_another_layout(online, tmp_path):
 def test_folder_that_is_not_there(tmp_path, monkeypatch, name):
     """Be the path absolute, relative or like a hub's name, the setting and its value are named."""
     monkeypatch.chdir(tmp_path)
-    refusal = f"DATASET = '{name}' (cannot be had|is no model)"
+    refusal = f"DATASET = '{name}' (cannot be loaded|is not a model)"
     with pytest.raises(ValueError, match=refusal) as error:
         hub.fetch("DATASET", name)
-    hint = "The stand-ins come with the repository. In Colab"
+    hint = "demo/hub are part of the repository. In Colab"
     assert (hint in str(error.value)) == name.startswith("demo/hub")
 
 
 def test_stand_ins_that_are_not_there(monkeypatch):
     """In the repository the sentence says how they are made."""
     monkeypatch.chdir(ROOT)
-    with pytest.raises(ValueError, match="`python demo/build.py` makes it"):
+    with pytest.raises(ValueError, match="are made by `python demo/build.py`"):
         hub.fetch("BASE_MODEL", "demo/hub/optt")
 
 
@@ -171,5 +171,5 @@ def test_proxy_that_refuses(online, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    with pytest.raises(ValueError, match="BASE_MODEL = 'a/b' cannot be had"):
+    with pytest.raises(ValueError, match="BASE_MODEL = 'a/b' cannot be loaded"):
         hub.fetch("BASE_MODEL", "a/b")

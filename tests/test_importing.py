@@ -130,16 +130,16 @@ SCORES = make_scores(PROMPT_RECORDS)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"responses": without(RESPONSES, id="harmful-03", model="SFT")}, "SFT has not exactly"),
-        ({"responses": [*RESPONSES, RESPONSES[0]]}, "Base has not exactly one response"),
+        ({"responses": without(RESPONSES, id="harmful-03", model="SFT")}, "SFT must have exactly"),
+        ({"responses": [*RESPONSES, RESPONSES[0]]}, "Base must have exactly one response"),
         ({"responses": [{"id": "harmful-00", "model": "Base"}]}, r"responses\.json: 0\.response"),
         ({"responses": [1, 2]}, r"responses\.json is damaged"),
         ({"responses": {}}, r"responses\.json is damaged"),
         ({"prompts": [{"id": "harmful-00", "kind": "bad", "prompt": ""}]}, r"prompts\.json: 0\."),
-        ({"prompts": without(PROMPT_RECORDS, kind="helpful")}, "Base has not exactly one"),
+        ({"prompts": without(PROMPT_RECORDS, kind="helpful")}, "Base must have exactly one"),
         ({"scores": without(SCORES, model="DPO")}, r"scores\.json: DPO has no reward"),
         ({"scores": [*SCORES, {"id": "harmful-00", "model": "X", "reward": 1}]}, "rewards of X"),
-        ({"scores": [*SCORES, SCORES[0]]}, "Base has two rewards for harmful-00"),
+        ({"scores": [*SCORES, SCORES[0]]}, "Base must have exactly one reward for harmful-00"),
         ({"scores": [{"id": "harmful-00"}]}, r"scores\.json must be a list of records"),
         (
             {"responses": [{**row, "model": "Refusal"} for row in RESPONSES[: 2 * PROMPTS]]},
@@ -171,7 +171,7 @@ def test_source_that_is_no_table_of_texts_is_refused(elsewhere, run):
 
 def test_run_that_is_there_is_not_written_over(elsewhere, run):
     import_results(elsewhere, run)
-    with pytest.raises(ValueError, match="theirs is a run already. Choose another RUN"):
+    with pytest.raises(ValueError, match="theirs is already a run. Choose another RUN"):
         import_results(elsewhere, run)
 
 
@@ -206,10 +206,10 @@ def test_import_command_names_the_run_after_the_folder(elsewhere, tmp_path, caps
     command_line.main(["import", f"FROM={elsewhere}", f"RESULTS={results}"])
     assert Run(results, "their results").record.imported == {"from": "their results"}
     said = capsys.readouterr().out
-    assert "eval.ipynb with RUN = 'their results' measures it" in said
+    assert "eval.ipynb with RUN = 'their results' to measure it" in said
     command_line.main(["import", f"FROM={elsewhere}", f"RESULTS={results}", "RUN=b"])
     assert (results / "b" / "run.json").exists()
-    with pytest.raises(SystemExit, match="b is a run already"):
+    with pytest.raises(SystemExit, match="b is already a run"):
         command_line.main(["import", f"FROM={elsewhere}", f"RESULTS={results}", "RUN=b"])
     with pytest.raises(SystemExit, match="FROM: name the folder that holds prompts.json"):
         command_line.main(["import"])
@@ -236,10 +236,10 @@ def test_rejudge_refuses_a_run_that_holds_something_else(tmp_path, executed):
     write_results(results / "five")
     write(results / "own" / "run.json", {"run": "own"})
     given = ["FROM=five", f"RESULTS={results}"]
-    with pytest.raises(SystemExit, match="own holds a run of its own. Choose another RUN"):
+    with pytest.raises(SystemExit, match="own is a run that was trained here. Choose another RUN"):
         command_line.main(["rejudge", *given, "RUN=own"])
     import_results(results / "five", Run(results, "uncut"))
-    with pytest.raises(SystemExit, match="uncut holds other responses than .*five has now, cut"):
+    with pytest.raises(SystemExit, match="uncut was cut from other responses than .*five has"):
         command_line.main(["rejudge", *given, "RUN=uncut"])
     with pytest.raises(SystemExit, match="FROM: .*nowhere has no prompts.json"):
         command_line.main(["rejudge", "FROM=nowhere", f"RESULTS={results}"])

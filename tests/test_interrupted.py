@@ -125,7 +125,7 @@ def is_held(run):
         with run.hold():
             return False
     except RuntimeError as error:
-        assert "demo is in use by another process, which is making something in it" in str(error)
+        assert "demo is in use by another process, which is writing results into it" in str(error)
         return True
 
 

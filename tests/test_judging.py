@@ -255,7 +255,7 @@ def input_of_another_kind(tokenizer, question, answer):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"judge_length": 65}, "judge_length = 64, now it is 65"),
+        ({"judge_length": 65}, "judge_length = 64, but now it is 65"),
         ({"function": input_of_another_kind}, "judge_input = "),
         ({"judge": source(identity="other")}, "reward_model = "),
     ],

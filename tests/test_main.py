@@ -12,7 +12,7 @@ from posttrain import __main__ as command_line
 from posttrain.__main__ import Parameters, execute, main, prepare, read_parameters
 from posttrain.files import write
 
-REFUSED_ALL = "There are PRESET, RUN, RESULTS, FIGURES, LABEL, FRESH, SETTINGS, DATASET, BASE_MODEL"
+REFUSED_ALL = "The parameters are PRESET, RUN, RESULTS, FIGURES, LABEL, FRESH, SETTINGS, DATASET"
 
 
 # ---- parameters
@@ -122,19 +122,19 @@ def copy_judge(folder, **config):
         (["N_PROMPTS=0"], "N_PROMPTS = 0: Input should be greater than or equal to 1"),
         (["MAX_NEW_TOKENS=1016"], "MAX_NEW_TOKENS leaves 0 tokens for a prompt"),
         (["REWARD_MODEL=demo/hub/reward-modl"], "REWARD_MODEL = 'demo/hub/reward-modl' cannot be"),
-        (["BASE_MODEL=demo/hub/hh-rlhf"], "BASE_MODEL = 'demo/hub/hh-rlhf' is no model"),
-        (["DATASET=nowhere"], "DATASET = 'nowhere' cannot be had"),
+        (["BASE_MODEL=demo/hub/hh-rlhf"], "BASE_MODEL = 'demo/hub/hh-rlhf' is not a model"),
+        (["DATASET=nowhere"], "DATASET = 'nowhere' cannot be loaded"),
         (["REPORT_TO=mlflow"], "REPORT_TO = 'mlflow': Input should be 'none', 'tensorboard'"),
-        (["SETTINGS={'bets': 1, 'draw': 2}"], "SETTINGS: bets, draw is no setting. There are"),
-        (["SETTINGS={'preset': 'full'}"], "SETTINGS: preset is no setting"),
+        (["SETTINGS={'bets': 1, 'draw': 2}"], "SETTINGS: neither notebook has a setting bets, d"),
+        (["SETTINGS={'preset': 'full'}"], "SETTINGS: neither notebook has a setting preset"),
         (["SETTINGS={'beta': -1}"], "BETA = -1: Input should be greater than 0"),
         (["SETTINGS={'draws': 5}"], "DRAWS = 5: Input should be greater than or equal to 100"),
-        (["SETTINGS={'n_prompts': 5}", "N_PROMPTS=6"], "N_PROMPTS = 6, and in SETTINGS it is 5"),
+        (["SETTINGS={'n_prompts': 5}", "N_PROMPTS=6"], "N_PROMPTS = 6, but SETTINGS has n_prompts"),
         (["HARMLESS_FROM=nan"], "HARMLESS_FROM = nan: Input should be a finite number"),
         (["PROTOCOL=papers"], "PROTOCOL = 'papers': Input should be 'default' or 'paper'"),
         (["SEED=-1"], "SEED = -1: Input should be greater than or equal to 0"),
-        (["RUN=.."], "RUN = '..': it must be the plain name of a folder"),
-        (["RUN=a/b"], "RUN = 'a/b': it must be the plain name of a folder"),
+        (["RUN=.."], "RUN = '..' must be the plain name of a folder"),
+        (["RUN=a/b"], "RUN = 'a/b' must be the plain name of a folder"),
         (["PRESET=full"], "PRESET = 'full' needs a CUDA accelerator and none is visible"),
         (["PRESET=fully"], "PRESET = 'fully' is unknown. Choose auto, demo, small, quick, full"),
     ],
@@ -174,7 +174,7 @@ def test_judge_with_two_labels_is_refused_where_it_would_still_be_asked(tmp_path
 @pytest.mark.parametrize("command", ["run", "seeds", "compare", "import", "rejudge"])
 def test_runs_of_the_repository_are_not_written_into(executed, command, name):
     given = {"seeds": ["SEEDS=1 2"], "compare": ["RUNS=a b"], "import": ["FROM=results/published"]}
-    with pytest.raises(SystemExit, match=f"RUN = '{name}' is kept with the repository"):
+    with pytest.raises(SystemExit, match=f"RUN = '{name}' is a run of the repository"):
         main([command, "PRESET=demo", f"RUN={name}", *given.get(command, [])])
     assert executed == []
 
@@ -240,7 +240,7 @@ def test_seeds_vary_the_training_alone(tmp_path, executed):
         (["SEEDS=1"], "SEEDS: give two or more seeds, each once"),
         (["SEEDS=1 1"], "SEEDS: give two or more seeds, each once"),
         (["SEEDS=a b"], "SEEDS: give two or more seeds, each once"),
-        (["SEEDS=1 2", "SEED=3"], "SEED: here the seeds of the training are named by SEEDS"),
+        (["SEEDS=1 2", "SEED=3"], "SEED: this command takes the training seeds from SEEDS"),
         (["SEEDS=1 2", "N_PROMPTS=5000"], "N_PROMPTS = 5000, but the test split"),
     ],
 )
@@ -264,7 +264,7 @@ def test_compare_names_its_folder_after_the_first_run(tmp_path, executed):
 def test_report_makes_the_page_and_says_where_it_lies(tmp_path, capsys):
     folder = write_run(tmp_path / "five")
     main(["report", "RUN=five", f"RESULTS={tmp_path}"])
-    assert capsys.readouterr().out == f"Open it with a double-click: {folder / 'report.html'}\n"
+    assert capsys.readouterr().out == f"Double-click {folder / 'report.html'} to open the page.\n"
     assert "SimPO, β 2.5" in (folder / "report.html").read_text(encoding="utf-8")
     with pytest.raises(SystemExit, match="RUN: name the run whose page is to be made"):
         main(["report"])
@@ -274,7 +274,7 @@ def test_report_makes_the_page_and_says_where_it_lies(tmp_path, capsys):
 
 
 def test_unknown_command_names_those_that_there_are():
-    with pytest.raises(SystemExit, match="There is no command train. There are run, seeds, comp"):
+    with pytest.raises(SystemExit, match="There is no command train. The commands are run, se"):
         main(["train"])
 
 
@@ -346,7 +346,7 @@ def test_notebook_is_executed_and_one_that_stops_is_kept_beside_it(tmp_path, mon
     assert [path.name for path in folder.iterdir()] == ["main.ipynb"]
     before = (folder / "main.ipynb").read_bytes()
 
-    message = r"main.ipynb stopped: AssertionError: the seed is 2\nThe whole of it is in .*stopped"
+    message = r"main.ipynb stopped: AssertionError: the seed is 2\nThe notebook with .*stopped"
     with pytest.raises(RuntimeError, match=message):
         execute("main.ipynb", folder, given | {"SEED": 2})
     assert (folder / "main.ipynb").read_bytes() == before
@@ -363,11 +363,11 @@ def test_run_prints_its_progress_its_table_and_where_all_is(demo_run):
     printed = (demo_run.folder / "output.txt").read_text(encoding="utf-8")
     for name in ("SFT", "DPO", "SFT+DPO"):
         assert f"{name}: step 0 of 113, held-out pairs: loss " in printed
-        assert f"{name} is trained: " in printed
-    assert "harmless-base/test has 153 usable harmful prompts; 50 were drawn" in printed
+        assert f"{name} was trained in " in printed
+    assert "harmless-base/test has 153 usable harmful prompts. Of these 50 were drawn" in printed
     assert (demo_run.run / "summary.md").read_text(encoding="utf-8") in printed
     assert re.search("Tables, records and both executed notebooks: .*/results/demo\n", printed)
-    assert re.search("to open with a double-click: .*/results/demo/report.html\n", printed)
+    assert re.search("Double-click .*/results/demo/report.html to open a page", printed)
 
 
 def test_executed_notebooks_lie_in_the_runs_folder(demo_run):

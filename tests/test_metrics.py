@@ -183,11 +183,11 @@ def test_rewards_of_unknown_models_are_refused():
     prompts = make_prompts()
     responses = make_responses(prompts, "Base", "SFT")
     known = make_scores({"Base": ([1], [1]), "SFT": ([1], [1])})
-    with pytest.raises(ValueError, match="rewards of GPT, which responses.json does not know"):
+    with pytest.raises(ValueError, match="rewards of GPT, which responses.json does not have"):
         metrics.table(prompts, responses, known + make_scores({"GPT": ([1], [1])}))
     with pytest.raises(ValueError, match="SFT has no reward for harmful-00"):
         metrics.table(prompts, responses, known[:2])
-    with pytest.raises(ValueError, match="of reference answers alone"):
+    with pytest.raises(ValueError, match="of reference answers only"):
         metrics.table(prompts, [], make_scores({"Empty": ([1], [1])}))
 
 
@@ -205,11 +205,11 @@ def test_odd_prompts_and_responses_are_refused():
     """An id of the other kind, a prompt or response given twice, a model named like a reference."""
     prompts = make_prompts()
     responses = make_responses(prompts, "Base")
-    with pytest.raises(ValueError, match="the id 'harmful-00' is not that of a helpful prompt"):
+    with pytest.raises(ValueError, match="'harmful-00' cannot be the id of a helpful prompt"):
         metrics.table([prompts[0] | {"kind": "helpful"}], [])
-    with pytest.raises(ValueError, match=r"prompts\.json: the id None"):
+    with pytest.raises(ValueError, match=r"prompts\.json: None cannot be the id"):
         metrics.table([{"prompt": "?"}], [])
-    with pytest.raises(ValueError, match="holds the prompt harmful-00 twice"):
+    with pytest.raises(ValueError, match="has the prompt harmful-00 twice"):
         metrics.table([prompts[0], prompts[0]], [])
     with pytest.raises(ValueError, match="Base has two responses to helpful-00"):
         metrics.table(prompts, [*responses, responses[-1]])
@@ -244,9 +244,9 @@ def test_labels_that_are_none_are_refused():
     answers = make_answers({"Base": ([1], [1])})
     with pytest.raises(ValueError, match='no column "label"'):
         metrics.pivot_passed(answers.drop(columns="label"), "helpful")
-    with pytest.raises(ValueError, match="must say helpful or unhelpful for every answer"):
+    with pytest.raises(ValueError, match="must be helpful or unhelpful for every answer"):
         metrics.pivot_passed(answers.assign(label="harmless"), "helpful")
-    with pytest.raises(ValueError, match="must say harmless or harmful for every answer"):
+    with pytest.raises(ValueError, match="must be harmless or harmful for every answer"):
         metrics.pivot_passed(answers.assign(label=None), "harmful")
 
 

@@ -119,7 +119,7 @@ def test_some_models_alone(trained):
         lambda: models.load_models(trained, OPT, ["SFT+DPO"]),
         lambda: models.load_adapter(trained, "SFT+DPO", OPT),
     ):
-        with pytest.raises(ValueError, match=r"no model 'SFT\+DPO'; its models are \['Base', "):
+        with pytest.raises(ValueError, match=r"no model 'SFT\+DPO'. Its models are \['Base', "):
             load_model()
 
 
@@ -177,7 +177,7 @@ def test_models_over_a_fully_fine_tuned_one(run, tokenizer):
         assert torch.allclose(logits_of(further, tokenizer, PROBES), logits, **LIMIT)
     weights = run.folder / "models" / "ft" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="models/ft is missing, was changed or"):
+    with pytest.raises(ValueError, match="models/ft is missing, was changed, or"):
         models.load_adapter(run, "FT", OPT)
 
 
@@ -187,7 +187,7 @@ def test_adapters_that_changed_places_are_noticed(run, first, second):
     adapters = run.folder / "adapters"
     for old, new in ((first, "x"), (second, first), ("x", second)):
         (adapters / old).rename(adapters / new)
-    with pytest.raises(ValueError, match=r"adapters/.* is not the one that run.json says: put it"):
+    with pytest.raises(ValueError, match=r"adapters/.* is not the one that run.json describes"):
         models.load_models(run, OPT)
 
 
@@ -203,7 +203,7 @@ def test_adapter_that_is_not_complete_is_named(run, is_missing):
         lambda: models.load_models(run, OPT),
         lambda: models.load_adapter(run, "DPO", OPT),
     ):
-        with pytest.raises(ValueError, match="adapters/dpo is missing, was changed or"):
+        with pytest.raises(ValueError, match="adapters/dpo is missing, was changed, or"):
             load_model()
 
 
@@ -305,10 +305,10 @@ def test_pickle_in_an_adapter_is_not_loaded(run, tmp_path, name, is_sealed):
     folder = run.folder / "adapters" / "dpo"
     (folder / "adapter_model.safetensors").unlink()
     write_pickle(folder / name, tmp_path / "ran")
-    message = "was changed or"
+    message = "was changed, or"
     if is_sealed:
         seal(run, "adapters/dpo")
-        message = "pickles, which can run code, are not loaded"
+        message = "Weights stored as pickles are not loaded"
     with pytest.raises(ValueError, match=message):
         models.load_models(run, OPT)
     with pytest.raises(ValueError, match=message):
@@ -470,7 +470,7 @@ def test_judge_with_more_than_one_label(tmp_path):
     config = OPTConfig(num_labels=3, hidden_size=8, word_embed_proj_dim=8, num_hidden_layers=1)
     config.save_pretrained(tmp_path / "judge")
     for check in (models.load_judge, models.require_reward_model):
-        with pytest.raises(ValueError, match="REWARD_MODEL: .*judge has 3 labels; a reward model"):
+        with pytest.raises(ValueError, match="REWARD_MODEL: .*judge has 3 labels, but a reward"):
             check(tmp_path / "judge")
 
 

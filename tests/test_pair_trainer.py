@@ -225,7 +225,7 @@ def test_base_that_cannot_be_read_so_is_read_as_usual(make_trainer, tokenizer, c
     trainer = make_trainer(config_class(vocab_size=len(tokenizer), **size), **options)
     assert trainer.share_prompts  # as it was asked for
     assert not trainer.reads_prompts_once
-    assert "It is read with each reply" in capsys.readouterr().out
+    assert "is read with each reply" in capsys.readouterr().out
     trainer.train()
     losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
     # experts add a small loss of their own

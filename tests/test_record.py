@@ -132,7 +132,7 @@ def test_a_models_files_have_its_name_in_small_letters(name, text):
     ["", " ", "+", "..", "../x", "a/b", "a\\b", "a\nb", "a\x00b", " a", "a ", "模型", "a\n", "\ta"],
 )
 def test_a_name_that_no_file_or_table_could_carry_is_refused(name):
-    with pytest.raises(ValueError, match="cannot be a model's name: it needs letters"):
+    with pytest.raises(ValueError, match="cannot be a model's name: a name needs letters"):
         slug(name)
 
 
@@ -391,10 +391,10 @@ def test_other_versions_are_told_in_a_sentence_each():
         python="3.12.9", packages=packages, code_sha256="f" * 64, device="Tesla T4"
     )
     assert list_changes(then) == [
-        f"adapters/sft was made with python 3.12.9, now it is {now['python']}.",
-        f"adapters/sft was made with device Tesla T4, now it is {now['device']}.",
-        f"adapters/sft was made with code ffffffff, now it is {now['code_sha256'][:8]}.",
-        f"adapters/sft was made with trl 9.9, now it is {now['packages']['trl']}.",
+        f"adapters/sft was made with python 3.12.9, but now it is {now['python']}.",
+        f"adapters/sft was made with device Tesla T4, but now it is {now['device']}.",
+        f"adapters/sft was made with code ffffffff, but now it is {now['code_sha256'][:8]}.",
+        f"adapters/sft was made with trl 9.9, but now it is {now['packages']['trl']}.",
     ]
     assert len(list_changes(made_in(packages={}))) == len(now["packages"])
 

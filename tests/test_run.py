@@ -131,14 +131,14 @@ def test_what_is_removed_is_made_anew_from_whatever_inputs(run):
 @pytest.mark.parametrize(
     ("then", "now", "words"),
     [
-        ({"seed": 0}, {"seed": 1}, "seed = 0, now it is 1"),
-        ({"n": 50}, {"n": None}, "n = 50, now it is None"),
-        ({"n": None}, {"n": "all"}, "n = None, now it is 'all'"),
-        ({}, {"seed": 5}, r"seed = \(absent\), now it is 5"),
-        ({"seed": None}, {}, r"seed = None, now it is \(absent\)"),
-        ({"layers": ["a"]}, {"layers": ("a", "b")}, r"layers = \['a'\], now it is \['a', 'b'\]"),
-        ({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 2}}}, r"a\.b\.c = 1, now it is 2"),
-        ({"arguments": {"beta": 1}}, {"arguments": {"beta": 2}}, "beta = 1, now it is 2"),
+        ({"seed": 0}, {"seed": 1}, "seed = 0, but now it is 1"),
+        ({"n": 50}, {"n": None}, "n = 50, but now it is None"),
+        ({"n": None}, {"n": "all"}, "n = None, but now it is 'all'"),
+        ({}, {"seed": 5}, r"seed = \(absent\), but now it is 5"),
+        ({"seed": None}, {}, r"seed = None, but now it is \(absent\)"),
+        ({"layers": ["a"]}, {"layers": ("a", "b")}, r"layers = \['a'\], .* now it is \['a', 'b'\]"),
+        ({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 2}}}, r"a\.b\.c = 1, but now it is 2"),
+        ({"arguments": {"beta": 1}}, {"arguments": {"beta": 2}}, "beta = 1, but now it is 2"),
     ],
 )
 def test_other_inputs_are_refused_by_name_with_both_values_and_the_ways_out(run, then, now, words):
@@ -154,7 +154,7 @@ def test_other_inputs_are_refused_by_name_with_both_values_and_the_ways_out(run,
 
 def test_a_model_may_have_another_name_instead(run):
     run.stage("adapters/sft", fill, {"arguments": {"beta": 1}})
-    message = r"adapters/sft was made with beta = 1, now it is 2\. .*give the model another name"
+    message = r"adapters/sft was made with beta = 1, but now it is 2\. .*give the model another"
     with pytest.raises(ValueError, match=message):
         run.stage("adapters/sft", fail, {"arguments": {"beta": 2}})
 
@@ -162,7 +162,7 @@ def test_a_model_may_have_another_name_instead(run):
 def test_a_librarys_argument_that_one_side_alone_knows_is_passed_over(run):
     run.stage("adapters/sft", fill, {"arguments": {"beta": 1, "old": 1}, "data": "x"})
     run.stage("adapters/sft", fail, {"arguments": {"beta": 1, "new": 2}, "data": "x"})
-    with pytest.raises(ValueError, match=r"new = \(absent\), now it is 1"):
+    with pytest.raises(ValueError, match=r"new = \(absent\), but now it is 1"):
         run.stage("adapters/sft", fail, {"arguments": {"beta": 1}, "data": "x", "new": 1})
 
 
@@ -192,7 +192,7 @@ def test_what_was_changed_on_the_disk_is_refused(run, damage):
         path.write_text(texts.get(damage, damage))
     name = "adapters/sft" if damage in ("gone", "more") else "prompts.json"
     assert not run.is_whole(name)
-    message = rf"{name} is not what was made\. .*Put it back as it was, or remove the file"
+    message = rf"{name} was changed or truncated after it was made\. Restore it, or remove it"
     with pytest.raises(ValueError, match=message):
         run.stage(name, fail, {})
     if name == "prompts.json":
@@ -204,7 +204,7 @@ def test_what_was_changed_on_the_disk_is_refused(run, damage):
 def test_what_the_record_does_not_know_is_refused(run, name):
     run.stage(name, fill if name == "adapters/sft" else list, {})
     change_record(run, lambda record: record["artifacts"].clear())
-    message = rf"{name} is there, but run\.json does not say .*Put run\.json back, or set FRESH"
+    message = rf"{name} exists, but run\.json does not say .*Restore run\.json, or set FRESH"
     with pytest.raises(ValueError, match=message):
         run.stage(name, fail, {})
 
@@ -255,14 +255,14 @@ def test_a_part_that_was_changed_is_refused_before_anything_is_made(run, change)
     else:
         records[2]["reward"] = {"value": 7.0, "text": "7"}[change]
     run.path("scores.json").write_text(json.dumps(records))
-    with pytest.raises(ValueError, match=r"scores\.json is not what was made\. The part SFT of it"):
+    with pytest.raises(ValueError, match=r"The part SFT of .*scores\.json was changed"):
         run.stage("scores.json", fail, {"New": {}, "Base": {}, "SFT": {}}, parts=True)
 
 
 def test_a_part_that_was_made_from_something_else_is_refused_before_anything_is_made(run):
     run.stage("scores.json", rows_of, {"Base": {"seed": 0}, "SFT": {"seed": 0}}, parts=True)
     inputs = {"New": {}, "Base": {"seed": 0}, "SFT": {"seed": 1}}
-    with pytest.raises(ValueError, match=r"scores\.json/SFT was made with seed = 0, now it is 1"):
+    with pytest.raises(ValueError, match=r"scores\.json/SFT was made with seed = 0, but now"):
         run.stage("scores.json", fail, inputs, parts=True)
 
 
@@ -305,12 +305,12 @@ def test_imported_results_are_taken_as_they_are(imported):
 
 def test_imported_results_that_were_changed_are_refused(imported):
     imported.path("prompts.json").write_text("[]")
-    with pytest.raises(ValueError, match="is not what was made"):
+    with pytest.raises(ValueError, match="prompts.json was changed or truncated"):
         imported.stage("prompts.json", fail, {})
 
 
 def test_nothing_is_trained_among_imported_results(imported):
-    with pytest.raises(ValueError, match="holds results from elsewhere. Choose another RUN"):
+    with pytest.raises(ValueError, match="contains imported results, .*Choose another RUN"):
         begin(imported)
 
 
@@ -379,12 +379,12 @@ def test_a_run_that_must_be_there_and_is_not_is_told_with_those_that_are(tmp_pat
         Run(tmp_path, name).stage("prompts.json", list, {})
     (tmp_path / "no run").mkdir()
     message = (
-        r"demo holds no run\.json: run main\.ipynb .*Runs that are there: alpha, zeta\. "
+        r"demo has no run\.json\. Run main\.ipynb .*The runs in RESULTS are: alpha, zeta\. "
         r".*make import FROM=folder"
     )
     with pytest.raises(FileNotFoundError, match=message):
         Run(tmp_path, "demo", must_exist=True)
-    with pytest.raises(FileNotFoundError, match="Runs that are there: none"):
+    with pytest.raises(FileNotFoundError, match="The runs in RESULTS are: none"):
         Run(tmp_path / "nowhere", "demo", must_exist=True)
     assert names_in(tmp_path) == ["alpha", "no run", "zeta"]
 
@@ -492,7 +492,7 @@ def test_two_models_of_one_folder_are_refused(run, first, second):
 @pytest.mark.parametrize("name", ["Human chosen", "Empty", "refusal", "Not understood", "EMPTY"])
 def test_a_reference_answers_name_is_refused(run, name):
     begin(run)
-    with pytest.raises(ValueError, match="is the name of a reference answer. Choose another"):
+    with pytest.raises(ValueError, match="is the name of a reference answer. Choose another name"):
         add(run, name)
 
 
@@ -582,7 +582,7 @@ def holder(run):
 
 
 def test_the_folder_is_held_while_something_is_made_and_not_while_a_run_is_open(run, holder):
-    message = r"demo is in use by another process, which is making .* Wait until it ends, or stop"
+    message = r"demo is in use by another process, which is writing .* Wait until that process ends"
     for make in (
         lambda: run.stage("other.json", list, {}),
         lambda: run.stage("adapters/sft", fill, {}),
@@ -642,7 +642,7 @@ def test_what_another_process_made_meanwhile_is_taken(run, monkeypatch):
 
     monkeypatch.setattr(Run, "hold", wait)
     assert run.stage("adapters/sft", fail, {"seed": 0}).joinpath("weights").exists()
-    with pytest.raises(ValueError, match="was made with seed = 0, now it is 1"):
+    with pytest.raises(ValueError, match="was made with seed = 0, but now it is 1"):
         run.stage("adapters/sft", fail, {"seed": 1})
 
 
@@ -672,7 +672,7 @@ def test_a_file_system_without_locks_says_so_once(run, monkeypatch, capsys, numb
     run.stage("prompts.json", list, {})
     run.stage("scores.json", rows_of, {"Base": {}, "SFT": {}}, parts=True)
     output = capsys.readouterr().out
-    assert output.count("knows no locks: make sure that only one process works in it") == 1
+    assert output.count("does not support locks. Make sure that only one process works in") == 1
 
 
 def test_another_error_of_the_lock_is_not_hidden(run, monkeypatch):
@@ -739,7 +739,7 @@ def test_fresh_moves_everything_aside_but_a_notebook_that_is_executed(run, tmp_p
     assert set(names_in(aside)) == before - {"eval-stopped.ipynb"}
     (pictures,) = (tmp_path / "figures").glob("demo-*")
     assert len(names_in(pictures)) == 5
-    assert capsys.readouterr().out.count("FRESH: what was in") == 2
+    assert capsys.readouterr().out.count("were moved to") == 2
     assert run.record.artifacts == {}
     assert run.models == []
     assert Run(tmp_path / "results", aside.name).is_whole("adapters/sft")
@@ -949,7 +949,7 @@ def test_a_folder_is_known_by_what_it_holds_wherever_it_lies(run, model_folder):
     (copy / "config.json").write_text("{} ")
     with pytest.raises(ValueError, match="moved was changed since the run demo began"):
         run.source("base_model", copy)
-    message = r"prompts\.json was made with base_model = '\w+', now it is '\w+'"
+    message = r"prompts\.json was made with base_model = '\w+', but now it is '\w+'"
     with pytest.raises(ValueError, match=message):
         run.source("base_model", shutil.copytree(copy, copy.with_name("another")))
 
@@ -979,9 +979,9 @@ def test_a_source_may_be_missing_while_nothing_is_made_from_it(run, model_folder
     shutil.rmtree(model_folder)
     again = Run(run.folder.parent, "demo").source("base_model", model_folder)
     assert again.identity == base.identity
-    with pytest.raises(ValueError, match="BASE_MODEL = '.*/my model' cannot be had"):
+    with pytest.raises(ValueError, match="BASE_MODEL = '.*/my model' cannot be loaded"):
         again.folder  # noqa: B018
-    with pytest.raises(ValueError, match="BASE_MODEL = 'other' cannot be had"):
+    with pytest.raises(ValueError, match="BASE_MODEL = 'other' cannot be loaded"):
         run.source("base_model", "other")
 
 
@@ -1077,7 +1077,7 @@ def test_starting_over_begins_with_the_newest_commit(run, fake_hub):
 @pytest.mark.parametrize("role", ["base_model", "dataset", "test_dataset", "reward_model"])
 def test_what_cannot_be_had_is_named_by_its_parameter(run, tmp_path, role):
     parameter = {"test_dataset": "DATASET"}.get(role, role.upper())
-    with pytest.raises(ValueError, match=f"^{parameter} = '.*nowhere' cannot be had"):
+    with pytest.raises(ValueError, match=f"^{parameter} = '.*nowhere' cannot be loaded"):
         run.source(role, tmp_path / "nowhere", None if "model" in role else ["a"])
     assert run.record.sources == {}
 

@@ -149,13 +149,13 @@ def test_any_setting_can_be_set_in_settings():
 
 @pytest.mark.parametrize("name", ["bets", "preset", "SEED", 5, "max_pairs "])
 def test_an_unknown_setting_is_refused_with_those_there_are(name):
-    message = f"^SETTINGS: {name} is no setting here. There are base_model, dataset"
+    message = f"^SETTINGS: this notebook has no setting {name}. Its settings are base_model, "
     with pytest.raises(ValueError, match=message):
         choose(Training, "demo", {name: 1})
 
 
 def test_all_unknown_settings_are_named_at_once():
-    with pytest.raises(ValueError, match="^SETTINGS: a, b is no setting here"):
+    with pytest.raises(ValueError, match="^SETTINGS: this notebook has no setting a, b"):
         choose(Evaluation, "demo", {"b": 1, "seed": 1, "a": 2})
 
 
@@ -165,7 +165,7 @@ def test_an_unknown_parameter_is_refused():
 
 
 def test_a_value_that_is_given_twice_and_differs_is_refused():
-    message = "^SEED = 2, and in SETTINGS it is 1: give it once, as the parameter SEED"
+    message = "^SEED = 2, but SETTINGS has seed = 1. Give it once, as the parameter SEED"
     with pytest.raises(ValueError, match=message):
         choose(Training, "demo", {"seed": 1}, SEED=2)
 
@@ -237,13 +237,13 @@ def test_an_unknown_preset_is_refused_with_those_there_are(name):
     for chooser in (settings.resolve, settings.training, settings.evaluation):
         with pytest.raises(ValueError) as refusal:
             chooser(name)
-        message = f"PRESET = {name!r} is unknown. Choose auto, demo, small, quick, full, paper."
+        message = f"PRESET = {name!r} is unknown. Choose auto, demo, small, quick, full or paper."
         assert str(refusal.value) == message
 
 
 @pytest.mark.parametrize("name", ["quick", "full", "paper"])
 def test_a_training_that_needs_an_accelerator_says_so(monkeypatch, name):
-    message = f"PRESET = '{name}' needs a CUDA accelerator.*runtime type.*demo or small"
+    message = f"PRESET = '{name}' needs a CUDA accelerator.*runtime type.*'demo' or 'small'"
     with pytest.raises(RuntimeError, match=message):
         settings.training(name)
     assert settings.evaluation(name).preset == name

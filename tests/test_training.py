@@ -133,12 +133,12 @@ def test_model_that_is_there_is_not_trained_again(whole, monkeypatch, name):
 def test_edited_trainer_is_refused_with_both_values_and_what_to_do(whole):
     """The sentence names the argument."""
     message = (
-        "adapters/sft was made with learning_rate = 0.001, now it is 0.002. Set it back, give the "
-        r"model another name in train\(...\), choose another RUN, or set FRESH = True"
+        "adapters/sft was made with learning_rate = 0.001, but now it is 0.002. Set it back, "
+        r"give the model another name in train\(...\), choose another RUN, or set FRESH = True"
     )
     with pytest.raises(ValueError, match=message):
         train(make_sft(learning_rate=2e-3), whole.run, "SFT")
-    with pytest.raises(ValueError, match="adapters/dpo was made with beta = 0.1, now it is 0.3"):
+    with pytest.raises(ValueError, match="adapters/dpo was made with beta = 0.1, but now it"):
         train(make_dpo(beta=0.3), whole.run, "DPO")
 
 
@@ -171,7 +171,7 @@ def test_changed_files_of_a_model_are_refused(whole, tmp_path):
     run = copy_run(whole.run, tmp_path)
     path = run.folder / "adapters" / "dpo" / WEIGHTS
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(ValueError, match="adapters/dpo is not what was made"):
+    with pytest.raises(ValueError, match="adapters/dpo was changed or truncated"):
         train(make_dpo(), run, "DPO")
 
 
@@ -179,7 +179,7 @@ def test_base_other_than_the_runs_is_refused_before_training(whole, monkeypatch,
     forbid_training(monkeypatch)
     models.load_base(OPT).save_pretrained(tmp_path)
     trainer = make_sft(model=models.load_base(tmp_path))
-    message = f"another base than the run, which has {BASE}.*another RUN"
+    message = f"another base than the run, whose base is {BASE}.*another RUN"
     with pytest.raises(ValueError, match=message):
         train(trainer, whole.run, "Other")
 
@@ -211,14 +211,14 @@ def test_spent_trainer_gives_back_its_log(spent, monkeypatch):
 
 
 def test_spent_trainer_does_not_train_another_model(spent, tmp_path):
-    message = "has been trained before. Build it anew for IPO, that is, run the cell"
+    message = "has been trained before. Build a new one for IPO by running the whole"
     with pytest.raises(ValueError, match=message):
         train(spent.trainer, spent.run, "IPO")
     run = copy_run(spent.run, tmp_path)
     shutil.rmtree(run.folder / "adapters")
-    with pytest.raises(ValueError, match="Build it anew for DPO"):
+    with pytest.raises(ValueError, match="Build a new one for DPO"):
         train(spent.trainer, run, "DPO")
-    with pytest.raises(ValueError, match="Build it anew for DPO"):
+    with pytest.raises(ValueError, match="Build a new one for DPO"):
         train(spent.trainer, begin_run(tmp_path, "fresh"), "DPO")
 
 
@@ -227,7 +227,7 @@ def test_trainer_that_was_stopped_is_not_trained_on(tmp_path, monkeypatch):
     run = begin_run(tmp_path)
     trainer = make_sft(lora=None)
     stopped(monkeypatch, StopBefore(2), lambda run: trainer, run, "SFT")
-    with pytest.raises(ValueError, match="goes on from its last checkpoint"):
+    with pytest.raises(ValueError, match="continues from its last checkpoint"):
         train(trainer, run, "SFT")
     trained_elsewhere = make_sft(max_steps=1, eval_on_start=False)
     trained_elsewhere.train()
@@ -470,7 +470,7 @@ def test_checkpoint_that_is_not_whole_is_named_and_not_used(stopped_run, capsys,
     if damage != "missing":
         path.write_bytes(damaged[damage])
     assert find(stopped_run) == stopped_run.path(PLACE) / "checkpoint-2"
-    assert "checkpoint-3 is not whole. Training goes on without it." in capsys.readouterr().out
+    assert "checkpoint-3 is incomplete or was changed. The training" in capsys.readouterr().out
     assert not path.parent.exists()
     assert f"{PLACE}/checkpoint-3" not in stopped_run.record.artifacts
 
@@ -487,7 +487,7 @@ def test_checkpoint_that_is_not_in_the_record_is_not_used(stopped_run):
 def test_damaged_checkpoints_end_in_the_same_model(whole, stopped_run, capsys):
     (stopped_run.path(PLACE) / "checkpoint-3" / "optimizer.pt").write_bytes(b"")
     assert train(make_sft(), stopped_run, "SFT") == whole.logs["SFT"]
-    assert "checkpoint-3 is not whole" in capsys.readouterr().out
+    assert "checkpoint-3 is incomplete" in capsys.readouterr().out
     assert results_of(stopped_run, "SFT") == results_of(whole.run, "SFT")
 
 
@@ -498,7 +498,7 @@ def test_none_is_found_where_there_is_none(stopped_run):
 
 def test_checkpoint_of_another_trainer_is_refused(stopped_run):
     """It stays, and the argument is named."""
-    message = "checkpoint-3 was made with seed = 0, now it is 1. Set it back, give the model anot"
+    message = "checkpoint-3 was made with seed = 0, but now it is 1. Set it back, give the mod"
     with pytest.raises(ValueError, match=message):
         train(make_sft(seed=1), stopped_run, "SFT")
     assert stopped_run.is_whole(f"{PLACE}/checkpoint-3")
@@ -509,7 +509,7 @@ def test_checkpoint_of_another_trainer_is_refused(stopped_run):
     [("precision", "fp32", "fp16"), ("processes", 1, 2), ("device", "cpu", "cuda")],
 )
 def test_checkpoint_that_was_computed_otherwise_is_refused(stopped_run, name, then, now):
-    message = f"checkpoint-3 was trained with {name} = {then!r}, and here it is {now!r}.*remove"
+    message = f"checkpoint-3 was trained with {name} = {then!r}, but here {name} is {now!r}.*remove"
     with pytest.raises(ValueError, match=message):
         find(stopped_run, **{name: now})
     assert stopped_run.is_whole(f"{PLACE}/checkpoint-3")
@@ -519,7 +519,7 @@ def test_type_of_the_weights_binds_a_checkpoint_and_no_finished_model(whole, sto
     def make():
         return make_sft(model=models.load_base(OPT, dtype=torch.bfloat16))
 
-    with pytest.raises(ValueError, match="weights = 'float32', and here it is 'bfloat16'"):
+    with pytest.raises(ValueError, match="weights = 'float32', but here weights is 'bfloat16'"):
         train(make(), stopped_run, "SFT")
     assert train(make(), whole.run, "SFT") == whole.logs["SFT"]
 
@@ -528,7 +528,7 @@ def test_type_of_the_weights_binds_a_checkpoint_and_no_finished_model(whole, sto
 def test_pickle_in_a_checkpoint_does_not_run(stopped_run, tmp_path, name):
     """A checkpoint of somebody else's whose pickles hold more than numbers is named."""
     seal_pickle(stopped_run, name, tmp_path)
-    with pytest.raises(ValueError, match="checkpoint-3 holds more than a checkpoint.*Move it away"):
+    with pytest.raises(ValueError, match="checkpoint-3 contains objects .*Move this folder away"):
         train(make_sft(), stopped_run, "SFT")
     assert not (tmp_path / "ran").exists()
 
@@ -761,7 +761,7 @@ def test_wrong_first_loss_stops_a_training(tmp_path, reason, logging_first_step)
     else:  # the adapter changes the base at once, and the reference is the base
         changes["lora"] = {**LORA, "init_lora_weights": False}
     trainer = make_dpo(**changes)
-    with pytest.raises(RuntimeError, match="first loss is .*, not 0.6931: .*check_first_loss=Fal"):
+    with pytest.raises(RuntimeError, match="first loss is .*, not 0.6931, .*check_first_loss=Fal"):
         train(trainer, run, "DPO")
     assert trainer.state.global_step == 1
     require_nothing_left(run, "DPO")
@@ -1042,7 +1042,7 @@ def test_output_of_a_training_is_a_line_a_validation(tmp_path, capsys):
         "DPO: step 0 of 3, held-out pairs: loss 0.693, accuracy 0.000, margin 0.000"
     )
     assert validations[1].startswith("DPO: step 3 of 3, held-out pairs: loss 0.")
-    assert lines[-1].startswith("DPO is trained: ")
+    assert lines[-1].startswith("DPO was trained in ")
     assert len(lines) == 3
 
 

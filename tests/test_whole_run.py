@@ -609,7 +609,7 @@ def test_versions_and_devices_that_differ_are_listed(copied_under_another_name, 
         ("device", "Tesla T4", now["device"]),
         ("transformers", "5.0.0", now["packages"]["transformers"]),
     ):
-        assert f"adapters/sft was made with {label} {then}, now it is {value}." in warnings
+        assert f"adapters/sft was made with {label} {then}, but now it is {value}." in warnings
     assert load(demo_run.run / "metrics.json")["warnings"] == []
 
 
@@ -712,9 +712,9 @@ def test_run_made_twice_is_the_same_to_the_byte(demo_run, tmp_path):
         ("main.ipynb", {"SEED": 1}, r"adapters/sft was made with arguments.seed|with seed = 0"),
         ("main.ipynb", {"SETTINGS": {"beta": 0.2}}, r"adapters/dpo was made with beta = 0.1"),
         ("main.ipynb", {"MAX_PAIRS": 1000}, r"adapters/sft was made with \w*dataset = "),
-        ("eval.ipynb", {"SEED": 1}, r"prompts.json was made with seed = 0, now it is 1"),
-        ("eval.ipynb", {"N_PROMPTS": 9}, r"prompts.json was made with n_prompts = 50, now it is 9"),
-        ("eval.ipynb", {"MAX_NEW_TOKENS": 9}, r"made with max_new_tokens = 48, now it is 9"),
+        ("eval.ipynb", {"SEED": 1}, r"prompts.json was made with seed = 0, but now it is 1"),
+        ("eval.ipynb", {"N_PROMPTS": 9}, r"prompts.json was made with n_prompts = 50, but now it"),
+        ("eval.ipynb", {"MAX_NEW_TOKENS": 9}, r"made with max_new_tokens = 48, but now it is 9"),
         ("eval.ipynb", {"PROTOCOL": "paper"}, r"made with \w+ = "),
         ("eval.ipynb", {"SETTINGS": {"judge_length": 99}}, r"made with judge_length = 512"),
     ],
@@ -828,7 +828,7 @@ def test_sources_are_known_by_their_content(copied_run, tmp_path, notebook, chan
         execute(notebook, **places(copied_run.folder), **sources)
     else:
         change(hub)
-        with pytest.raises(ValueError, match=rf"was made with {role} = '\w+', now it is '\w+'"):
+        with pytest.raises(ValueError, match=rf"was made with {role} = '\w+', but now it is '\w+'"):
             execute(notebook, **places(copied_run.folder), **sources)
     assert states(copied_run.run, "adapters", "training.json", *RAW) == made
 
@@ -852,7 +852,7 @@ def test_sft_that_was_trained_again_is_noticed(copied_run):
 def test_training_in_results_from_elsewhere_is_refused(demo_run, tmp_path):
     import_results(demo_run.run, Run(tmp_path / "results", "theirs"))
     before = states(tmp_path / "results", "theirs")
-    with pytest.raises(ValueError, match="theirs holds results from elsewhere. Choose another RUN"):
+    with pytest.raises(ValueError, match="theirs contains imported results, .*Choose another"):
         execute("main.ipynb", **places(tmp_path, "theirs"))
     assert states(tmp_path / "results", "theirs") == before
 
@@ -889,7 +889,7 @@ def test_another_judge_has_a_folder_of_its_own(copied_run, tmp_path, demo_run):
     assert ours == theirs
     rewards = zip(load(copied_run.run / "scores.json"), load(demo_run.run / "scores.json"))
     assert {round(mine["reward"] - theirs["reward"], 4) for mine, theirs in rewards} == {-2.0}
-    message = r"scores\.json.* was made with reward_model = '\w+', now it is '\w+'"
+    message = r"scores\.json.* was made with reward_model = '\w+', but now it is '\w+'"
     with pytest.raises(ValueError, match=message):
         execute("eval.ipynb", **given)
 
@@ -903,7 +903,7 @@ def test_mistake_in_a_setting_can_be_mended_in_the_same_folder(copied_run, tmp_p
     labels = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
     mistakes = [
         ({"N_PROMPTS": 5000}, "N_PROMPTS = 5000, but the test split"),
-        ({"REWARD_MODEL": "demo/hub/reward-modl"}, "REWARD_MODEL = .*reward-modl' cannot be had"),
+        ({"REWARD_MODEL": "demo/hub/reward-modl"}, "REWARD_MODEL = .*reward-modl' cannot be"),
         ({"REWARD_MODEL": judge_with(tmp_path / "three", **labels)}, "three has 3 labels; a"),
         (
             {"REWARD_MODEL": judge_with(tmp_path / "nan", bias=math.nan)},
@@ -923,11 +923,11 @@ def test_mistake_in_a_setting_can_be_mended_in_the_same_folder(copied_run, tmp_p
 @pytest.mark.parametrize(
     ("notebook", "parameters", "message"),
     [
-        ("main.ipynb", {"DATASET": "nowhere"}, "DATASET = 'nowhere' cannot be had"),
-        ("main.ipynb", {"BASE_MODEL": "facebook/opt-35m"}, "opt-35m' cannot be had"),
+        ("main.ipynb", {"DATASET": "nowhere"}, "DATASET = 'nowhere' cannot be loaded"),
+        ("main.ipynb", {"BASE_MODEL": "facebook/opt-35m"}, "opt-35m' cannot be loaded"),
         ("main.ipynb", {"PRESET": "paper"}, "PRESET = 'paper' needs a CUDA accelerator"),
-        ("main.ipynb", {"SETTINGS": {"bets": 1}}, "SETTINGS: bets is no setting here"),
-        ("eval.ipynb", {}, "holds no run.json: run main.ipynb with the same RUN"),
+        ("main.ipynb", {"SETTINGS": {"bets": 1}}, "SETTINGS: this notebook has no setting bets"),
+        ("eval.ipynb", {}, "has no run.json. Run main.ipynb with the same RUN"),
     ],
 )
 def test_nothing_is_made_where_something_is_missing(tmp_path, notebook, parameters, message):
