@@ -1,32 +1,38 @@
-# Type `make` for what there is.
+# Type `make` to see the commands.
 SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
-# The names given on the command line. make hands their values on in the environment, whatever is in
-# them.
+# The parameters named on the command line. make passes their values on in the environment, which
+# works for any characters in them.
 GIVEN = $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(firstword $(subst =, ,$(word)))))
 NAMES = $(filter-out PYTHON,$(GIVEN))
 
 define HELP
+Commands to use the repository
+
 make run [PRESET=auto] [RUN=name] [SEED=1] [N_PROMPTS=100] ...
-                        install, then train and evaluate a run: both notebooks, into results/<run>/.
-                        Any parameter of theirs may be given. Interrupted, it goes on where it
-                        stopped; FRESH=True moves what is there aside.
+                        Install what is needed, then train and evaluate a run by executing both
+                        notebooks. The results are in results/<run>/. Any parameter of the
+                        notebooks may be given. Repeat the command to continue after an
+                        interruption. FRESH=True moves the old results aside and starts over.
 make seeds SEEDS="0 1 2" [PRESET=auto] ...
-                        the same for each of these seeds of the training, then side by side
+                        Train and evaluate one run per training seed, then compare the runs.
 make compare RUNS="one two" [RUN=name]
-                        evaluated runs that differ in one setting, side by side
+                        Compare evaluated runs that differ in one setting.
 make import FROM=folder [RUN=name]
-                        take in prompts.json, responses.json and scores.json from elsewhere
+                        Make a run of prompts.json, responses.json and scores.json from elsewhere.
 make rejudge REWARD_MODEL=... [FROM=published]
-                        cut a run's responses where they open a human turn, and judge them again
-make report RUN=name    make the page of a run anew, results/<run>/report.html
-make install            install only
-make test               check the style and run the tests, about five minutes
-make test-slow          the rest of the tests: the page in Chromium, many kills, Colab, real text
-make browser            install Debian's Chromium for the page's tests, where none is found
-make notebooks          refresh what is generated and committed
+                        Cut a run's responses where they open a human turn, and judge them again.
+make report RUN=name    Write the page of a run, results/<run>/report.html, again.
+make install            Install what is needed and do nothing else.
+
+Commands to work on the repository
+
+make test               Check the style and run the tests, which takes about five minutes.
+make test-slow          Run the slow tests: the page in Chromium, interruptions, Colab, real text.
+make browser            Install Debian's Chromium for the tests of the page if there is none.
+make notebooks          Make the committed outputs, Colab notebooks and documents again.
 endef
 export HELP
 

@@ -1,13 +1,13 @@
-"""Generate colab/*.ipynb: the notebooks of the root, each carrying the package.
+"""Generate colab/*.ipynb: the notebooks of the repository's root with the package inside.
 
     python colab/build.py
 
-Colab opens a single file. So each notebook gets a section after its title, which installs what is
-missing and writes the package into a folder beside the notebook, and a cell after the parameters,
-which mounts Drive if a folder lies there. Outputs are left out.
+Colab opens a single file. So each notebook gets a section after its title that installs missing
+packages and writes the package `posttrain` into a folder beside the notebook. A cell after the
+parameters mounts Google Drive if a folder is on it. Outputs are left out.
 
-All files of the package travel, also those that no notebook imports: a run's record holds the
-sha256 of the package's code, which is then the same in Colab as elsewhere.
+All files of the package are included, even those that no notebook imports. A run's record contains
+the sha256 of the package's code, and this makes it the same in Colab as elsewhere.
 """
 
 import re
@@ -21,17 +21,17 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ("main.ipynb", "eval.ipynb", "compare.ipynb")
 WITHOUT_GPU = ("compare.ipynb",)
 SUFFIXES = (".py", ".json", ".html", ".css", ".js")  # of the package's files
-KEPT = ("torch", "numpy", "scipy", "pandas", "matplotlib")  # Colab's own stay as they are
-ANY_VERSION = ("jupyter", "psutil", "tqdm")  # Colab has them, and any version will do
+KEPT = ("torch", "numpy", "scipy", "pandas", "matplotlib")  # Colab's versions are kept
+ANY_VERSION = ("jupyter", "psutil", "tqdm")  # Colab has them, and any version is good enough
 
 PACKAGE = """\
 ### The package
 
-The files of `posttrain/`, as they are in the repository. To change one of them, edit its cell,
-then choose Runtime > Run all."""
+The next cells write the files of `posttrain/`, as they are in the repository. To change one of
+them, edit its cell, then choose Runtime > Run all."""
 
 FORGET = """\
-# Modules that were loaded before are forgotten, so that those above are imported as they are now.
+# Forget modules that were imported before, so that the files above are imported as they are now.
 import importlib
 import sys
 
@@ -53,7 +53,7 @@ if "google.colab" in sys.modules:
 
 
 def read_pins() -> dict[str, str]:
-    """Read from requirements.txt what Colab must have at exactly that version.
+    """Read from requirements.txt the packages that Colab must have in exactly the pinned version.
 
     Returns:
         {package: version}.
@@ -67,7 +67,7 @@ def read_pins() -> dict[str, str]:
 
 
 def read_package() -> dict[str, str]:
-    """Read the package's files, those of its subpackages too.
+    """Read the files of the package and its subpackages.
 
     Returns:
         {path relative to the root: text}.
@@ -80,7 +80,7 @@ def read_package() -> dict[str, str]:
 
 
 def setup_cells() -> list[NotebookNode]:
-    """Make the section that comes after the title: installation and package."""
+    """Make the section after the title, which has the installation and the package."""
     setup = (ROOT / "colab" / "setup.md").read_text(encoding="utf-8")
     install = (ROOT / "colab" / "install.py").read_text(encoding="utf-8")
     pins = "".join(f'    "{package}": "{version}",\n' for package, version in read_pins().items())
@@ -102,7 +102,7 @@ def build(name: str) -> NotebookNode:
         name: the file name of a notebook in the root.
 
     Returns:
-        The notebook with the section and the cell put in, without outputs.
+        The notebook with the additional section and cell, without outputs.
     """
     source = nbformat.read(ROOT / name, as_version=4)
     cells = []
@@ -116,7 +116,7 @@ def build(name: str) -> NotebookNode:
 
     collapsed = []
     for number, cell in enumerate(cells):
-        cell.id = cell.metadata["id"] = f"cell-{number}"  # Colab reads the metadata's
+        cell.id = cell.metadata["id"] = f"cell-{number}"  # Colab reads the id in the metadata
         if cell.metadata.get("jp-MarkdownHeadingCollapsed"):
             collapsed.append(cell.id)
     notebook = new_notebook(cells=cells)

@@ -1,4 +1,4 @@
-"""Install what is missing, at the pinned versions. What Colab has of KEPT stays as it is."""
+"""Install missing packages in the pinned versions. Colab's versions of those in KEPT are kept."""
 
 import importlib.metadata
 import os
@@ -11,10 +11,10 @@ MODULES = {"protobuf": "google.protobuf"}  # packages whose module has another n
 
 
 def installed_version(package):
-    """Give the version of an installed package, None where it is missing."""
+    """Look up the version of an installed package; None if it is missing."""
     try:
         return importlib.metadata.version(package)
-    except (importlib.metadata.PackageNotFoundError, KeyError):  # KeyError: its metadata are lost
+    except (importlib.metadata.PackageNotFoundError, KeyError):  # KeyError if its metadata are lost
         return None
 
 
@@ -31,7 +31,7 @@ if missing:
     if pip.returncode:
         raise RuntimeError(f"pip could not install {', '.join(missing)}:\n{pip.stderr[-2000:]}")
 
-# What was loaded before stays loaded, however often this cell is run: only a restart helps.
+# A module that was loaded before stays loaded in its old version until the session is restarted.
 outdated = []
 for package, version in PINS.items():
     module = sys.modules.get(MODULES.get(package, package))
@@ -40,6 +40,7 @@ for package, version in PINS.items():
         outdated.append(f"{package} {loaded}, not {version}")
 if outdated:
     raise RuntimeError(
-        f"Still loaded: {'; '.join(outdated)}. Choose Runtime > Restart session, then Run all."
+        f"These packages are still loaded in another version: {'; '.join(outdated)}. Choose "
+        "Runtime > Restart session, then Run all."
     )
 os.makedirs("posttrain/page", exist_ok=True)

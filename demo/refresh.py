@@ -1,9 +1,9 @@
-"""Refresh what is committed of results: the notebooks' outputs, the runs `example` and `published`.
+"""Make the committed results again: the notebooks' outputs and the runs `example` and `published`.
 
-main.ipynb and eval.ipynb are executed in place as one demo run named `example`, the published
-record is imported and measured once more, and compare.ipynb shows demo runs of three seeds, which
-are not kept. A run's name and preset stand in the parameters cell only while it executes, so that a
-reader who opens a notebook finds the defaults. Notebooks are not touched where a cell fails.
+main.ipynb and eval.ipynb are executed in place as a demo run named `example`. The published record
+is imported and measured again. compare.ipynb is executed on demo runs of three seeds, which are
+then removed. The parameters cell has the run's name and preset only during the execution, so that
+readers find the defaults in it. A notebook in which a cell fails is left unchanged.
 """
 
 import shutil
@@ -21,15 +21,15 @@ EXAMPLE = {'PRESET = "auto"': 'PRESET = "demo"', "RUN = None": 'RUN = "example"'
 PUBLISHED = {"RUN = None": 'RUN = "published"'}
 IMPORTED = ("prompts.json", "responses.json", "scores.json", "paper.json", "claims.json")
 SEEDS = ("0", "1", "2")
-WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar, dead once the run is over
+WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar, useless after the execution
 
 
 def execute(name, parameters):
     """Execute a notebook from top to bottom.
 
     Args:
-        name: of a notebook in the repository's root.
-        parameters: {beginning of a line of the parameters cell: what stands there instead}.
+        name: the file name of a notebook in the repository's root.
+        parameters: {beginning of a line in the parameters cell: its replacement}.
 
     Returns:
         The notebook with its outputs and its own parameters.
@@ -48,7 +48,7 @@ def execute(name, parameters):
 
 
 def drop_passing_outputs(notebook):
-    """Drop what only mattered while a notebook ran: progress bars, warnings, the cells' times."""
+    """Remove outputs that only matter during the execution: progress bars, warnings and times."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
@@ -61,7 +61,7 @@ def drop_passing_outputs(notebook):
 
 
 def refresh_example():
-    """Start the run `example` from nothing, and keep both notebooks with its outputs."""
+    """Make the run `example` from the beginning, and save both notebooks with its outputs."""
     for parent in ("results", "figures"):
         shutil.rmtree(REPOSITORY / parent / "example", ignore_errors=True)
     executed = {name: execute(name, EXAMPLE) for name in ("main.ipynb", "eval.ipynb")}
@@ -71,7 +71,7 @@ def refresh_example():
 
 
 def refresh_published():
-    """Import the study's own record anew and measure it."""
+    """Import the published record of the study again, and measure it."""
     shutil.rmtree(REPOSITORY / "figures" / "published", ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "published"
@@ -90,7 +90,7 @@ def refresh_published():
 
 
 def refresh_comparison():
-    """Train and evaluate the demo with three seeds, and keep compare.ipynb with its outputs."""
+    """Train and evaluate the demo with three seeds, and save compare.ipynb with its outputs."""
     with tempfile.TemporaryDirectory() as folder:
         results = f"{folder}/results"
         command = [sys.executable, "-m", "posttrain", "seeds", "PRESET=demo"]
@@ -100,7 +100,7 @@ def refresh_comparison():
     drop_passing_outputs(notebook)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            if "text" in output:  # where the runs lay meanwhile says nothing
+            if "text" in output:  # the path of the temporary folder is of no interest
                 output["text"] = output["text"].replace(f"{folder}/", "")
     nbformat.write(notebook, REPOSITORY / "compare.ipynb")
 
