@@ -179,10 +179,11 @@ def draw_prompts(
             print(f"N_PROMPTS = {n}, but only {size} {kind} prompts are usable. All are taken.")
         drawn = generator.sample(usable, size)
         cut = sum(pair["cut"] for pair in drawn)
+        reasons = [f"{count} {reason}" for reason, count in dropped.most_common()]
         print(
             f"{MEASURED[kind]}/test has {len(usable)} usable {kind} prompts. Of these {size} were "
             f"drawn, and {cut} of the drawn prompts were shortened to fit the base. Rows dropped: "
-            f"{dict(dropped) or 'none'}."
+            f"{', '.join(reasons) or 'none'}."
         )
         for i, pair in enumerate(drawn):
             record = {"id": f"{kind}-{i:02d}", "kind": kind}

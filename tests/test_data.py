@@ -372,7 +372,7 @@ def test_harmful_prompts_hold_a_keyword_as_a_words_beginning(tmp_path, tokenizer
     assert sorted(record["prompt"] for record in drawn) == sorted(
         f"{prefix}{text}\n\nAssistant:" for text in harmful
     )
-    assert "Rows dropped: {'no keyword': 3, 'duplicate': 1}" in capsys.readouterr().out
+    assert "Rows dropped: 3 no keyword, 1 duplicate." in capsys.readouterr().out
     assert len(draw(dataset, "helpful", None, tokenizer)) == 7
     assert data.count_prompts(dataset, "default", tokenizer, 512) == {"harmful": 4, "helpful": 7}
 
