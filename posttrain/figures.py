@@ -55,13 +55,15 @@ def rates(records: Sequence[Record]) -> Figure:
 
 
 def beside_published(records: Sequence[Record], published: Sequence[Record]) -> Figure:
-    """Draw the rates of a run beside those of the published study.
+    """Draw the rates of a run beside those of the published study; once if they are the same.
 
     Args:
         records: of `metrics.summarise`; those of reference answers are left out.
         published: of `published.study_rates`.
     """
     records = _models_among(records)
+    if _list_rates(records) == _list_rates(published):
+        return rates(records)
     names = [record["model"] for record in records]
     names += [record["model"] for record in published if record["model"] not in names]
     styles = style_of(names)
@@ -73,6 +75,14 @@ def beside_published(records: Sequence[Record], published: Sequence[Record]) -> 
     title = f"{_say_range(records)} here;\n{_say_range(published)} in the published study"
     entitle(figure, title, make_handles(styles, lines=False))
     return figure
+
+
+def _list_rates(records: Sequence[Record]) -> list[list[Any]]:
+    """List the models with their rates."""
+    rows = []
+    for record in records:
+        rows.append([record["model"], *(round(record[name], 6) for name in RATES)])
+    return rows
 
 
 def _draw_rates(axis: Axes, records: Sequence[Record], styles: Mapping[str, Style]) -> None:
@@ -200,11 +210,10 @@ def _say_significant(comparisons: Sequence[Record]) -> str:
     if not significant:
         return "No pair of models differs significantly in HmR, HpR or CAS"
     baseline = comparisons[0]["first"]
-    title = f"{len(significant)} differences are significant"
-    if len(significant) == 1:
-        title = "1 difference is significant"
+    compared = sum(record["measure"] in RATES for record in comparisons)
+    title = f"{len(significant)} of {compared} differences are significant,"
     if all(record["first"] == baseline and record["difference"] > 0 for record in significant):
-        title = f"Only gains over {printable(baseline)} are significant"
+        title = f"Only gains over {printable(baseline)} are significant,"
     title += f" in {_list_words(with_some, 'and')}"
     return title + (f", none in {_list_words(without, 'or')}" if without else "")
 

@@ -133,7 +133,7 @@ def entitle(figure: Figure, title: str, handles: Sequence[Line2D]) -> None:
     for line in title.splitlines():
         lines += textwrap.wrap(line, letters, break_on_hyphens=False)
     # As the legend's own title, since a figure's title would be drawn across the legend.
-    figure.legend(
+    legend = figure.legend(
         handles=handles,
         title="\n".join(lines),
         title_fontsize=9,
@@ -142,6 +142,7 @@ def entitle(figure: Figure, title: str, handles: Sequence[Line2D]) -> None:
         columnspacing=1.2,
         handletextpad=0.5,
     )
+    legend.get_title().set_multialignment("center")
 
 
 def make_handles(styles: Mapping[str, Style], lines: bool = True) -> list[Line2D]:

@@ -65,6 +65,12 @@ def numbers(records: Sequence[Record], precision: int = 1, **formats: str) -> St
     return styler.hide(axis="index")
 
 
+def paragraphs(sentences: Sequence[str]) -> HTML:
+    """Show texts as paragraphs, each on its own, with nothing read as markup."""
+    parts = [f"<p>{escape(sentence)}</p>" for sentence in sentences]
+    return HTML(f'<div class="tex2jax_ignore mathjax_ignore">{"".join(parts)}</div>')
+
+
 def behaviour(records: Sequence[Record]) -> Styler:
     """Show how the models answer, a column for each property that is known.
 

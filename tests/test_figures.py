@@ -231,6 +231,12 @@ def test_log_probabilities_are_those_of_the_held_out_pairs(drawn):
         assert rejected.get_markerfacecolor() == "white"
 
 
+def test_the_studys_own_rates_are_drawn_once():
+    records = published.study_rates()
+    assert len(figures.beside_published(records, records).axes) == 1
+    assert len(figures.beside_published(records[:3], records).axes) == 2
+
+
 def test_titles_of_differences_say_what_is_significant():
     def title(*significant):
         records = []
@@ -244,10 +250,10 @@ def test_titles_of_differences_say_what_is_significant():
 
     assert title() == "No pair of models differs significantly in HmR, HpR or CAS"
     gains = title("SFT HpR", "DPO HpR", "SFT CAS")
-    assert gains == "Only gains over Base are significant in HpR and CAS, none in HmR"
+    assert gains == "Only gains over Base are significant, in HpR and CAS, none in HmR"
     lost = {"measure": "HmR", "first": "Base", "second": "SFT", "difference": -9.0}
     text = figures._say_significant([lost | {"decision": "significant"}])
-    assert text == "1 difference is significant in HmR, none in HpR or CAS"
+    assert text == "1 of 1 differences are significant, in HmR, none in HpR or CAS"
 
 
 def test_a_threshold_decides_where_another_model_takes_the_lead():
