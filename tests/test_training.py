@@ -947,7 +947,7 @@ def test_model_that_reloads_otherwise_is_not_saved(tmp_path):
     with torch.no_grad():
         base.model.decoder.embed_tokens.weight.mul_(1.5)
     trainer = make_sft(model=base, max_steps=1, eval_on_start=False)
-    with pytest.raises(RuntimeError, match="logits differ .* It was not saved"):
+    with pytest.raises(RuntimeError, match="logits differ .* so it was not saved"):
         train(trainer, run, "SFT")
     require_nothing_left(run, "SFT")
 
@@ -956,7 +956,7 @@ def test_layers_that_a_base_does_not_have_are_said(capsys):
     """Another architecture names its layers otherwise, and LoRA would pass over them silently."""
     trainer = make_sft(lora={**LORA, "target_modules": ["q_proj", "gate_proj"]})
     training.say_what_is_adapted(trainer)
-    expected = "This base has no layers gate_proj: LoRA adapts only q_proj."
+    expected = "This base has no layers named gate_proj, so LoRA adapts only q_proj."
     assert expected in capsys.readouterr().out
     for lora in (LORA, {**LORA, "target_modules": r".*\.fc1"}, None):
         training.say_what_is_adapted(make_sft(lora=lora))
