@@ -366,7 +366,7 @@ def test_run_prints_its_progress_its_table_and_where_all_is(demo_run):
         assert f"{name} was trained in " in printed
     assert "harmless-base/test has 153 usable harmful prompts. Of these 50 were drawn" in printed
     assert (demo_run.run / "summary.md").read_text(encoding="utf-8") in printed
-    assert re.search("Tables, records and both executed notebooks: .*/results/demo\n", printed)
+    assert re.search("records and both executed notebooks are in .*/results/demo[.]\n", printed)
     assert re.search("Double-click .*/results/demo/report.html to open a page", printed)
 
 
