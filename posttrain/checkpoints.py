@@ -45,7 +45,8 @@ class Checkpoints(TrainerCallback):
         """
         set_seed(args.seed + state.global_step // self.epoch_steps)
 
-    # The checkpoint of an epoch's last step is written after the validation, so set it here too.
+    # The checkpoint of an epoch's last step is written after its validation, so the state is set
+    # after a validation too.
     on_evaluate = on_epoch_begin
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -1026,7 +1026,7 @@ def test_progress_says_how_far_it_is(monkeypatch, capsys):
     state.global_step, now[0] = 12, 120.0
     progress.on_log(None, state, None, logs={"loss": 0.51234})
     progress.on_step_end(None, state, None)
-    expected = "SFT+DPO: step 12 of 100, loss 0.512, 60.0 s a step, 88 minutes left\n"
+    expected = "SFT+DPO: step 12 of 100, loss 0.512, 60.0 s per step, 88 minutes left\n"
     assert capsys.readouterr().out == expected
 
 
