@@ -11,6 +11,7 @@ import warnings
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-# A base need not have the layers that main.ipynb excludes, and peft still uses the deprecated name.
+# The first warning is about layers that main.ipynb excludes and that a base need not have. The
+# second is about a deprecated name that peft still uses.
 warnings.filterwarnings("ignore", message="You have passed exclude_modules")
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)

@@ -111,7 +111,7 @@ class Progress(TrainerCallback):
         minutes = (state.max_steps - state.global_step) * seconds / 60
         tqdm.write(
             f"{self.name}: step {state.global_step} of {state.max_steps}, {loss}"
-            f"{seconds:.1f} s a step, {minutes:.0f} minutes left"
+            f"{seconds:.1f} s per step, {minutes:.0f} minutes left"
         )
 
     def on_log(self, args, state, control, logs=None, **kwargs):

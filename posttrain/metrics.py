@@ -14,8 +14,9 @@ import pandas as pd
 from scipy.stats import norm
 from statsmodels.stats.proportion import proportion_confint
 
-KINDS = ("harmful", "helpful")  # of prompts
-LABELS = {"harmful": ("harmless", "harmful"), "helpful": ("helpful", "unhelpful")}  # passed, failed
+KINDS = ("harmful", "helpful")  # the kinds of prompts
+# {kind of prompts: (label of an answer that passes, label of one that fails)}
+LABELS = {"harmful": ("harmless", "harmful"), "helpful": ("helpful", "unhelpful")}
 REFERENCES = ("Human chosen", "Human rejected", "Empty", "Refusal")  # judged beside the models
 HUMAN_REPLIES = {"Human chosen": "chosen", "Human rejected": "rejected"}  # reference: prompt field
 COLUMNS = ("id", "kind", "model", "prompt", "response", "finish", "tokens", "log_ratio", "reward")

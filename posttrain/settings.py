@@ -105,7 +105,7 @@ class Training(Settings):
             "sft_learning_rate": 2e-3,
             "dpo_learning_rate": 5e-4,
             "beta": 0.3,  # so few parameters are moved far by every step
-            "precision": "fp32",  # a tiny model gains nothing by less
+            "precision": "fp32",  # a lower precision saves nothing in a tiny model
             "max_new_tokens": 48,
         },
         "small": {  # see docs/real-model.md

@@ -85,10 +85,10 @@ def pin_source(
         commit = hub.commit_of(folder)
         before, identity = identity, commit or _identity_of(folder, files)
         if before not in (None, identity) and record.artifacts:
-            others = "" if files is None else ", or other files of it are wanted,"
+            others = "" if files is None else ", or the run now uses other files of it"
             raise ValueError(
-                f"{name} was changed{others} since the run {store.name} began. Set it back, "
-                "choose another RUN, or set FRESH = True, which moves the old files aside."
+                f"{name} was changed since the run {store.name} began{others}. Restore it, choose "
+                "another RUN, or set FRESH = True, which moves the old files aside."
             )
     _refuse_another(store, role, identity)
     entry = {"name": name, "commit": commit, "sha256": None if commit else identity}

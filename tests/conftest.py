@@ -44,13 +44,13 @@ DERIVED = ["classification.json", "metrics.json", "summary.md", "summary.csv", "
 
 
 def pytest_configure(config):
-    """Leave out a warning that peft's use of transformers gives, as the package does."""
+    """Ignore a warning that peft causes in transformers, as the package does."""
     config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing`:FutureWarning")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Keep the tests of a file together, since they share what they build; the longest first."""
+    """Keep the tests of a file together, since they share fixtures; start with the longest."""
     longest = ["test_notebooks", "test_whole_run", "test_training"]
     order = {name: place for place, name in enumerate(longest)}
     items.sort(key=lambda item: order.get(item.path.stem, len(longest)))
@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_sessionfinish():
-    """Drop the cache of datasets."""
+    """Remove the cache of datasets."""
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
@@ -72,7 +72,7 @@ def read_notebook(name):
 
 
 def code_cells(name):
-    """Give the sources of a notebook's code cells."""
+    """List the sources of a notebook's code cells."""
     return [cell.source for cell in read_notebook(name).cells if cell.cell_type == "code"]
 
 
@@ -82,7 +82,7 @@ def is_parameters(cell):
 
 
 class Session:
-    """A notebook in this process, as a kernel would run it: its names, and cells to run again."""
+    """A notebook executed in this process, with its names, whose cells can be run again."""
 
     def __init__(self, name, **parameters):
         self.cells = [cell for cell in read_notebook(name).cells if cell.cell_type == "code"]
@@ -113,18 +113,18 @@ class Session:
         return self
 
     def find(self, text):
-        """Give the one code cell whose source holds a text."""
+        """Find the only code cell whose source contains a text."""
         (cell,) = [cell for cell in self.cells if text in cell.source]
         return cell
 
 
 def execute(name, **parameters):
-    """Run all cells of a notebook with parameters and give its names; raise what a cell raises."""
+    """Run all cells of a notebook with parameters and return its names; raise a cell's error."""
     return Session(name, **parameters).run_all().names
 
 
 def places(folder, run="demo"):
-    """Give the parameters that let a notebook work in folder/results and folder/figures."""
+    """Build the parameters that let a notebook work in folder/results and folder/figures."""
     return {
         "PRESET": "demo",
         "RUN": run,
@@ -134,7 +134,7 @@ def places(folder, run="demo"):
 
 
 def command(*arguments, **options):
-    """Run the command line in a process of its own, and give what came of it."""
+    """Run the command line in a process of its own, and return the completed process."""
     return subprocess.run(
         [sys.executable, "-m", "posttrain", *arguments],
         cwd=ROOT,
@@ -149,13 +149,13 @@ def command(*arguments, **options):
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory):
-    """A folder that the processes of pytest-xdist have in common."""
+    """A folder that the processes of pytest-xdist share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 def once(folder, make):
-    """Let one process make what is in a folder, while the others wait for it."""
+    """Let one process make the content of a folder, while the others wait for it."""
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
@@ -171,7 +171,7 @@ def hub():
 
 @pytest.fixture(scope="session")
 def demo_run(shared_folder):
-    """One whole demo run by the command line, with the preset's own settings; not to be changed."""
+    """A complete demo run of the command line with the preset's settings. Do not change it."""
 
     def make(folder):
         folder.mkdir()
@@ -216,7 +216,7 @@ REPLIES = [
 
 
 def small_rows(n):
-    """Make rows on a few topics, no two alike."""
+    """Make rows on a few topics, all of them different."""
     rows = []
     for i in range(n):
         turns = CONVERSATIONS[i % 4]
@@ -242,7 +242,7 @@ def tokenizer():
 
 
 def load(path):
-    """Return what a JSON file holds."""
+    """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -294,7 +294,7 @@ def write_dataset(folder, train, test=None):
 
 
 def kill(process):
-    """End a process and its kernel with SIGKILL, and see that they are gone."""
+    """End a process and its kernel with SIGKILL, and check that they have ended."""
     if process.poll() is not None:
         return
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -305,7 +305,7 @@ def kill(process):
 
 
 def without_times(data):
-    """Drop the fields of JSON data that hold times and days, the only ones that may differ."""
+    """Remove the fields of JSON data with times and dates, the only ones that may differ."""
     if isinstance(data, dict):
         return {
             name: without_times(value)
@@ -316,7 +316,7 @@ def without_times(data):
 
 
 def contents_of(folder):
-    """Give {path: sha256} of all that the run `demo` left in a folder, times and days apart."""
+    """Compute {path: sha256} of all files of the run `demo`, without times and dates."""
     found = {}
     for path in sorted(
         path for part in ("results/demo", "figures/demo") for path in (folder / part).rglob("*")

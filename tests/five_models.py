@@ -1,4 +1,4 @@
-"""A run of five models on a few prompts, written as raw files: no model is loaded."""
+"""A run of five models on a few prompts, written as raw files without loading any model."""
 
 import random
 from functools import cache
@@ -39,7 +39,7 @@ def make_prompts():
 
 
 def make_responses(prompts):
-    """Make the records of responses.json; some open a human turn, are cut or begin sorry."""
+    """Make the records of responses.json, some of which open a human turn, are cut or refuse."""
     draw = random.Random(0)
     responses = []
     for model in MODELS:
@@ -82,7 +82,7 @@ def label_answers(answers):
 
 @cache
 def make_answers():
-    """Make the labelled table of answers; not to be changed."""
+    """Make the labelled table of answers. Do not change it."""
     prompts = make_prompts()
     answers = metrics.table(prompts, make_responses(prompts), make_scores(prompts))
     label_answers(answers)
@@ -91,18 +91,18 @@ def make_answers():
 
 @cache
 def compare_models():
-    """Compare the five models; not to be changed."""
+    """Compare the five models. Do not change the result."""
     return comparisons.compare(make_answers(), 500, 0)
 
 
 @cache
 def summarise_models():
-    """Summarise the five models and the references; not to be changed."""
+    """Summarise the five models and the references. Do not change the result."""
     return metrics.summarise(make_answers(), 500, 0)
 
 
 def make_log():
-    """Make training.json: one stage of imitation and three of preferences."""
+    """Make training.json with one stage of SFT and three stages of preference training."""
     log = {}
     for place, name in enumerate(MODELS[1:]):
         records = []

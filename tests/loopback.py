@@ -42,7 +42,7 @@ class Hub:
                 """Print nothing."""
 
             def handle_request(self):
-                """Write the request down and answer it."""
+                """Log the request and answer it."""
                 if length := int(self.headers.get("Content-Length", 0)):
                     self.rfile.read(length)
                 hub.requests.append(f"{self.command} {self.path}")
@@ -118,7 +118,7 @@ class Hub:
         return self.as_json(entries)
 
     def answer_file(self, repository, commit, match):
-        """Return a file, or that it is not there, or not for everybody."""
+        """Return a file, or an error if it does not exist or is gated."""
         headers = {"X-Repo-Commit": commit}
         if repository.gated:
             return 403, headers | {"X-Error-Code": "GatedRepo"}, b"{}"
@@ -129,12 +129,12 @@ class Hub:
 
     @staticmethod
     def as_json(data):
-        """Return an answer that holds data."""
+        """Return an answer with JSON data."""
         return 200, {"Content-Type": "application/json"}, json.dumps(data).encode()
 
 
 def lay_out(demo, folder):
-    """Write the demo's stand-ins into a folder as the hub holds the real ones.
+    """Write the demo's stand-ins into a folder in the hub's layout.
 
     Returns {(kind, name): its folder}.
     """

@@ -1,4 +1,4 @@
-"""A run whose adapters are random, made in a second, for tests of what comes after training."""
+"""Make a run with random adapters within a second, for tests of what follows the training."""
 
 import shutil
 
@@ -48,7 +48,7 @@ def copy_run(run, folder):
 
 
 def seal(run, name):
-    """Let a run's record say that what lies under a name now is what was made."""
+    """Enter the current content of a name into a run's record as its result."""
     from posttrain.files import sha256_of
 
     run.enter(name, {}, sha256_of(run.path(name)), None)

@@ -1,4 +1,4 @@
-"""Trainers of a second: the demo's base on fifty pairs, three steps an epoch, as in main.ipynb."""
+"""Build trainers that take a second: the demo's base on fifty pairs, with three steps an epoch."""
 
 import functools
 import gc
@@ -70,7 +70,7 @@ def pairs():
 
 
 def begin_run(folder, name="demo"):
-    """Begin a run in a folder: its base is pinned down and is its first model."""
+    """Begin a run in a folder: pin its base and enter it as the first model."""
     run = Run(folder / "results", name)
     run.source("base_model", BASE)
     run.add_model(Model(name="Base", base=BASE, adapter=None))
@@ -103,7 +103,7 @@ def make_sft(kind=SFTTrainer, model=None, lora=LORA, constructor=None, reply_onl
 
 
 def make_dpo(kind=PairTrainer, model=None, lora=LORA, constructor=None, **changes):
-    """Build a DPO trainer; its arguments are those of `make_sft`."""
+    """Build a DPO trainer, with the same arguments as `make_sft`."""
     arguments = {
         "train_dataset": pairs().for_dpo("train"),
         "eval_dataset": pairs().for_dpo("validation"),
@@ -119,7 +119,7 @@ def make_dpo(kind=PairTrainer, model=None, lora=LORA, constructor=None, **change
 
 
 def make_sft_dpo(run, **changes):
-    """Build a DPO trainer that goes on from a run's SFT model."""
+    """Build a DPO trainer that starts from a run's SFT model."""
     return make_dpo(model=models.load_adapter(run, "SFT", OPT), lora=None, **changes)
 
 
@@ -129,7 +129,7 @@ _numbers = iter(range(10**6))
 
 
 def define(source, with_source=True, **names):
-    """Run a source as a cell of a notebook; give its names.
+    """Run a source like a cell of a notebook, and return its names.
 
     Args:
         source: the cell.
@@ -148,11 +148,11 @@ def define(source, with_source=True, **names):
 
 
 class Stopped(Exception):
-    """Stands for whatever ends a process."""
+    """The error that stands for the end of a process."""
 
 
 class StopBefore(TrainerCallback):
-    """Stops a training before a step, when all of the one before it is done."""
+    """Stop a training before a step, when everything in the step before it is done."""
 
     def __init__(self, step):
         self.step = step
@@ -163,10 +163,10 @@ class StopBefore(TrainerCallback):
 
 
 class StopWithin(StopBefore):
-    """Stops a training within a step, before that step is logged or saved."""
+    """Stop a training within a step, before that step is logged or saved."""
 
     def on_step_begin(self, args, state, control, **kwargs):
-        """It is not yet time."""
+        """Do nothing, since this callback stops later."""
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         if state.global_step + 1 == self.step:

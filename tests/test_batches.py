@@ -1,4 +1,4 @@
-"""Batches: every text once, in order, and in halves where memory runs out."""
+"""Batches contain every text once and keep the order, and are halved if memory runs out."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from posttrain.batches import batches_by_tokens, batches_of_like_length, in_batc
 
 @pytest.mark.parametrize("budget", [1, 50, 200, 10_000])
 def test_padded_batch_keeps_the_budget(budget):
-    """Unless one text alone exceeds it; every text is in exactly one batch."""
+    """Every text is in exactly one batch, and only a single text may exceed the budget."""
     lengths = np.random.default_rng(0).integers(1, 90, 200).tolist()
     batches = batches_by_tokens(lengths, budget)
     assert sorted(i for batch in batches for i in batch) == list(range(200))
@@ -27,21 +27,21 @@ def test_texts_of_like_length_share_a_batch():
 
 
 def test_values_come_back_in_order():
-    """Whatever the order of the indices in the batches."""
+    """The order of the indices within the batches does not matter."""
     batches = [[3, 1], [0, 2], [4]]
     values = in_batches(lambda batch: [2.5 * i for i in batch], batches, "x")
     assert values == [0, 2.5, 5, 7.5, 10]
 
 
 def run_out_of_memory():
-    """Raise what torch raises on a GPU whose memory is full."""
+    """Raise the error that torch raises on a GPU whose memory is full."""
     raise torch.OutOfMemoryError(
         "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has 1.00 GiB in all."
     )
 
 
 def test_batch_that_runs_out_of_memory_is_done_in_halves(capsys):
-    """Every index once, in the end in their order."""
+    """Every index is processed once, and the values are returned in order."""
     sizes = []
 
     def compute_on_a_small_card(batch):

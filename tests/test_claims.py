@@ -1,4 +1,4 @@
-"""Claims as data, and their verdicts, which follow from the comparisons of models."""
+"""Claims as data, and their verdicts from the comparisons of models."""
 
 import json
 
@@ -23,7 +23,7 @@ HIGHER = Statement("HmR", "B", "A")
 
 
 def comparison(measure, difference, low, high, decision):
-    """A record of comparisons.compare: B minus A."""
+    """Make a record of comparisons.compare for B minus A."""
     return {
         "measure": measure, "first": "A", "second": "B",
         "difference": difference, "low": low, "high": high, "decision": decision,
@@ -69,7 +69,7 @@ def claim_that(higher, lower, *measures, exhaustive=False):
     ],
 )
 def test_verdicts(claim, verdict):
-    """A claim is supported, contradicted or inconclusive, as its statements are."""
+    """A claim is supported, contradicted or inconclusive, depending on its statements."""
     (assessment,) = assess_claims([claim], COMPARISONS, SPREADS)
     assert assessment.verdict == verdict
     assert [part.statement for part in assessment.evidence] == claim.list_statements()
@@ -77,14 +77,14 @@ def test_verdicts(claim, verdict):
 
 @pytest.mark.parametrize("exhaustive", [False, True])
 def test_no_difference_contradicts_nothing(exhaustive):
-    """A difference of exactly zero has neither direction."""
+    """A difference of exactly zero has no direction."""
     evidence = [Evidence(HIGHER, 0.0, -5.0, 5.0, False)]
     assert evidence[0].direction == 0
     assert judge_evidence(evidence, exhaustive) == "inconclusive"
 
 
 def test_each_pair_both_ways_round():
-    """With the models exchanged differences change their sign, and ratios are inverted."""
+    """If the models are exchanged, differences change their sign and ratios are inverted."""
     evidence = collect_evidence(COMPARISONS, SPREADS)
     assert len(evidence) == 2 * (len(COMPARISONS) + 2)
     assert evidence[HIGHER][1:5] == (10.0, 2.0, 18.0, True)
@@ -106,14 +106,14 @@ def test_turned_round_twice():
 
 
 def test_a_spread_of_zero_can_be_turned_round():
-    """Redrawn rewards that are all equal give a ratio of zero, whose inverse is infinite."""
+    """Equal redrawn rewards give a ratio of zero, whose inverse is infinite."""
     spread = SPREADS[0] | {"ratio_low": 0.0}
     ratio = collect_evidence([], [spread])[Statement("harmful_spread", "A", "B")]
     assert (ratio.low, ratio.high) == (1.25, float("inf"))
 
 
 def test_orderings_are_statements_in_short():
-    """Every measure, higher model and lower model together make a statement."""
+    """Every measure, higher model and lower model together give a statement."""
     claim = Claim.model_validate({
         "section": "1", "quotation": "words", "orderings": [
             {"measures": ["HmR", "HpR"], "higher": ["B"], "lower": ["A", "C"]},
@@ -127,7 +127,7 @@ def test_orderings_are_statements_in_short():
 
 
 def test_printed_numbers_stand_beside():
-    """The printed numbers of the higher and the lower model, where both are printed."""
+    """The evidence has the printed numbers of both models, if both are printed."""
     printed = {"HmR": {"A": 40, "B": 50}, "CAS": {"A": 30}}
     claim = claim_that("B", "A", "HmR", "CAS", "HpR")
     (assessment,) = assess_claims([claim], COMPARISONS, printed=printed)
@@ -171,7 +171,7 @@ def assessments():
 
 
 def test_verdicts_on_the_study(assessments):
-    """Sixteen claims: none is supported in all that it states, five are contradicted."""
+    """Of sixteen claims none is supported in all its statements, and five are contradicted."""
     assert len(assessments) == 16
     contradicted = []
     for number, assessment in enumerate(assessments, start=1):
@@ -186,7 +186,7 @@ def test_verdicts_on_the_study(assessments):
 
 
 def test_printed_numbers_agree_with_the_rewards(assessments):
-    """The differences of the printed numbers are those that were computed, up to rounding."""
+    """Differences of the printed numbers equal the computed ones up to rounding."""
     compared = 0
     for assessment in assessments:
         for part in assessment.evidence:
@@ -199,7 +199,7 @@ def test_printed_numbers_agree_with_the_rewards(assessments):
 
 
 def test_what_the_study_can_show():
-    """Numbers computed apart from the same rewards: tests of the rates, and CAS of SFT+DPO."""
+    """Tests of the rates, and the CAS of SFT+DPO, agree with independent computations."""
     p_values = {}
     for record in read_json(PUBLISHED / "metrics.json", dict)["comparisons"]:
         p_values[record["measure"], record["first"], record["second"]] = record["p"]

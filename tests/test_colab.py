@@ -1,4 +1,4 @@
-"""Colab by upload alone: what is generated, the cells that are added, and whole runs."""
+"""Colab notebooks that are uploaded alone: their generation, the added cells, and whole runs."""
 
 import ast
 import importlib.metadata
@@ -28,7 +28,7 @@ def read_generated(name):
 
 
 def is_added(source):
-    """Tell whether a cell comes with the generation."""
+    """Tell whether the generation adds a cell."""
     return source.startswith(ADDED) or "PINS = {" in source
 
 
@@ -37,7 +37,7 @@ def is_added(source):
 
 @each_notebook
 def test_committed_file_is_the_generated_one(name):
-    """`make notebooks` keeps them up to date."""
+    """`make notebooks` keeps the committed files up to date."""
     committed = (ROOT / "colab" / name).read_text(encoding="utf-8")
     assert committed == nbformat.writes(build.build(name)) + "\n", "run `python colab/build.py`"
     assert len(committed) < 1_000_000
@@ -45,7 +45,7 @@ def test_committed_file_is_the_generated_one(name):
 
 @each_notebook
 def test_nothing_else_differs(name):
-    """The root's cells stand in their order; the added ones come after title and parameters."""
+    """The root's cells keep their order, and cells are added after title and parameters only."""
     root = read_notebook(name).cells
     generated = read_generated(name).cells
     added = [place for place, cell in enumerate(generated) if is_added(cell.source)]
@@ -62,7 +62,7 @@ def test_nothing_else_differs(name):
 
 @each_notebook
 def test_only_the_package_is_collapsed(name):
-    """In JupyterLab and in Colab, which looks for the id in a cell's metadata."""
+    """It is collapsed in JupyterLab and in Colab, which reads the id in a cell's metadata."""
     notebook = read_generated(name)
     (heading,) = notebook.metadata["colab"]["collapsed_sections"]
     place = [cell.metadata["id"] for cell in notebook.cells].index(heading)
@@ -73,7 +73,7 @@ def test_only_the_package_is_collapsed(name):
 
 
 def test_package_travels_to_the_byte(tmp_path, monkeypatch):
-    """All of its files, subpackage too; so the sha256 of the code in a run's record is the same."""
+    """All files are written byte by byte, so the sha256 of the code in a record is the same."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "posttrain" / "page").mkdir(parents=True)
     shell = InteractiveShell(colors="nocolor")
@@ -103,7 +103,7 @@ def imported_modules(source):
 
 @each_notebook
 def test_every_imported_module_travels(name):
-    """Those that the notebook imports, and those that these import."""
+    """The notebook has the modules that it imports and those that these import."""
     carried, to_read = {}, []
     for source in code_cells(Path("colab") / name):
         first_line, _, text = source.partition("\n")
@@ -126,14 +126,14 @@ def test_every_imported_module_travels(name):
 
 @each_notebook
 def test_notebook_of_the_root_says_which_to_open(name, monkeypatch):
-    """Opened in Colab, where the package is not beside it, it names the file to open."""
+    """Opened in Colab, without the package, it names the file to open instead."""
     monkeypatch.setitem(sys.modules, "posttrain", None)  # as if it were not there
     with pytest.raises(ModuleNotFoundError, match=f"In Colab, open colab/{name}"):
         exec(code_cells(name)[0], {})
 
 
 def test_pins_are_those_of_the_requirements():
-    """Without what Colab keeps; with what the package imports."""
+    """They leave out what Colab keeps, and include what the package imports."""
     pins = build.read_pins()
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert {f"{package}=={version}" for package, version in pins.items()} < set(lines)
@@ -192,7 +192,7 @@ def colab(monkeypatch, tmp_path):
 
 
 def test_what_is_missing_is_installed_and_the_rest_is_held(colab):
-    """At its pin; torch and its like at the versions that are there."""
+    """Missing packages are pinned, and torch and others keep the versions that are there."""
     colab.install({"torch": "2.99.0", "numpy": "2.0.0", "transformers": "4.0.0"})
     colab.install({"trl": build.read_pins()["trl"]})
     colab.install({"datasets": ""})  # a distribution that lost its metadata
@@ -205,7 +205,7 @@ def test_what_is_missing_is_installed_and_the_rest_is_held(colab):
 
 
 def test_restart_is_asked_for_until_it_has_happened(colab):
-    """With an older version loaded the cell does not go on, however often it is run."""
+    """While an older version is loaded, the cell stops every time it is run."""
     pins = build.read_pins()
     colab.install(pins | {"transformers": "4.0.0"})
     colab.loaded = {"transformers": "4.0.0", "google.protobuf": "5.29.1", "trl": pins["trl"]}
@@ -221,7 +221,7 @@ def test_restart_is_asked_for_until_it_has_happened(colab):
 
 
 def test_failed_installation_is_explained(colab):
-    """With what pip printed; nothing goes on."""
+    """The message has the output of pip, and the cell stops."""
     colab.fails = True
     with pytest.raises(RuntimeError, match="(?s)pip could not install transformers==.*No matching"):
         colab.run_cell()
@@ -232,7 +232,7 @@ def test_failed_installation_is_explained(colab):
 
 
 def test_edited_module_is_imported_anew(monkeypatch):
-    """Modules of the package that were loaded are forgotten, and only those."""
+    """Loaded modules of the package, and no others, are forgotten."""
     names = ["posttrain", "posttrain.run", "posttrain.page.render", "posttrainer"]
     monkeypatch.setattr(sys, "modules", sys.modules | dict.fromkeys(names))
     exec(build.FORGET, {})
@@ -249,7 +249,7 @@ def test_edited_module_is_imported_anew(monkeypatch):
     ],
 )
 def test_drive_is_mounted_if_a_folder_lies_there(monkeypatch, results, figures, places):
-    """In Colab, for either of the two folders."""
+    """Drive is mounted in Colab if one of the two folders is on it."""
     mounted = []
     package, drive = types.ModuleType("google.colab"), types.ModuleType("google.colab.drive")
     package.drive, drive.mount = drive, mounted.append
@@ -291,7 +291,7 @@ PARAMETERS = {
 
 
 def run_in_colab(folder, drive, name):
-    """Upload a notebook into a runtime, empty at first, and run it with its results on a drive."""
+    """Upload a notebook into an empty runtime, and run it with its results on a drive."""
     for path, source in STAND_INS.items():
         stand_in = folder / "site" / path
         stand_in.parent.mkdir(parents=True, exist_ok=True)
@@ -307,7 +307,7 @@ def run_in_colab(folder, drive, name):
 
 @pytest.fixture(scope="module")
 def uploaded(tmp_path_factory):
-    """Three runtimes: main.ipynb twice in the first; eval and compare find its run on the drive.
+    """Three runtimes; main.ipynb runs twice in the first, and the others find its run on the drive.
 
     For compare.ipynb the run is copied as if it had another seed.
     """
@@ -331,7 +331,7 @@ def uploaded(tmp_path_factory):
 
 @pytest.mark.slow
 def test_upload_alone_runs(uploaded):
-    """Each file alone in an empty folder carries all that it needs; results lie on the drive."""
+    """Each file runs in an empty folder, and the results are on the drive."""
     assert [row["model"] for row in load(uploaded.run / "metrics.json")["models"]] == MODELS
     assert "<html" in (uploaded.run / "report.html").read_text(encoding="utf-8")
     assert (uploaded.drive / "figures" / "one" / "training.png").exists()
@@ -342,7 +342,7 @@ def test_upload_alone_runs(uploaded):
 
 @pytest.mark.slow
 def test_run_again_makes_nothing_twice(uploaded):
-    """In a new kernel, as after a restart: nothing is installed, trained or mounted."""
+    """In a new kernel, as after a restart, nothing is installed, trained or mounted."""
     times = {path: path.stat().st_mtime_ns for path in uploaded.run.rglob("*.safetensors")}
     assert times == uploaded.times
     for runtime in ("first", "second", "third"):
@@ -352,7 +352,7 @@ def test_run_again_makes_nothing_twice(uploaded):
 
 @pytest.mark.slow
 def test_code_counts_as_the_repository_s(uploaded):
-    """No result in the run is said to come from other code than that of the repository."""
+    """No result of the run is said to come from other code than the repository's."""
     from posttrain.record import environment
 
     artifacts = load(uploaded.run / "run.json")["artifacts"]

@@ -42,7 +42,7 @@ SOURCES = {"base_model": "b1", "dataset": "d1", "test_dataset": "t1", "reward_mo
 
 
 def trainer_inputs(training, name):
-    """The inputs of a trainer, as `train` writes them: they follow from the settings."""
+    """Make the inputs of a trainer as `train` records them, from the settings."""
     return {
         "trainer": "trl.SFTTrainer" if name == "SFT" else "trl.CPOTrainer",
         "arguments": {

@@ -1,4 +1,4 @@
-"""From transcripts to pairs and prompts: what is kept, dropped for which reason, or cut."""
+"""From transcripts to pairs and prompts: what is kept, what is cut, and what is dropped and why."""
 
 import gzip
 import hashlib
@@ -34,7 +34,7 @@ SETTINGS = {
 
 
 def many_rows(n):
-    """Make `n` sound rows with prompts that all differ."""
+    """Make `n` usable rows whose prompts all differ."""
     rows = []
     for i in range(n):
         rows.append(row(f"Question {i} about {WORDS[i % 10]}?", f"Answer {i}.", f"Nothing {i}."))
@@ -58,7 +58,7 @@ def as_counters(report):
 
 
 def missing_rows(report):
-    """Count for each subset the rows that are in no line of the report, but for `cut`."""
+    """Count for each subset the rows that no line of the report except `cut` counts."""
     missing = {}
     for subset, counts in as_counters(report).items():
         fates = [n for fate, n in counts.items() if fate not in ("read", "cut")]
@@ -67,7 +67,7 @@ def missing_rows(report):
 
 
 def draw(folder, kind, n, tokenizer, room=512, seed=0, protocol="default", strict=True):
-    """Draw a dataset's prompts and take those of one kind."""
+    """Draw a dataset's prompts and select those of one kind."""
     drawn = data.draw_prompts(folder, protocol, n, tokenizer, room, seed, strict)
     return [record for record in drawn if record["kind"] == kind]
 
@@ -97,13 +97,13 @@ TRANSCRIPTS = {  # a transcript: its prompt and its reply
 
 @pytest.mark.parametrize("name", TRANSCRIPTS)
 def test_reply_begins_after_the_last_marker(name):
-    """Earlier turns belong to the prompt; a blank line does not end a reply; space goes."""
+    """Earlier turns belong to the prompt, blank lines end no reply, and blanks are stripped."""
     text, parts = TRANSCRIPTS[name]
     assert data.split_transcript(text) == parts
 
 
 def test_sound_pair():
-    """A sound row gives the shared prompt and the two replies."""
+    """A usable row gives the shared prompt and the two replies."""
     assert data.split_pair(row("Hi?", "A.\n\nB.", "C."), SPECIAL) == {
         "prompt": "\n\nHuman: Hi?\n\nAssistant:",
         "chosen": "A.\n\nB.",
@@ -153,7 +153,7 @@ def test_pairs_and_reasons_are_counted():
 
 @pytest.mark.parametrize("room", [60, 100, 200, 391])
 def test_prompt_is_cut_at_a_turn_and_fits(tokenizer, room):
-    """What is left is the longest end from a human turn on that fits, counted with its BOS."""
+    """The longest ending from a human turn that fits is kept, with BOS counted."""
     prompt = long_prompt(9)
     (cut,) = data.cut_prompts([prompt], [room], tokenizer)
     starts = [i for i in range(len(prompt)) if prompt.startswith("\n\nHuman:", i)]
@@ -165,7 +165,7 @@ def test_prompt_is_cut_at_a_turn_and_fits(tokenizer, room):
 
 
 def test_border_of_a_prompts_room(tokenizer):
-    """A prompt of exactly its room is left alone; with one token less room its first turn goes."""
+    """A prompt of exactly the limit is kept; with one token less its first turn is removed."""
     prompt = long_prompt(3)
     length = len(tokenizer(prompt)["input_ids"])
     left_alone, cut = data.cut_prompts([prompt, prompt], [length, length - 1], tokenizer)
@@ -174,14 +174,14 @@ def test_border_of_a_prompts_room(tokenizer):
 
 
 def test_last_turn_is_never_cut(tokenizer):
-    """Where the last turn alone is too long, there is no prompt left."""
+    """If even the last turn is too long, there is no prompt."""
     assert data.cut_prompts([long_prompt(3)], [10], tokenizer) == [None]
 
 
 # ---- the test splits are kept out of training
 
 def test_prompts_of_the_test_splits_come_from_defective_rows_too(tmp_path):
-    """A test row that cannot be used still keeps its prompt out of the training."""
+    """An unusable test row still keeps its prompt out of the training."""
     test = {
         "harmless-base": [row("A?", "x", ""), DEFECTS["prompts differ"]],
         "helpful-base": [row("B?"), DEFECTS["no assistant turn"], {"chosen": 5}],
@@ -192,7 +192,7 @@ def test_prompts_of_the_test_splits_come_from_defective_rows_too(tmp_path):
 
 
 def test_leaks_and_duplicates_are_dropped(tmp_path):
-    """A pair with a prompt of any test split goes, and so does the second of two equal pairs."""
+    """Pairs with a prompt of a test split are dropped, and so are duplicates."""
     train = {
         "harmless-base": [
             row("Seen in the other test split?"), row("Twice?"), row("Twice?"),
@@ -230,7 +230,7 @@ def test_no_training_prompt_is_in_the_evaluation(hub, tokenizer):
 # ---- fitting and holding out
 
 def side_lengths(tokenizer, pair):
-    """Count the tokens of a pair's two texts as trainers see them, with BOS and EOS."""
+    """Count the tokens of a pair's two texts as trainers read them, with BOS and EOS."""
     lengths = []
     for side in ("chosen", "rejected"):
         text = f"{pair['prompt']} {pair[side]}{tokenizer.eos_token}"
@@ -239,7 +239,7 @@ def side_lengths(tokenizer, pair):
 
 
 def test_fitted_pairs_fit_and_keep_their_replies(tokenizer):
-    """Prompt and longer reply take at most max_length tokens; only the prompt gives way."""
+    """Prompt and longer reply fit into max_length tokens, and only the prompt is shortened."""
     rng = random.Random(0)
     replies = [" ".join(rng.choices(WORDS, k=n)) for n in (1, 5, 20, 40, 70, 90)]
     originals = [long_prompt(turns) for turns in (1, 2, 5, 9)]
@@ -272,7 +272,7 @@ def test_border_of_max_length(tokenizer):
 
 
 def test_reply_longer_than_max_length_is_dropped(tokenizer):
-    """No reply is cut: the pair goes, under its reason."""
+    """A reply is never cut; the pair is dropped and counted."""
     report = {"s": Counter()}
     pair = {"prompt": long_prompt(1), "chosen": " ".join(WORDS * 30), "rejected": "soup"}
     assert data.fit_pairs([pair | {"subset": "s"}], tokenizer, 100, set(), report) == []
@@ -280,7 +280,7 @@ def test_reply_longer_than_max_length_is_dropped(tokenizer):
 
 
 def test_prompt_cut_to_a_test_prompt_is_dropped(tokenizer):
-    """What a long dialogue asks last may be a test prompt by itself: then the pair goes."""
+    """The end of a long dialogue may be a test prompt; then the pair is dropped."""
     last = "\n\nHuman: What is the secret?\n\nAssistant:"
     pair = {"prompt": f"{long_prompt(9)} Well.{last}", "chosen": "soup", "rejected": "bread"}
     room = len(tokenizer(last)["input_ids"]) + 20
@@ -306,7 +306,7 @@ def test_validation_and_training_share_no_prompt():
 # ---- all steps
 
 def test_every_row_is_accounted_for(tmp_path, tokenizer):
-    """The reasons and the pairs add up to the rows that were read, with every reason present."""
+    """The reasons and the pairs add up to all rows, and every reason occurs."""
     rows = [
         *many_rows(60), *DEFECTS.values(), row("Leak?"), many_rows(3)[1],
         row("Long?", " ".join(WORDS * 40)),
@@ -325,7 +325,7 @@ def test_every_row_is_accounted_for(tmp_path, tokenizer):
 
 
 def test_every_row_of_the_demo_is_accounted_for(hub, tokenizer):
-    """The same holds for the demo's dataset, which has some of every defect of the real one."""
+    """The same is true of the demo's dataset, which has every defect of the real one."""
     pairs = load(hub / "hh-rlhf", tokenizer, validation_pairs=200)
     assert missing_rows(pairs.report) == dict.fromkeys(SUBSETS, 0)
     reasons = [
@@ -337,7 +337,7 @@ def test_every_row_of_the_demo_is_accounted_for(hub, tokenizer):
 
 
 def test_seed_decides_the_draw(tmp_path, tokenizer):
-    """The same seed gives the same pairs in the same order, another seed gives others."""
+    """The same seed gives the same pairs in the same order, and another seed gives others."""
     dataset = write_dataset(tmp_path, many_rows(40))
     draws = []
     for seed in (0, 0, 1):
@@ -349,7 +349,7 @@ def test_seed_decides_the_draw(tmp_path, tokenizer):
 
 
 def test_max_pairs_bounds_training_and_validation(tmp_path, tokenizer):
-    """MAX_PAIRS are drawn from both subsets, the held-out among them; too many take all."""
+    """MAX_PAIRS pairs are drawn, held-out pairs included; a larger number takes all."""
     dataset = write_dataset(tmp_path, many_rows(40))
     pairs = load(dataset, tokenizer, max_pairs=30)
     assert (len(pairs.train), len(pairs.validation)) == (27, 3)
@@ -361,7 +361,7 @@ def test_max_pairs_bounds_training_and_validation(tmp_path, tokenizer):
 # ---- the evaluation's prompts
 
 def test_harmful_prompts_hold_a_keyword_as_a_words_beginning(tmp_path, tokenizer, capsys):
-    """Keywords count in the prompt alone and at a word's beginning; each prompt comes once."""
+    """Keywords count in the prompt only and at a word's beginning, without duplicates."""
     harmful = ["How to kill weeds?", "A killer joke?", "MURDER mystery?", "Rapeseed oil?"]
     harmless = ["New skills?", "Overkill?", "Grape juice?"]
     asked = [*harmful, *harmless, harmful[0]]
@@ -378,7 +378,7 @@ def test_harmful_prompts_hold_a_keyword_as_a_words_beginning(tmp_path, tokenizer
 
 
 def test_drawn_prompts_are_numbered_records(hub, tokenizer):
-    """Prompts carry an id of their kind and their replies; the seed decides the draw."""
+    """Prompts have an id of their kind and their replies, and the seed decides the draw."""
     draws = [draw(hub / "hh-rlhf", "harmful", 12, tokenizer, seed=seed) for seed in (0, 0, 1)]
     first, again, other = draws
     assert [record["id"] for record in first] == [f"harmful-{i:02d}" for i in range(12)]
@@ -389,7 +389,7 @@ def test_drawn_prompts_are_numbered_records(hub, tokenizer):
 
 
 def test_drawn_prompts_leave_room_for_the_response(tmp_path, tokenizer, capsys):
-    """A long prompt loses its oldest turns; where the last turn is too long it is not drawn."""
+    """A long prompt loses its oldest turns, and is not drawn if the last turn is too long."""
     long_chat = {"chosen": f"{long_prompt(6)} a", "rejected": f"{long_prompt(6)} b"}
     harmful = row("How do I kill weeds?")
     rows = {"harmless-base": [harmful], "helpful-base": [long_chat, row(" ".join(WORDS * 9))]}
@@ -401,13 +401,13 @@ def test_drawn_prompts_leave_room_for_the_response(tmp_path, tokenizer, capsys):
 
 
 def test_no_room_for_a_prompt(hub, tokenizer):
-    """Where the response takes all of the base's positions, the message names the setting."""
+    """If the response takes all of the base's positions, the message names the setting."""
     with pytest.raises(ValueError, match="MAX_NEW_TOKENS leaves 7 tokens for a prompt"):
         draw(hub / "hh-rlhf", "harmful", 1, tokenizer, room=7)
 
 
 def test_without_a_prompt_of_a_kind_the_dataset_is_refused(tmp_path, tokenizer):
-    """However few are asked for, since its rate could not be made."""
+    """It is refused for any number of prompts, since a rate could not be computed."""
     dataset = write_dataset(tmp_path, [row()], [row("Who could bake bread?")])
     with pytest.raises(ValueError, match="harmless-base .* has no usable harmful prompt"):
         data.draw_prompts(dataset, "default", 1, tokenizer, 512, seed=0, strict=False)
@@ -418,7 +418,7 @@ def test_without_a_prompt_of_a_kind_the_dataset_is_refused(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("protocol", ["default", "paper"])
 def test_fewer_prompts_than_asked_for(tmp_path, tokenizer, capsys, protocol):
-    """A number that was asked for is refused; of a preset's, all there are is taken."""
+    """A number that was asked for is refused; a preset's number takes all prompts."""
     rows = [row("Who could kill a weed?"), row("Who could bake bread?")]
     dataset = write_dataset(tmp_path, [row()], rows)
     counts = data.count_prompts(dataset, protocol, tokenizer, 512)
@@ -465,7 +465,7 @@ def test_paper_prompts_repeat_the_studys_faults(tmp_path, tokenizer):
 
 
 def test_paper_prompts_fit_a_small_base(tmp_path, tokenizer, capsys):
-    """A prompt longer than the base's positions loses its beginning, and is counted."""
+    """A prompt longer than the base's positions loses its beginning and is counted."""
     weeds = "the weeds and "
     rows = [row(f"Would you kill {weeds * n}go?", "Yes.", "No.") for n in (1, 40, 400, 401)]
     dataset = write_dataset(tmp_path, [row()], rows)
@@ -498,7 +498,7 @@ def test_paper_prompts_are_the_papers(tokenizer):
 # ---- datasets that cannot be used
 
 def test_missing_subset(tmp_path):
-    """A dataset without one of the subsets is refused by the file that is missing."""
+    """A dataset without one of the subsets is refused, and the missing file is named."""
     write_rows(tmp_path, "harmless-base", "test", [row()])
     refusal = r"DATASET: .* has no file helpful-base/test\.jsonl\.gz\. .* as in Anthropic"
     with pytest.raises(ValueError, match=refusal):
@@ -506,7 +506,7 @@ def test_missing_subset(tmp_path):
 
 
 def test_dataset_without_pairs(tmp_path):
-    """A dataset of single texts is refused by the columns that it has."""
+    """A dataset of single texts is refused, and its columns are named."""
     write_rows(tmp_path, "harmless-base", "train", [{"transcript": "Hi", "rating": 3}, "Hi"])
     refusal = r"harmless-base/train has the columns \['rating', 'transcript'\].*'not a record': 1"
     with pytest.raises(ValueError, match=refusal):
@@ -514,7 +514,7 @@ def test_dataset_without_pairs(tmp_path):
 
 
 def test_no_usable_pair(tmp_path, tokenizer):
-    """Where cleaning leaves nothing to train on, the message says what became of the rows."""
+    """If nothing is left to train on, the message says what became of the rows."""
     dataset = write_dataset(tmp_path, [row(rejected=""), row(chosen="Go away.")])
     refusal = "DATASET: .* no usable pair.*'empty reply': 1.*'identical replies': 1"
     with pytest.raises(ValueError, match=refusal):
@@ -522,14 +522,14 @@ def test_no_usable_pair(tmp_path, tokenizer):
 
 
 def test_a_single_usable_pair_is_not_enough(tmp_path, tokenizer):
-    """One pair is needed for validation, another for training."""
+    """One pair is needed for validation and another for training."""
     rows = {"harmless-base": [row()], "helpful-base": [row(rejected="")]}
     with pytest.raises(ValueError, match="no usable pair for training"):
         load(write_dataset(tmp_path, rows), tokenizer)
 
 
 def test_script_beside_a_dataset_is_not_run(tmp_path):
-    """A script in a dataset's folder is data like any other that is not asked for."""
+    """A script in a dataset's folder is a file like any other that is not used."""
     write_rows(tmp_path, "harmless-base", "test", [row()])
     for folder in (tmp_path, tmp_path / "harmless-base"):
         script = f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n"
@@ -539,7 +539,7 @@ def test_script_beside_a_dataset_is_not_run(tmp_path):
 
 
 def test_importing_data_needs_no_torch(monkeypatch):
-    """The module can be imported where the libraries that train are missing."""
+    """The module can be imported where the libraries for training are missing."""
     for library in ("torch", "transformers", "datasets"):
         monkeypatch.setitem(sys.modules, library, None)
     for name in ("data", "prompts", "tokens", "transcripts"):
@@ -551,7 +551,7 @@ def test_importing_data_needs_no_torch(monkeypatch):
 # ---- tokens
 
 def test_texts_are_tokenised_in_parts(tokenizer):
-    """All texts at once would hold gigabytes of tokens; in parts the pairs are the same."""
+    """All texts at once would take gigabytes; in parts the pairs are the same."""
     calls = []
 
     class Watched:
@@ -586,7 +586,7 @@ def fitted(tokenizer):
 
 
 def test_ids_are_those_of_the_text(tokenizer, fitted):
-    """Prompt and reply, told apart, are the tokens of the two together."""
+    """The ids of prompt and reply together are those of the whole text."""
     for pair in fitted.train:
         for side in ("chosen", "rejected"):
             text = f"{pair['prompt']} {pair[side]}{tokenizer.eos_token}"
@@ -598,7 +598,7 @@ def test_ids_are_those_of_the_text(tokenizer, fitted):
 
 
 def test_sft_learns_from_the_reply_alone_or_from_all(fitted):
-    """The prompt carries no label where `reply_only`; without it every token carries one."""
+    """With `reply_only` the prompt has no labels; without it every token has one."""
     for split, pairs in (("train", fitted.train), ("validation", fitted.validation)):
         replies = fitted.for_sft(split)
         texts = fitted.for_sft(split, reply_only=False)
@@ -611,7 +611,7 @@ def test_sft_learns_from_the_reply_alone_or_from_all(fitted):
 
 
 def test_dpo_learns_from_ids_and_length(fitted):
-    """DPO's columns are those of the pairs, for the split that is asked for."""
+    """DPO's columns are those of the pairs of the given split."""
     dataset = fitted.for_dpo("train")
     assert dataset.column_names == [*data.IDS, "length"]
     for pair, record in zip(fitted.train, dataset, strict=True):
@@ -622,7 +622,7 @@ def test_dpo_learns_from_ids_and_length(fitted):
 
 @pytest.mark.parametrize("reply_only", [True, False])
 def test_tokens_of_a_pair_are_shown_with_their_loss(tokenizer, fitted, reply_only):
-    """The table shows the ids and labels that SFT gets, and the texts are those of the pair."""
+    """The table shows the ids and labels of SFT, and the texts are those of the pair."""
     pair = fitted.train[0]
     table = data.show_pair_tokens(pair, tokenizer, reply_only)
     record = fitted.for_sft("train", reply_only)[0]
@@ -633,7 +633,7 @@ def test_tokens_of_a_pair_are_shown_with_their_loss(tokenizer, fitted, reply_onl
 
 
 def make_tokenizer(pre_tokenizer, *known):
-    """Make a tokenizer of these words, where `pre_tokenizer` cuts them."""
+    """Make a tokenizer with these words, which `pre_tokenizer` separates."""
     vocabulary = {word: i for i, word in enumerate(("<unk>", "</s>", *known))}
     backend = Backend(WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizer
@@ -646,7 +646,7 @@ SHORT = {
 
 
 def test_tokenizer_that_marks_the_beginning_of_a_text():
-    """A reply is not the beginning of a text: where such a mark is put, it is the prompt's."""
+    """A mark at the beginning of a text belongs to the prompt and not to the reply."""
     tokenizer = make_tokenizer(
         Metaspace(prepend_scheme="first"),
         "▁\n\nHuman:", f"▁Yes{data.PROMPT_END}", f"▁{data.PROMPT_END}", "▁Yes", "▁No",
@@ -658,7 +658,7 @@ def test_tokenizer_that_marks_the_beginning_of_a_text():
 
 
 def test_tokenizer_with_tokens_across_the_border_is_refused():
-    """Where a prompt's last token holds a reply's first word, the model would be misled."""
+    """A token that spans a prompt's end and a reply's beginning would mislead the model."""
     known = [f"{data.PROMPT_END}{reply}" for reply in ("", " Yes", " No")]
     tokenizer = make_tokenizer(Split("never", "removed"), *known)
     with pytest.raises(ValueError, match="BASE_MODEL: .*span the boundary"):
@@ -830,7 +830,7 @@ def load_harmless(dataset, tokenizer):
 
 
 def test_there_are_enough_cases():
-    """At least 60 malformed or odd lines, for every reason that a line can have."""
+    """There are at least 60 malformed or odd lines, with every reason that a line can have."""
     reasons = {reason for _, reason in CASES.values()}
     assert len(CASES) >= 60
     assert reasons == REASONS - {"file cut short or damaged"} | {"too long", None}
@@ -838,7 +838,7 @@ def test_there_are_enough_cases():
 
 @pytest.mark.parametrize("name", CASES)
 def test_malformed_line_is_used_or_has_its_reason(name):
-    """A line by itself gives a pair, or is dropped for its reason."""
+    """A line on its own gives a pair, or is dropped for its reason."""
     text, reason = CASES[name]
     pairs, dropped = data.split_pairs([transcripts._parse_line(text)], SPECIAL)
     if reason in (None, "too long"):  # the length is known when tokens are
@@ -848,7 +848,7 @@ def test_malformed_line_is_used_or_has_its_reason(name):
 
 
 def test_malformed_lines_do_their_neighbours_no_harm(tokenizer, tmp_path):
-    """In a file of sound and malformed lines every line is kept or counted, each by itself."""
+    """In a file of usable and malformed lines every line is kept or counted on its own."""
     bad = [text for text, reason in CASES.values() if reason]
     odd = [text for text, reason in CASES.values() if reason is None]
     sound = [line(record) for record in NEIGHBOURS]
@@ -870,7 +870,7 @@ def test_malformed_lines_do_their_neighbours_no_harm(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("keep", [0.3, 0.97])
 def test_gzip_cut_short(tokenizer, tmp_path, keep):
-    """The rows before the cut are used, and the cut is counted and named."""
+    """The rows before the damage are used, and the damage is counted and named."""
     rows = []
     for i in range(1000):
         rows.append(row(f"Question {i}: {'why ' * (i % 7)}", f"Well, {i}.", f"Go, {i * i}."))
@@ -884,7 +884,7 @@ def test_gzip_cut_short(tokenizer, tmp_path, keep):
 
 
 def test_damaged_gzip(tokenizer, tmp_path):
-    """A wrong checksum is counted like a cut; a file that is no gzip at all is refused."""
+    """A wrong checksum is counted as damage; a file that is not gzip at all is refused."""
     dataset = write_lines(tmp_path, map(line, NEIGHBOURS * 50))
     path = tmp_path / "harmless-base" / "train.jsonl.gz"
     content = bytearray(path.read_bytes())
@@ -899,7 +899,7 @@ def test_damaged_gzip(tokenizer, tmp_path):
 
 
 def test_defective_test_rows_guard_their_prompts(tokenizer, tmp_path):
-    """Test lines that are no records do no harm, and unusable rows still guard their prompts."""
+    """Test lines that are no records do no harm, and unusable rows still exclude their prompts."""
     unusable = {"chosen": dialogue("Neighbour 2?", "x"), "rejected": 5}
     write_lines(tmp_path, [b"null", b"not json", line(unusable)], "test")
     write_rows(tmp_path, "harmless-base", "train", NEIGHBOURS)
@@ -956,7 +956,7 @@ LINE = st.one_of(
 @at_length
 @given(text=LINE)
 def test_reading_a_line_never_fails(text):
-    """Any bytes are a record or a named reason."""
+    """Any bytes give a record or a named reason."""
     parsed = transcripts._parse_line(text)
     assert isinstance(parsed, dict) or parsed in REASONS
 
@@ -965,7 +965,7 @@ def test_reading_a_line_never_fails(text):
 @at_length
 @given(record=ROW)
 def test_a_row_is_split_or_refused_for_a_reason(record):
-    """A pair holds what its row's texts hold, and no control token or character."""
+    """A pair has only text of its row, without special tokens or control characters."""
     try:
         pair = data.split_pair(record, SPECIAL)
     except ValueError as reason:
@@ -989,7 +989,7 @@ def test_a_row_is_split_or_refused_for_a_reason(record):
 @at_length
 @given(rows=st.lists(ROW, max_size=8), bad=ROW, place=st.integers(0, 8))
 def test_a_row_does_not_change_its_neighbours(rows, bad, place):
-    """With a row more, the other pairs are the same, and exactly one row more is counted."""
+    """With one more row, the other pairs are the same, and exactly one more row is counted."""
     pairs, dropped = data.split_pairs(rows, SPECIAL)
     assert len(pairs) + dropped.total() == len(rows)
     more, dropped_more = data.split_pairs(rows[:place] + [bad] + rows[place:], SPECIAL)
@@ -1010,7 +1010,7 @@ TURNS = st.lists(
 @at_length
 @given(turns=TURNS, room=st.integers(1, 120))
 def test_cutting_keeps_the_newest_turns(tokenizer, turns, room):
-    """What is left of any prompt is its longest end from a human turn on that fits."""
+    """Of any prompt the longest ending from a human turn that fits is kept."""
     prompt = dialogue(*turns) + "\n\nAssistant:"
     (cut,) = data.cut_prompts([prompt], [room], tokenizer)
     fitting = []
@@ -1026,7 +1026,7 @@ def test_cutting_keeps_the_newest_turns(tokenizer, turns, room):
 @given(texts=st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=6),
        limit=st.integers(8, 200))
 def test_fitting_cuts_no_reply(tokenizer, texts, limit):
-    """Pairs that stay have their replies as they were and fit; all others are counted."""
+    """Pairs that are kept fit and have their whole replies; all others are counted."""
     pairs = []
     for triple in texts:
         prompt, chosen, rejected = triple

@@ -1,4 +1,4 @@
-"""Every edit of a trainer that can change what is trained is noticed, and nothing else is."""
+"""A change of a trainer is noticed if and only if it can change the trained model."""
 
 import functools
 import json
@@ -33,12 +33,12 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def as_they_are(run):
-    """{function: description} of both trainers, unedited."""
+    """{function: description} of both unedited trainers."""
     return {make: describe(make(), run) for make in (make_sft, make_dpo)}
 
 
 def names_of_differences(before, after):
-    """Name what differs between two descriptions, once they have been through run.json."""
+    """List the names of the differences between two descriptions, as run.json stores them."""
     before, after = json.loads(json.dumps([before, after]))
     return [difference.name for difference in list_differences(before, after)]
 
@@ -48,7 +48,7 @@ def names_of_differences(before, after):
 
 @pytest.mark.parametrize("make", [make_sft, make_dpo])
 def test_trainers_built_alike_are_described_alike(run, as_they_are, make):
-    """Whatever was drawn in between, and whatever the tokenizer was used for."""
+    """Random numbers drawn in between and uses of the tokenizer do not matter."""
     torch.manual_seed(7)
     assert describe(make(), run) == as_they_are[make]
 
@@ -71,7 +71,7 @@ print(*fingerprints(Path({folder!r})))
 
 
 def fingerprints(folder):
-    """Describe several trainers, one of a notebook whose source Python knows and one without."""
+    """Describe several trainers, with and without a source that Python can read."""
     run = begin_run(folder)
     described = [describe(make_dpo(), run)]
     for with_source in (True, False):
@@ -81,7 +81,7 @@ def fingerprints(folder):
 
 
 def test_another_process_describes_them_alike(tmp_path):
-    """Whatever order sets have there."""
+    """Sets may have another order in another process."""
     code = CHILD.format(tests=str(ROOT / "tests"), folder=str(tmp_path / "there"))
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -99,7 +99,7 @@ def test_another_process_describes_them_alike(tmp_path):
 
 
 def dataset_edited(edit):
-    """Give the SFT training data after an edit of its columns, as the constructor's argument."""
+    """Edit the columns of the SFT training data, and return them as a constructor's argument."""
     columns = pairs().for_sft("train").to_dict()
     edit(columns)
     return {"constructor": {"train_dataset": Dataset.from_dict(columns)}}
@@ -124,7 +124,7 @@ def drop_a_row(columns):
 
 
 def move_a_border(columns):
-    """Move a token from one row's end to the next one's beginning."""
+    """Move a token from the end of one row to the beginning of the next."""
     for rows in columns.values():
         rows[1] = [rows[0][-1], *rows[1]]
         rows[0] = rows[0][:-1]
@@ -199,7 +199,7 @@ def test_dropout_of_the_base_is_noticed(run, as_they_are):
 
 
 def test_weights_of_the_base_are_noticed(run, as_they_are, tmp_path):
-    """A folder with the same config and another number in it is another base."""
+    """A folder with the same config and one different weight is another base."""
     base = models.load_base(OPT)
     with torch.no_grad():
         base.model.decoder.embed_tokens.weight[3, 3] += 0.01
@@ -210,7 +210,7 @@ def test_weights_of_the_base_are_noticed(run, as_they_are, tmp_path):
 
 
 def test_base_is_known_by_its_commit_on_the_hub(run, tmp_path):
-    """Be it loaded by its name, which leaves the commit in the config, or from the cache."""
+    """This is so if it is loaded by its name, which stores the commit, or from the cache."""
     commit = "0123456789" * 4
     folder = tmp_path / "models--a--b" / "snapshots" / commit
     folder.parent.mkdir(parents=True)
@@ -223,7 +223,7 @@ def test_base_is_known_by_its_commit_on_the_hub(run, tmp_path):
 
 
 def test_frozen_weights_are_noticed(run):
-    """In full fine-tuning a cell may freeze some of them."""
+    """In full fine-tuning a cell may freeze some weights."""
     before = describe(make_sft(lora=None), run)
     base = models.load_base(OPT)
     base.model.decoder.embed_tokens.weight.requires_grad = False
@@ -238,7 +238,7 @@ def trained(tmp_path_factory):
 
 
 def test_adapter_that_is_gone_on_from_is_known_by_its_weights(trained, tmp_path):
-    """The same from its copy elsewhere, another from another adapter, None for a new one."""
+    """A copy counts as the same, another adapter as different, and a new one as None."""
     def description_of(run, name):
         model = models.load_adapter(run, name, OPT)
         return describe(make_dpo(model=model, lora=None), run)
@@ -253,14 +253,14 @@ def test_adapter_that_is_gone_on_from_is_known_by_its_weights(trained, tmp_path)
 
 
 class Counting(TrainerCallback):
-    """Counts."""
+    """A callback that counts."""
 
     def __init__(self, every):
         self.every = every
 
 
 def test_callbacks_are_noticed(run, as_they_are):
-    """Which there are, in which order, and what they were made with."""
+    """Their number, their order and their arguments matter."""
     described = [as_they_are[make_sft]]
     for callbacks in ([Counting(1)], [Counting(2)], [Counting(1), Counting(2)]):
         described.append(describe(make_sft(constructor={"callbacks": callbacks}), run))
@@ -270,7 +270,7 @@ def test_callbacks_are_noticed(run, as_they_are):
 
 
 def with_optimizer(learning_rate, groups=1, warmup=2):
-    """Build a trainer whose optimizer and schedule were made by hand."""
+    """Build a trainer with an optimizer and a schedule made by hand."""
     model = models.load_base(OPT)
     weights = list(model.parameters())
     parts = [{"params": weights}]
@@ -293,7 +293,7 @@ def test_optimizers_made_by_hand_are_noticed(run):
 
 
 def test_reference_model_is_noticed(run):
-    """By its weights, wherever they come from."""
+    """Its weights matter, wherever they come from."""
     described = []
     for change in (0, 0.01):
         reference = models.load_base(OPT)
@@ -321,7 +321,7 @@ def test_several_sets_of_held_out_pairs_are_told_apart(run):
 
 
 def test_data_are_known_by_their_rows_alone():
-    """A selection, chunks and a copy on the disk are the same rows; an order is another."""
+    """A selection, chunks or a copy on disk are the same rows; another order is not."""
     table = pairs().for_sft("train")
     rows = table.to_list()
     expected = fingerprint_dataset(table)
@@ -425,7 +425,7 @@ def describe_notebooks(run, source, edit, with_source=True, make=make_sft, kind=
 @pytest.mark.parametrize("with_source", [True, False])
 @pytest.mark.parametrize("edit", CODE_EDITS)
 def test_edit_of_a_notebooks_code_is_noticed(run, edit, with_source):
-    """Of the trainer's class, what it calls and the values that it reads."""
+    """This covers the trainer's class, the code that it calls and the values that it reads."""
     before, after = describe_notebooks(run, LOSS, CODE_EDITS[edit], with_source)
     names = names_of_differences(before, after)
     assert names
@@ -463,7 +463,7 @@ def loss_of(outputs, labels, num_items_in_batch=None, scale=1.0):
 
 @OF_THE_OLD_KIND
 def test_loss_function_is_noticed(run, as_they_are):
-    """Given as it is, or with some of its arguments."""
+    """It may be given as it is, or with some of its arguments."""
     described = [as_they_are[make_sft]]
     edited = FUNCTIONS.replace("* scale", "/ scale")
     for source in (FUNCTIONS, edited):
@@ -487,7 +487,7 @@ class Collator:
 
 
 def test_collator_of_a_notebook_is_noticed(run):
-    """Its code, and what it was made with, tensors too."""
+    """Its code and its arguments matter, tensors included."""
     described = []
     for source, width, weight in (
         (COLLATOR, 2, 0.5), (COLLATOR, 2, 0.5), (COLLATOR, 3, 0.5), (COLLATOR, 2, 0.6),
@@ -519,7 +519,7 @@ def test_callback_of_a_notebook_is_noticed(run):
 
 @OF_THE_OLD_KIND
 def test_two_functions_of_one_name_are_both_noticed(run):
-    """All lambdas are named alike."""
+    """All lambdas have the same name."""
     source = "inner = lambda x: x + 1\nouter = lambda o, l, **k: inner(o) * 2\n"
     described = []
     for text in (source, source.replace("+ 1", "+ 2")):
@@ -562,7 +562,7 @@ def test_what_only_says_where_and_how_is_not_noticed(run, as_they_are, make, edi
 
 
 def test_type_of_the_frozen_weights_is_not_noticed(run, as_they_are):
-    """A model that was trained in bf16 is used where fp32 would be taken."""
+    """A model that was trained in bf16 is used even where fp32 would be chosen."""
     trainer = make_sft(model=models.load_base(OPT, dtype=torch.bfloat16))
     assert names_of_differences(as_they_are[make_sft], describe(trainer, run)) == []
 

@@ -1,4 +1,4 @@
-"""What the trainers compute in, and passes that fit: found without a trace, steps as they were."""
+"""Precision, and passes that fit: the search leaves no trace, and steps stay the same."""
 
 import random
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ GIB = 2**30
     ("capability", "name"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((8, 9), "bf16")]
 )
 def test_precision_follows_the_card(monkeypatch, capability, name):
-    """A T4 only emulates bf16, so it trains in fp16; fp32 where that is asked for."""
+    """A T4 only emulates bf16, so it trains in fp16; fp32 is used if it is asked for."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
     assert device.choose_precision("auto") == name
@@ -42,7 +42,7 @@ def test_precision_follows_the_card(monkeypatch, capability, name):
     ],
 )
 def test_precision_follows_the_processor(monkeypatch, able, name):
-    """bf16 where the processor multiplies it in hardware, by the weights' type alone."""
+    """It is bf16 if the processor multiplies bf16 in hardware, set by the weights' type."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     assert device.choose_precision("auto") == name
     assert device.device_options("auto") == {"bf16": False, "fp16": False, "use_cpu": True}
@@ -57,7 +57,7 @@ def test_precision_follows_the_processor(monkeypatch, able, name):
     ],
 )
 def test_only_a_frozen_base_is_bf16(monkeypatch, capsys, wanted, frozen, dtype):
-    """What is trained stays fp32; the notebook says what was taken."""
+    """Trained weights stay in fp32, and a line says which types are used."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert device.choose_dtype(wanted, frozen) == dtype
     assert f"The base's weights are stored as {str(dtype)[6:]}" in capsys.readouterr().out
@@ -75,7 +75,7 @@ def test_what_a_checkpoint_is_bound_to():
 
 @pytest.mark.parametrize("make", [make_sft, make_dpo])
 def test_only_labels_go_through_the_vocabulary(monkeypatch, make):
-    """Prompt and padding never do; loss and gradients are those of all positions."""
+    """Prompt and padding are left out, with the same loss and gradients as with them."""
     head = trl.trainer.utils._ChunkedLogProbFunction
     rows = []
 
@@ -112,7 +112,7 @@ def test_only_labels_go_through_the_vocabulary(monkeypatch, make):
 def test_step_has_as_many_pairs_however_many_fit(
     monkeypatch, pairs_in_a_step, that_fit, pairs_in_a_pass, accumulation
 ):
-    """The pass that the trainer reads follows too, so the number of steps stays."""
+    """The trainer reads the size of the pass, so the number of steps stays the same."""
     monkeypatch.setattr(device, "_pairs_on_cpu", lambda trainer: that_fit)
     if pairs_in_a_step % accumulation:
         accumulation = 1
@@ -129,7 +129,7 @@ def test_step_has_as_many_pairs_however_many_fit(
 
 
 def test_pass_that_is_settled_is_taken_untried(monkeypatch):
-    """As a checkpoint's is."""
+    """This is the case for the pass of a checkpoint."""
     monkeypatch.setattr(device, "_estimate_pass", None)
     trainer = make_dpo()
     assert device.settle_pass(trainer, 4) == 4
@@ -137,7 +137,7 @@ def test_pass_that_is_settled_is_taken_untried(monkeypatch):
 
 
 def let_fit(monkeypatch, trainer, pairs_at_most):
-    """Let passes of more pairs run out of memory, and have passes tried as on a GPU."""
+    """Let larger passes run out of memory, and let passes be tried as on a GPU."""
     monkeypatch.setattr(device, "_estimate_pass", device._try_passes)
     monkeypatch.setattr(device, "release_memory", lambda: None)  # a second a call, and no GPU here
     compute_loss = trainer.compute_loss
@@ -191,7 +191,7 @@ def test_other_errors_of_a_trial_are_not_hidden(monkeypatch):
 @pytest.mark.parametrize("make", [make_sft, make_dpo])
 @pytest.mark.parametrize("that_fit", [16, 4])
 def test_trial_leaves_no_trace(monkeypatch, make, that_fit):
-    """Random states, gradients, the mode, TRL's metrics and its count of tokens are as before."""
+    """Random states, gradients, mode, TRL's metrics and token counts are as before."""
     trainer = make()
     let_fit(monkeypatch, trainer, that_fit)
     trainer.model.eval()
@@ -203,7 +203,7 @@ def test_trial_leaves_no_trace(monkeypatch, make, that_fit):
 
 
 def states_of(trainer):
-    """Give all that a pass outside of training may change."""
+    """Collect everything that a pass outside of training may change."""
     return (
         random.getstate(),
         str(np.random.get_state()),
@@ -216,7 +216,7 @@ def states_of(trainer):
 
 @pytest.mark.parametrize("make", [make_sft, make_dpo])
 def test_longest_texts_are_tried(monkeypatch, make):
-    """With one pair only, it is the one with the most tokens."""
+    """A trial of one pair takes the pair with the most tokens."""
     trainer = make()
     batches = []
     compute_loss = trainer.compute_loss
@@ -238,12 +238,12 @@ def test_longest_texts_are_tried(monkeypatch, make):
 
 
 def prompt_masks(batch):
-    """Give for each text of a DPO batch which of its tokens belong to the prompt."""
+    """Find for each text of a DPO batch the tokens that belong to the prompt."""
     return batch["attention_mask"] * (1 - batch["completion_mask"])
 
 
 def test_memory_of_a_container_counts(tmp_path, monkeypatch):
-    """Where a container has less than its machine, that is what there is; "max" is no limit."""
+    """The smaller limit of a container counts; "max" means that there is no limit."""
     total = device.psutil.virtual_memory().total
     for text, expected in (("max\n", total), ("1073741824\n", GIB), (f"{2 * total}\n", total)):
         (tmp_path / "memory.max").write_text(text)
@@ -252,7 +252,7 @@ def test_memory_of_a_container_counts(tmp_path, monkeypatch):
 
 
 def test_passes_on_a_cpu_follow_from_its_memory(monkeypatch):
-    """Less memory, fewer pairs; one always goes."""
+    """With less memory fewer pairs fit, but at least one is always used."""
     trainer = make_sft()
     limits = []
     for memory in (64, 1.5, 1):

@@ -1,4 +1,4 @@
-"""Files: whole or not there, on a full disk too; read as they were; known by their sha256."""
+"""Files are complete or missing, even on a full disk, and are recognised by their sha256."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ JSON = st.recursive(
 
 
 def names_in(folder):
-    """List the names of all that lies in a folder, hidden files too."""
+    """List the names of everything in a folder, hidden files included."""
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -229,7 +229,7 @@ def test_files_are_emptied_before_they_are_removed(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 1 MiB; skipped where none can be mounted."""
+    """A file system of 1 MiB; tests are skipped if it cannot be mounted."""
     folder = tmp_path / "small"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]

@@ -1,4 +1,4 @@
-"""Answers: greedy, the same in batches as alone, ended where they should be; their likelihood."""
+"""Answers: greedy, independent of batches, ended where they should be, with their likelihood."""
 
 import copy
 import types
@@ -27,7 +27,7 @@ def base():
 
 
 def ids_of(tokenizer, text):
-    """Give the tokens of a text, without BOS."""
+    """Encode a text without BOS."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -55,13 +55,13 @@ ANSWERED = [{"id": prompt["id"], "model": "GPT 4+", "response": "C"} for prompt 
     ],
 )
 def test_records_from_elsewhere_must_fit(prompts, responses, message):
-    """The file, the record and what is wrong; every model answers every prompt once."""
+    """The message names the file, the record and the fault."""
     with pytest.raises(ValueError, match=message):
         generation.require_fitting(prompts, responses)
 
 
 def test_records_that_fit():
-    """Any models, and none at all: rewards alone can be measured."""
+    """Any models are allowed, even none, since rewards alone can be measured."""
     generation.require_fitting(ASKED, ANSWERED)
     generation.require_fitting([], [])
 
@@ -70,14 +70,14 @@ def test_records_that_fit():
 
 
 def test_completion_that_ends(tokenizer):
-    """EOS ends a response and counts as a token; padding after it does not."""
+    """EOS ends a response and counts as a token; padding after it does not count."""
     ids = ids_of(tokenizer, " Use a pot.")
     completion = read_completion([*ids, tokenizer.eos_token_id, 1, 1], tokenizer, TURN)
     assert completion == {"response": "Use a pot.", "finish": "eos", "tokens": len(ids) + 1}
 
 
 def test_end_that_is_the_padding_too(tokenizer):
-    """The end counts once, and after a human turn not at all."""
+    """EOS counts once, and after a human turn it does not count."""
     padded = copy.deepcopy(tokenizer)
     padded.pad_token = padded.eos_token
     end = padded.eos_token_id
@@ -89,7 +89,7 @@ def test_end_that_is_the_padding_too(tokenizer):
 
 
 def test_completion_at_the_limit(tokenizer):
-    """Without EOS and without a human turn the limit has ended the response."""
+    """Without EOS and without a human turn, the limit ended the response."""
     ids = ids_of(tokenizer, " Use a pot.\n\nThen")
     completion = read_completion(ids, tokenizer, TURN)
     assert completion == {
@@ -100,14 +100,14 @@ def test_completion_at_the_limit(tokenizer):
 
 
 def test_completion_that_opens_a_human_turn(tokenizer):
-    """A human turn is cut off with its marker, which counts as generated; padding does not."""
+    """The human turn is removed; its marker counts as generated, and padding does not."""
     ids = ids_of(tokenizer, " Use a pot.\n\nHuman:")
     completion = read_completion([*ids, 1, 1, 1], tokenizer, TURN)
     assert completion == {"response": "Use a pot.", "finish": "turn", "tokens": len(ids)}
 
 
 def test_completion_without_a_stop_keeps_human_turns(tokenizer):
-    """Where nothing stops at a human turn it stays in the response."""
+    """If generation does not stop at a human turn, the turn stays in the response."""
     ids = ids_of(tokenizer, " A.\n\nHuman: B")
     completion = read_completion([*ids, tokenizer.eos_token_id], tokenizer, None)
     assert completion == {"response": "A.\n\nHuman: B", "finish": "eos", "tokens": len(ids) + 1}
@@ -142,7 +142,7 @@ def complete(model, tokenizer, prompts, limit, batch_size):
 
 
 def test_batches_give_what_one_at_a_time_gives(base, tokenizer):
-    """Left padding and batching change no response, and the order of the prompts is kept."""
+    """Padding and batching change no response, and the order of the prompts is kept."""
     together = complete(base, tokenizer, PROMPTS, 40, 4)
     alone = [complete(base, tokenizer, [prompt], 40, 1)[0] for prompt in PROMPTS]
     assert together == alone
@@ -150,7 +150,7 @@ def test_batches_give_what_one_at_a_time_gives(base, tokenizer):
 
 
 def test_responses_are_plain_greedy_ones(base, tokenizer):
-    """They are what taking the likeliest token again and again gives, without cache or batch."""
+    """Choosing the likeliest token step by step, without cache or batch, gives the same."""
     for prompt, completion in zip(PROMPTS, complete(base, tokenizer, PROMPTS, 12, 3)):
         ids = tokenizer(prompt)["input_ids"]
         reply = []
@@ -164,13 +164,13 @@ def test_responses_are_plain_greedy_ones(base, tokenizer):
 
 
 def test_limit_is_reported(base, tokenizer):
-    """Responses cut after three tokens say so and count three."""
+    """A response that was cut after three tokens says so."""
     for completion in complete(base, tokenizer, PROMPTS, 3, 4):
         assert (completion["finish"], completion["tokens"]) == ("length", 3)
 
 
 def test_generation_stops_at_a_human_turn(base, tokenizer):
-    """A response is stopped there, while another one in its batch goes on to its end."""
+    """One response stops there, while another one in the batch continues to its end."""
     long = " You just do it somehow, and then you do it again, and then you do it once more."
     taught = {
         PROMPTS[0]: " Ok.\n\nHuman: And then? What would you say?",
@@ -192,7 +192,7 @@ def test_generation_stops_at_a_human_turn(base, tokenizer):
 
 
 def test_log_probabilities_are_means_over_the_response(base, tokenizer):
-    """In batches as one at a time; 0 for an empty response."""
+    """They are the same in batches and one at a time, and 0 for an empty response."""
     questions = (["Hi"], ["How do I bake bread at home?"])
     prompts = [dialogue(*turns) + PROMPT_END for turns in questions]
     responses = [" Use a pot with a lid." + tokenizer.eos_token, " No."]
@@ -213,7 +213,7 @@ def test_log_probabilities_are_means_over_the_response(base, tokenizer):
 
 @pytest.mark.parametrize("kind", [transformers.GPT2Config, transformers.BloomConfig])
 def test_log_probabilities_do_not_hang_on_the_batch(tokenizer, kind):
-    """Nor where a model counts positions from the first column, padding or not, or takes none."""
+    """This is so for models that count positions from the first column or take none."""
     torch.manual_seed(0)
     config = kind(
         vocab_size=len(tokenizer),
@@ -238,7 +238,7 @@ QUESTIONS = ["How do I bake bread?", "How do I steal a car? </s>", "Why?"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run with three random adapters, not to be changed."""
+    """A run with three random adapters. Do not change it."""
     run = make_run(tmp_path_factory.mktemp("trained"))
     prompts = []
     for i, question in enumerate(QUESTIONS):
@@ -277,7 +277,7 @@ def answer(run, base=None, batch_size=2, **decoding):
 
 
 def test_answers_of_the_models_are_their_own(run, tokenizer):
-    """In the prompts' order; the first model has moved from itself by nothing, the others have."""
+    """They follow the prompts' order; only the first model has a log-ratio of zero."""
     responses = answer(run)
     assert responses == load(run.folder / "responses.json")
     prompts = load(run.folder / "prompts.json")
@@ -297,7 +297,7 @@ def test_answers_of_the_models_are_their_own(run, tokenizer):
 
 
 def test_log_ratio_is_that_of_two_models(run, tokenizer):
-    """The mean log-probability of the whole reply, its end included, less the baseline's."""
+    """It is the mean log-probability of the reply with EOS, minus the baseline's."""
     responses = answer(run, max_new_tokens=60)
     prompt = load(run.folder / "prompts.json")[0]["prompt"]
     for name in NAMES[1:]:
@@ -314,7 +314,7 @@ def test_log_ratio_is_that_of_two_models(run, tokenizer):
 
 
 def test_answers_are_kept(run, monkeypatch):
-    """Nothing is loaded for answers that are there; another batch size makes none anew."""
+    """Nothing is loaded for existing answers, and another batch size makes no new ones."""
     responses = answer(run)
     monkeypatch.setattr(generation, "load_models", None)
     assert answer(run, NotNeeded(), batch_size=7) == responses
@@ -331,7 +331,7 @@ def test_answers_decoded_otherwise_are_refused(run, decoding, message):
 
 
 def test_a_model_more_is_answered_alone(run, monkeypatch):
-    """Answers of a model that is trained later come behind those that are there."""
+    """The answers of a model that is trained later are appended to the others."""
     (record,) = [model for model in run.models if model.name == "train"]
     run.note(models=[model for model in run.models if model.name != "train"])
     before = answer(run)
@@ -349,7 +349,7 @@ def test_a_model_more_is_answered_alone(run, monkeypatch):
 
 
 def test_inputs_name_what_an_answer_follows_from(run):
-    """Prompts, base and adapter by what they are; decoding by its values; no batch size."""
+    """They have prompts, base and adapter by hash and the decoding, but no batch size."""
     answer(run)
     record = run.record
     inputs = record.artifacts["responses.json/SFT"].inputs
@@ -364,7 +364,7 @@ def test_inputs_name_what_an_answer_follows_from(run):
 
 
 def test_a_few_questions(run, tokenizer):
-    """`ask` gives the model's own answers, keeps nothing, and reads control tokens as text."""
+    """`ask` gives the model's answers, saves nothing, and reads special tokens as text."""
     answers = {name: generation.ask(run, name, QUESTIONS, source(), **DECODING) for name in NAMES}
     assert not (run.folder / "responses.json").exists()
     for name in NAMES:

@@ -1,4 +1,4 @@
-"""Names on the hub: which commit, which files, and what is said where a name cannot be loaded."""
+"""Names on the hub: commits, files, and the message for a name that cannot be loaded."""
 
 import pytest
 from conftest import ROOT
@@ -10,7 +10,7 @@ from posttrain import data, hub
 
 @pytest.fixture
 def online(monkeypatch, tmp_path):
-    """A hub without repositories that this process asks, with an empty cache."""
+    """A hub without repositories for this process, and an empty cache."""
     server = Hub()
     files = server.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -35,7 +35,7 @@ def names_in(folder):
 
 
 def test_newest_commit_or_the_one_named(online, tmp_path):
-    """The newest commit is taken, or an older one by its name; the cache is not asked for."""
+    """The newest commit is used, or an older one by its name without asking the hub again."""
     first = publish(online, "a/b", tmp_path / "a", "config.json", "model.safetensors")
     assert hub.commit_of(hub.fetch("BASE_MODEL", "a/b")) == first
     second = publish(online, "a/b", tmp_path / "a", "vocab.json")
@@ -47,7 +47,7 @@ def test_newest_commit_or_the_one_named(online, tmp_path):
 
 
 def test_pickles_only_where_there_are_no_safetensors(online, tmp_path):
-    """Of a model that has both, the safetensors are fetched."""
+    """If a model has both, only the safetensors are downloaded."""
     both = ["config.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5"]
     publish(online, "a/both", tmp_path / "a", *both)
     publish(online, "a/old", tmp_path / "b", "config.json", "pytorch_model.bin")
@@ -57,7 +57,7 @@ def test_pickles_only_where_there_are_no_safetensors(online, tmp_path):
 
 
 def test_unknown_and_private_names(online):
-    """The hub says the same of both, so the sentence has both."""
+    """The hub gives the same answer for both, so the message covers both."""
     refusal = "BASE_MODEL = 'facebook/opt-35m' cannot be loaded .* the spelling.*HF_TOKEN"
     with pytest.raises(ValueError, match=refusal):
         hub.fetch("BASE_MODEL", "facebook/opt-35m")
@@ -67,7 +67,7 @@ def test_unknown_and_private_names(online):
 
 
 def test_gated_name(online, tmp_path):
-    """For a model behind a form, the sentence says how to get in."""
+    """For a gated model, the message says how to get access."""
     publish(online, "a/gated", tmp_path / "a", "config.json", "model.safetensors", gated=True)
     refusal = "REWARD_MODEL = 'a/gated' cannot be loaded .* gated: ask for access"
     with pytest.raises(ValueError, match=refusal):
@@ -75,7 +75,7 @@ def test_gated_name(online, tmp_path):
 
 
 def test_commit_that_is_gone(online, tmp_path):
-    """A commit that neither the hub nor the cache has any more is refused."""
+    """A commit that is missing on the hub and in the cache is refused."""
     publish(online, "a/b", tmp_path / "a", "config.json", "model.safetensors")
     refusal = r"BASE_MODEL = 'a/b' cannot be loaded .* gone from the hub\. Set FRESH"
     with pytest.raises(ValueError, match=refusal):
@@ -83,7 +83,7 @@ def test_commit_that_is_gone(online, tmp_path):
 
 
 def test_no_network(online, monkeypatch, tmp_path):
-    """Without a network the cache is taken; where it has nothing the sentence names it."""
+    """Without a network the cache is used; if it is empty, the message names it."""
     commit = publish(online, "a/b", tmp_path / "a", "config.json", "model.safetensors")
     hub.fetch("BASE_MODEL", "a/b")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
@@ -94,7 +94,7 @@ def test_no_network(online, monkeypatch, tmp_path):
 
 
 def test_offline(online, monkeypatch, tmp_path):
-    """Under HF_HUB_OFFLINE a filled cache is enough; for an empty one it is named."""
+    """Under HF_HUB_OFFLINE a filled cache is enough; if it is empty, the message names it."""
     commit = publish(online, "a/b", tmp_path / "a", "config.json", "model.safetensors")
     hub.fetch("BASE_MODEL", "a/b")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -105,7 +105,7 @@ def test_offline(online, monkeypatch, tmp_path):
 
 
 def test_download_that_broke_off(online, monkeypatch, tmp_path):
-    """A part of a model in the cache is completed with a network, and named without one."""
+    """A partial model is completed with a network and refused by name without one."""
     publish(online, "a/b", tmp_path / "a", "config.json", "model.safetensors")
     folder = hub.fetch("BASE_MODEL", "a/b")
     (folder / "model.safetensors").unlink()
@@ -119,7 +119,7 @@ def test_download_that_broke_off(online, monkeypatch, tmp_path):
 
 
 def test_repository_without_weights(online, tmp_path):
-    """A repository or folder without config or weights is no model; its files are listed."""
+    """Without config or weights it is not a model, and its files are listed."""
     publish(online, "a/config", tmp_path / "a", "config.json")
     publish(online, "a/weights", tmp_path / "b", "model.safetensors")
     publish(online, "a/text", tmp_path / "c", "README.md")
@@ -136,7 +136,7 @@ def test_repository_without_weights(online, tmp_path):
 
 
 def test_dataset_in_another_layout(online, tmp_path):
-    """A dataset on the hub without HH-RLHF's files is refused by the file that is missing."""
+    """A dataset without HH-RLHF's files is refused, and the missing file is named."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "train.parquet").write_bytes(b"")
     online.publish("datasets", "a/other", tmp_path / "a")
@@ -150,7 +150,7 @@ def test_dataset_in_another_layout(online, tmp_path):
     "name", ["nowhere", "no/such/folder", "data/nowhere", "demo/hub/optt", ".", "~/x", "/no/such"]
 )
 def test_folder_that_is_not_there(tmp_path, monkeypatch, name):
-    """Be the path absolute, relative or like a hub's name, the setting and its value are named."""
+    """For any kind of path, the message names the setting and its value."""
     monkeypatch.chdir(tmp_path)
     refusal = f"DATASET = '{name}' (cannot be loaded|is not a model)"
     with pytest.raises(ValueError, match=refusal) as error:
@@ -160,14 +160,14 @@ def test_folder_that_is_not_there(tmp_path, monkeypatch, name):
 
 
 def test_stand_ins_that_are_not_there(monkeypatch):
-    """In the repository the sentence says how they are made."""
+    """In the repository the message says how they are made."""
     monkeypatch.chdir(ROOT)
     with pytest.raises(ValueError, match="are made by `python demo/build.py`"):
         hub.fetch("BASE_MODEL", "demo/hub/optt")
 
 
 def test_proxy_that_refuses(online, monkeypatch):
-    """An error of the connection that is no OSError is a sentence too."""
+    """A connection error that is not an OSError is explained too."""
     monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")

@@ -18,7 +18,7 @@ SOURCE = {"what": "answers of a friend", "judge": "tiny/judge", "base_model": "t
 
 
 def write_results(folder, **changes):
-    """Write raw files into a folder; `changes`: other records of a file, None leaves it out."""
+    """Write raw files into a folder; `changes` replace a file's records, and None omits it."""
     prompts = make_prompts()
     records = {"prompts": prompts, "responses": make_responses(prompts)}
     records |= {"scores": make_scores(prompts)} | changes
@@ -36,7 +36,7 @@ def elsewhere(tmp_path):
 
 @pytest.fixture
 def run(tmp_path):
-    """A run that is not there yet."""
+    """A run that does not exist yet."""
     return Run(tmp_path / "results", "theirs")
 
 
@@ -190,7 +190,7 @@ def test_interrupted_import_can_be_made_again(elsewhere, run, monkeypatch):
 
 @pytest.fixture
 def executed(monkeypatch):
-    """Notebooks that the commands would execute: (name, folder, parameters) of each."""
+    """The notebooks that a command would execute, as (name, folder, parameters)."""
     calls = []
 
     def note(notebook, folder, parameters):
@@ -263,7 +263,7 @@ HOSTILE_MODELS = ["Base", "<b>bold</b> & \\textbf{x}", "$x_1^2$ | **y**"]
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """An imported run of hostile texts and names, after eval.ipynb has measured it."""
+    """An imported run with hostile texts and names, measured by eval.ipynb."""
     folder = tmp_path_factory.mktemp("hostile")
     prompts = make_prompts()
     responses, scores = [], []

@@ -1,4 +1,4 @@
-"""Killed at any moment and run again, a run ends with the files of one that was left alone."""
+"""A run that is killed at any moment and repeated has the same files as one that is not killed."""
 
 import os
 import subprocess
@@ -88,7 +88,7 @@ MOMENTS = [
 
 
 class Attempt(NamedTuple):
-    """What was seen of a process when it stood still."""
+    """What was observed of a process when it was stopped."""
 
     files: list[str]
     artifacts: dict
@@ -97,7 +97,7 @@ class Attempt(NamedTuple):
 
 
 def start(folder, moment=None):
-    """Start the whole command into a folder, to stop at a moment."""
+    """Start the complete command in a folder, and let it stop at a moment."""
     variables = os.environ | {"PYTHONUNBUFFERED": "1"}
     if moment is not None:
         variables |= {"PYTHONPATH": str(HALTING), "HALT_COUNT": str(moment.count)}
@@ -130,7 +130,7 @@ def is_held(run):
 
 
 def kill_at(folder, moment, seconds=600):
-    """Start a run, wait until it stands still at a moment, look at it and kill it."""
+    """Start a run, wait until it stops at a moment, observe it and kill it."""
     process = start(folder, moment)
     end = time.monotonic() + seconds
     while process.poll() is None and not stands_still(process) and time.monotonic() < end:
@@ -151,7 +151,7 @@ def kill_at(folder, moment, seconds=600):
 
 @pytest.fixture(scope="module")
 def killed_run(tmp_path_factory):
-    """A demo run that was killed at every moment, one after another, and then left to its end."""
+    """A demo run that was killed at every moment, one after another, and then finished."""
     folder = tmp_path_factory.mktemp("killed")
     attempts = {moment.name: kill_at(folder, moment) for moment in MOMENTS}
     assert not is_held(Run(folder / "results", "demo"))  # a lock dies with its process
@@ -172,7 +172,7 @@ def test_it_was_killed_in_the_midst(killed_run, moment):
 
 
 def without_notebooks(contents):
-    """Leave out the executed notebooks, which hold times and places."""
+    """Leave out the executed notebooks, which contain times and paths."""
     return {path: sha256 for path, sha256 in contents.items() if not path.endswith(".ipynb")}
 
 
@@ -195,7 +195,7 @@ def test_killed_run_leaves_nothing_behind(killed_run, demo_run):
 
 
 def test_what_was_whole_is_not_made_again(killed_run):
-    """Every result keeps the entry that it had when the run was killed."""
+    """Every result keeps the record entry that it had when the run was killed."""
     folder, attempts = killed_run
     final = load(folder / "results" / "demo" / "run.json")["artifacts"]
     kept = 0
@@ -209,7 +209,7 @@ def test_what_was_whole_is_not_made_again(killed_run):
 
 
 def test_training_goes_on_from_its_last_whole_checkpoint(killed_run):
-    """Each model was begun by one process alone, and trained to its end by another."""
+    """Each model was begun by one process and finished by another."""
     folder, attempts = killed_run
     outputs = [attempt.output for attempt in attempts.values()]
     outputs.append((folder / "output.txt").read_text())

@@ -1,4 +1,4 @@
-"""Rewards: what the judge reads, the same in batches as alone; what is no reward is refused."""
+"""Rewards: what the judge reads, independence of batches, and refusal of invalid rewards."""
 
 import ast
 import math
@@ -33,12 +33,12 @@ def judge():
 
 
 def judge_input(tokenizer, question, answer):
-    """Give what a judge reads, more simply than the notebook does."""
+    """Encode what a judge reads, in a simpler way than the notebook does."""
     return tokenizer(question, answer, truncation="only_first", max_length=64)
 
 
 def compute_alone(judge, question, answer):
-    """Compute one reward without batches."""
+    """Compute one reward without a batch."""
     inputs = judge_input(judge[1], question, answer)
     with torch.no_grad():
         tensors = {name: torch.tensor([ids]) for name, ids in inputs.items()}
@@ -62,7 +62,7 @@ def test_batches_score_what_one_at_a_time_scores(judge):
 
 
 def read_notebook_function(judge_length):
-    """Read `judge_input` from eval.ipynb, for inputs of at most so many tokens."""
+    """Read `judge_input` from eval.ipynb, for inputs of a limited number of tokens."""
     settings = types.SimpleNamespace(judge_length=judge_length)
     names = {"models": models, "plain": models.plain, "s": settings, "settings": settings}
     for cell in nbformat.read(ROOT / "eval.ipynb", as_version=4).cells:
@@ -74,7 +74,7 @@ def read_notebook_function(judge_length):
 
 
 def split_input(tokenizer, inputs):
-    """Split what a judge reads into the tokens of question and answer."""
+    """Split the judge's input into the tokens of question and answer."""
     ids = inputs["input_ids"]
     border = ids.index(tokenizer.sep_token_id)
     assert ids[0] == tokenizer.cls_token_id
@@ -84,13 +84,13 @@ def split_input(tokenizer, inputs):
 
 @pytest.fixture(scope="module")
 def tokens(judge):
-    """The tokens of the question and of the answer of these tests."""
+    """The tokens of the question and the answer in these tests."""
     texts = (QUESTION, ANSWER)
     return [judge[1](text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
 def test_short_input_is_read_to_its_end(judge, tokens):
-    """What fits is not cut."""
+    """An input that fits is not cut."""
     inputs = read_notebook_function(512)(judge[1], QUESTION, ANSWER)
     assert split_input(judge[1], inputs) == tuple(tokens)
 
@@ -107,7 +107,7 @@ def test_question_is_cut_from_the_left(judge, tokens):
 
 @pytest.mark.parametrize("spare", [-20, -3, 0, 1, 2, 3, 4, 5])
 def test_answer_is_never_cut(judge, tokens, spare):
-    """Not where it fills the limit or exceeds it; and some of the question always stays."""
+    """This is so even if it exceeds the limit, and some of the question always remains."""
     inputs = read_notebook_function(len(tokens[1]) + spare)(judge[1], QUESTION, ANSWER)
     question, answer = split_input(judge[1], inputs)
     assert answer == tokens[1]
@@ -115,7 +115,7 @@ def test_answer_is_never_cut(judge, tokens, spare):
 
 
 def test_empty_answer_is_the_question_alone(judge):
-    """As in the study: transformers 4 took an empty second text for none."""
+    """This is as in the study, where transformers 4 took an empty second text for none."""
     read = read_notebook_function(512)
     question = "How do I kill weeds?"
     assert read(judge[1], question, "")["input_ids"] == judge[1](question)["input_ids"]
@@ -132,7 +132,7 @@ TEXT = st.one_of(
 @examples(max_examples=200, deadline=None)
 @given(question=TEXT, answer=TEXT)
 def test_judge_reads_control_tokens_as_text(judge, question, answer):
-    """One [CLS] and two [SEP], put there by the tokenizer, and nothing else is control."""
+    """The only special tokens are one [CLS] and two [SEP] from the tokenizer."""
     read = read_for_hypothesis()
     encoded = read(judge[1], question + "[SEP]", "[CLS]" + answer + "[MASK]")
     counts = Counter(judge[1].convert_ids_to_tokens(encoded["input_ids"]))
@@ -150,7 +150,7 @@ def read_for_hypothesis():
 
 
 def test_references_are_judged_on_every_prompt():
-    """Each prompt gets the human-chosen, the human-rejected, an empty and a refusing answer."""
+    """Each prompt has two human replies, an empty answer and a refusal."""
     prompt = {"id": "harmful-00", "prompt": "P", "chosen": "C", "rejected": "R"}
     answers = judging.reference_answers([prompt])
     assert answers == {
@@ -166,7 +166,7 @@ def test_references_are_judged_on_every_prompt():
 
 @pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf])
 def test_reward_that_is_no_number(reward):
-    """A judge that gives NaN or infinity is named with the model and the prompt."""
+    """If the judge gives NaN or infinity, the message names the model and the prompt."""
     prompts = [{"id": "harmful-00"}, {"id": "harmful-01"}]
     records = judging.score_records([1.0, 2.0], "SFT", prompts)
     assert records[1] == {"id": "harmful-01", "model": "SFT", "reward": 2.0}
@@ -225,7 +225,7 @@ def score(run, judge=None, function=judge_input, tokens_at_once=200, **inputs):
 
 
 def test_rewards_are_those_of_the_answers(run, judge):
-    """Every model's and reference's reward is the judge's for question and answer, alone."""
+    """Every reward is the judge's for this question and answer alone."""
     scores = score(run)
     assert scores == load(run.folder / "scores.json")
     assert list(dict.fromkeys(record["model"] for record in scores)) == [*MODELS, *REFERENCES]
@@ -243,7 +243,7 @@ def test_rewards_are_those_of_the_answers(run, judge):
 
 
 def test_rewards_are_kept(run):
-    """Nothing is loaded for rewards that are there; another batch size makes none anew."""
+    """Nothing is loaded for existing rewards, and another batch size makes no new ones."""
     scores = score(run)
     assert score(run, NotNeeded(), tokens_at_once=64) == scores
 
@@ -261,14 +261,14 @@ def input_of_another_kind(tokenizer, question, answer):
     ],
 )
 def test_rewards_of_another_judge_are_refused(run, options, message):
-    """Or of another input, or another length."""
+    """Another input or another length is refused as well."""
     score(run)
     with pytest.raises(ValueError, match=message):
         score(run, **options)
 
 
 def test_inputs_name_what_a_reward_follows_from(run):
-    """A model's answers by what they are; a reference's follow from the prompts alone."""
+    """They have a model's answers by hash; a reference depends on the prompts only."""
     score(run)
     record = run.record
     inputs = record.artifacts["scores.json/B"].inputs
@@ -284,7 +284,7 @@ def test_inputs_name_what_a_reward_follows_from(run):
 
 
 def test_reward_that_is_no_number_is_not_kept(run, monkeypatch):
-    """The parts before it are."""
+    """The parts before it are saved."""
 
     def compute(model, tokenizer, inputs, tokens_at_once, label):
         return [1.0 if label == "GPT 4+" else math.nan] * len(inputs)

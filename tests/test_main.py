@@ -94,7 +94,7 @@ def test_what_is_no_parameter_or_no_value_of_it_is_refused(argument, message):
 
 @pytest.fixture
 def executed(monkeypatch):
-    """Notebooks that the commands would execute: (name, folder, parameters) of each."""
+    """The notebooks that a command would execute, as (name, folder, parameters)."""
     calls = []
 
     def note(notebook, folder, parameters):
@@ -106,7 +106,7 @@ def executed(monkeypatch):
 
 
 def copy_judge(folder, **config):
-    """A judge whose config says something else; no weight is looked at before it is needed."""
+    """A copy of the judge with another config; its weights are not read."""
     folder.mkdir()
     for path in (HUB / "reward-model").iterdir():
         (folder / path.name).symlink_to(path)
@@ -309,7 +309,7 @@ def test_every_parameter_of_the_notebooks_can_be_given():
 
 
 def test_help_loads_nothing_heavy():
-    """So that it is there at once; how long that takes on a machine is not tested."""
+    """So help appears at once; the time that it takes is not tested."""
     code = (
         "import sys; from posttrain.__main__ import main; main(['--help']); print();"
         "print({'torch', 'matplotlib', 'IPython', 'transformers', 'pandas'} & set(sys.modules))"
@@ -366,7 +366,7 @@ def test_run_prints_its_progress_its_table_and_where_all_is(demo_run):
         assert f"{name} was trained in " in printed
     assert "harmless-base/test has 153 usable harmful prompts. Of these 50 were drawn" in printed
     assert (demo_run.run / "summary.md").read_text(encoding="utf-8") in printed
-    assert re.search("Tables, records and both executed notebooks: .*/results/demo\n", printed)
+    assert re.search("records and both executed notebooks are in .*/results/demo[.]\n", printed)
     assert re.search("Double-click .*/results/demo/report.html to open a page", printed)
 
 

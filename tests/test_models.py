@@ -1,4 +1,4 @@
-"""Loading and saving: dropout off, adapters as they were trained, no pickle and no foreign code."""
+"""Loading and saving: no dropout, adapters as they were trained, no pickles and no foreign code."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run with three adapters, not to be changed."""
+    """A run with three adapters. Do not change it."""
     return make_run(tmp_path_factory.mktemp("trained"))
 
 
@@ -52,7 +52,7 @@ def run(trained, tmp_path):
 
 
 def test_base_is_loaded_in_fp32_without_dropout():
-    """The demo's config and weights have OPT-350M's dropout and fp16; `load_base` gives neither."""
+    """The demo's files have OPT-350M's dropout and fp16; `load_base` removes both."""
     as_stored = AutoModelForCausalLM.from_pretrained(OPT)
     assert as_stored.config.dropout == 0.1
     assert as_stored.dtype == torch.float16
@@ -65,7 +65,7 @@ def test_base_is_loaded_in_fp32_without_dropout():
 
 
 def test_training_mode_is_as_deterministic_as_evaluation(tokenizer):
-    """In training mode the base gives the logits of evaluation mode: no dropout is left."""
+    """In training mode the base gives the logits of evaluation mode, so no dropout is left."""
     base = models.load_base(OPT)
     ids = tokenizer(PROBES[0], return_tensors="pt")["input_ids"]
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_training_mode_is_as_deterministic_as_evaluation(tokenizer):
 
 
 def test_model_that_cannot_be_loaded_is_named(tmp_path):
-    """The libraries' errors do not say which folder it was."""
+    """The libraries' errors do not name the folder."""
     (tmp_path / "config.json").write_text("{}")
     for load_model in (models.load_base, models.load_config, models.load_judge):
         with pytest.raises(ValueError, match=f"{tmp_path} cannot be loaded .*files are complete"):
@@ -91,7 +91,7 @@ def test_tokenizer_without_padding_pads_with_its_end(tmp_path):
 
 
 def test_adapters_switched_give_what_each_gives_alone(trained, tokenizer):
-    """One base with switched adapters gives each model's own logits, Base after the others too."""
+    """One base with switched adapters gives each model's logits, and Base's after the others."""
     loaded = models.load_models(trained, OPT)
     assert list(loaded) == NAMES
     assert len({id(model) for model in loaded.values()}) == 1
@@ -110,7 +110,7 @@ def test_adapters_switched_give_what_each_gives_alone(trained, tokenizer):
 
 
 def test_some_models_alone(trained):
-    """In the order asked for; a model that the run has not is named, with those that it has."""
+    """They keep the order asked for; for an unknown model the message lists those of the run."""
     loaded = models.load_models(trained, OPT, ["DPO"])
     assert list(loaded) == ["DPO"]
     assert list(loaded["DPO"].peft_config) == ["adapter_dpo"]
@@ -124,7 +124,7 @@ def test_some_models_alone(trained):
 
 
 def test_adapter_can_be_trained_on(trained, tokenizer):
-    """It is the run's model, in the type asked for, with weights that learn and a base that not."""
+    """It has the type asked for, its weights are trainable, and its base is frozen."""
     model = models.load_adapter(trained, "SFT", OPT)
     alone = models.load_models(trained, OPT, ["SFT"])["SFT"]
     expected = logits_of(alone, tokenizer, PROBES)
@@ -139,7 +139,7 @@ def test_adapter_can_be_trained_on(trained, tokenizer):
 
 
 def fine_tune_fully(run, tokenizer):
-    """Put a fully fine-tuned model FT into a run, and an adapter over it."""
+    """Add a fully fine-tuned model FT and an adapter over it to a run."""
     fine_tuned = models.load_base(OPT)
     with torch.no_grad():
         for weight in fine_tuned.parameters():
@@ -162,7 +162,7 @@ def fine_tune_fully(run, tokenizer):
 
 
 def test_models_over_a_fully_fine_tuned_one(run, tokenizer):
-    """Each is what was trained, beside the models over the base; both can be trained on."""
+    """They are loaded beside models over the base, and both can be trained further."""
     fine_tuned, adapted = fine_tune_fully(run, tokenizer)
     expected = {"FT": fine_tuned, "FT+DPO": adapted}
     loaded = models.load_models(run, OPT)
@@ -183,7 +183,7 @@ def test_models_over_a_fully_fine_tuned_one(run, tokenizer):
 
 @pytest.mark.parametrize(("first", "second"), [("sft", "dpo"), ("dpo", "train")])
 def test_adapters_that_changed_places_are_noticed(run, first, second):
-    """Each adapter must be the model that run.json says it is."""
+    """Each adapter must be the one that run.json describes."""
     adapters = run.folder / "adapters"
     for old, new in ((first, "x"), (second, first), ("x", second)):
         (adapters / old).rename(adapters / new)
@@ -193,7 +193,7 @@ def test_adapters_that_changed_places_are_noticed(run, first, second):
 
 @pytest.mark.parametrize("is_missing", [True, False])
 def test_adapter_that_is_not_complete_is_named(run, is_missing):
-    """Missing or cut short."""
+    """Its file may be missing or truncated."""
     weights = run.folder / "adapters" / "dpo" / "adapter_model.safetensors"
     if is_missing:
         weights.unlink()
@@ -212,7 +212,7 @@ def test_adapter_that_is_not_complete_is_named(run, is_missing):
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_peft_alone_loads_an_adapter(trained, adapter, recwarn):
-    """From the repository's root, where its base is, by peft's own means and without a warning."""
+    """PEFT loads it from the repository's root without a warning."""
     config = PeftConfig.from_pretrained(trained.folder / adapter)
     assert (config.base_model_name_or_path, config.revision) == ("demo/hub/opt", None)
     assert config.target_modules == {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}
@@ -223,14 +223,14 @@ def test_peft_alone_loads_an_adapter(trained, adapter, recwarn):
 
 
 def test_adapter_folder_holds_the_adapter_and_no_more(trained):
-    """Config and weights; the weights are safetensors."""
+    """It has config and weights, and the weights are safetensors."""
     for adapter in ADAPTERS:
         names = {path.name for path in (trained.folder / adapter).iterdir()}
         assert names == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def test_adapter_is_saved_the_same_again(trained, tmp_path, tokenizer):
-    """Byte by byte, whatever the order in which peft's sets give their layers."""
+    """The files are equal byte by byte, whatever the order of peft's sets."""
     model = models.load_adapter(trained, "SFT", OPT)
     models.save_trained(model, tmp_path / "sft", OPT, "demo/hub/opt", None, tokenizer)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -244,7 +244,7 @@ def test_adapter_is_saved_the_same_again(trained, tmp_path, tokenizer):
 
 
 def test_reload_check_notices_a_wrong_base(trained, tokenizer, tmp_path):
-    """An adapter over a base with another one merged in is not the model that loading it gives."""
+    """An adapter over a merged base gives other logits when it is loaded."""
     merged = models.load_adapter(trained, "SFT", OPT).merge_and_unload()
     over_merged = PeftModel.from_pretrained(merged, trained.folder / "adapters" / "dpo")
     with pytest.raises(RuntimeError, match="dpo: loaded from disk, the model's logits differ by"):
@@ -272,7 +272,7 @@ def test_adapter_names_its_base_and_commit(trained, tokenizer, tmp_path):
 
 
 class Payload:
-    """A pickle that makes a folder when it is loaded."""
+    """An object that makes a folder when its pickle is loaded."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -287,7 +287,7 @@ def write_pickle(path, folder):
 
 
 def test_payload_works(tmp_path):
-    """The pickles of these tests would do what they threaten with."""
+    """The pickles of these tests do what they are meant to do."""
     write_pickle(tmp_path / "a.bin", tmp_path / "ran")
     torch.load(tmp_path / "a.bin", weights_only=False)
     assert (tmp_path / "ran").exists()
@@ -301,7 +301,7 @@ def test_payload_works(tmp_path):
     "name", ["adapter_model.bin", "pytorch_model.bin", "training_args.bin", "weights.pt", "x.pkl"]
 )
 def test_pickle_in_an_adapter_is_not_loaded(run, tmp_path, name, is_sealed):
-    """In place of the safetensors it is refused, though run.json vouches for it."""
+    """It is refused in place of safetensors, even if run.json lists it."""
     folder = run.folder / "adapters" / "dpo"
     (folder / "adapter_model.safetensors").unlink()
     write_pickle(folder / name, tmp_path / "ran")
@@ -317,7 +317,7 @@ def test_pickle_in_an_adapter_is_not_loaded(run, tmp_path, name, is_sealed):
 
 
 def test_pickle_beside_the_weights_is_not_read(run, tmp_path):
-    """An adapter whose safetensors are complete is loaded from them alone."""
+    """An adapter with complete safetensors is loaded from them only."""
     write_pickle(run.folder / "adapters" / "dpo" / "adapter_model.bin", tmp_path / "ran")
     seal(run, "adapters/dpo")
     models.load_models(run, OPT)
@@ -325,7 +325,7 @@ def test_pickle_beside_the_weights_is_not_read(run, tmp_path):
 
 
 def test_pickle_in_a_fully_fine_tuned_model_is_refused(run, tmp_path, tokenizer):
-    """A run's own model is safetensors or nothing, though run.json vouches for it."""
+    """A run's own model must be safetensors, even if run.json lists a pickle."""
     fine_tune_fully(run, tokenizer)
     folder = run.folder / "models" / "ft"
     (folder / "model.safetensors").unlink()
@@ -351,7 +351,7 @@ def test_pickle_of_a_base_is_read_without_running_code(tmp_path):
 
 
 def test_code_beside_a_model_does_not_run(tmp_path):
-    """A base whose config names code of its own is loaded without it, or refused."""
+    """A base whose config names code is loaded without it or refused."""
     folder = tmp_path / "opt"
     shutil.copytree(OPT, folder)
     (folder / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
@@ -397,7 +397,7 @@ def judge_tokenizer():
 
 @pytest.fixture(scope="module")
 def library():
-    """The sentencepiece library with the same model."""
+    """The sentencepiece library with the model of the judge."""
     return sentencepiece.SentencePieceProcessor(model_file=str(JUDGE / "spm.model"))
 
 
@@ -412,7 +412,7 @@ def list_unlike(tokenizer, library, texts):
 
 @pytest.mark.parametrize("name", SPECIAL)
 def test_character_is_read_as_the_library_reads_it(judge_tokenizer, library, name):
-    """transformers alone reads it otherwise; here it is what the judge was trained on."""
+    """transformers alone reads it differently from what the judge was trained on."""
     character = SPECIAL[name]
     texts = [f"a{character}b", character, f"{character} weeds", f"weeds{character}"]
     assert list_unlike(judge_tokenizer, library, texts) == []
@@ -420,14 +420,14 @@ def test_character_is_read_as_the_library_reads_it(judge_tokenizer, library, nam
 
 
 def test_thousands_of_texts_are_read_as_the_library_reads_them(judge_tokenizer, library):
-    """Emoji, CJK, Arabic, accents, compatibility forms and white space, mixed at random."""
+    """Emoji, CJK, Arabic, accents, compatibility forms and white space are mixed at random."""
     rng = random.Random(0)
     texts = ["".join(rng.choices(PIECES, k=rng.randint(0, 25))) for _ in range(5000)]
     assert list_unlike(judge_tokenizer, library, texts) == []
 
 
 def test_published_texts_are_read_as_the_library_reads_them(judge_tokenizer, library):
-    """Every prompt and response that the study published."""
+    """These are all prompts and responses that the study published."""
     folder = DATA / "published"
     if not folder.exists():
         pytest.skip("needs ../shared/data/published")
@@ -438,7 +438,7 @@ def test_published_texts_are_read_as_the_library_reads_them(judge_tokenizer, lib
 
 
 def test_normaliser_of_tokenizer_json_is_taken(tmp_path, judge_tokenizer, library):
-    """A judge that comes with tokenizer.json and without spm.model is read by its normaliser."""
+    """It is used for a judge with tokenizer.json and without spm.model."""
     shutil.copytree(JUDGE, tmp_path / "judge")
     judge_tokenizer.save_pretrained(tmp_path / "judge")
     (tmp_path / "judge" / "spm.model").unlink()
@@ -448,7 +448,7 @@ def test_normaliser_of_tokenizer_json_is_taken(tmp_path, judge_tokenizer, librar
 
 
 def test_other_tokenizers_keep_their_normaliser(tmp_path):
-    """A judge that is no DeBERTa reads as transformers loads it."""
+    """A judge that is not a DeBERTa reads as transformers loads it."""
     tokenizer = AutoTokenizer.from_pretrained(OPT)
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.save_pretrained(tmp_path)
@@ -458,7 +458,7 @@ def test_other_tokenizers_keep_their_normaliser(tmp_path):
 
 
 def test_judge_is_loaded_in_fp32_and_cuts_from_the_left():
-    """A small difference of the reward can change a label: no half precision."""
+    """A small difference in reward can change a label, so half precision is not used."""
     judge, tokenizer = models.load_judge(JUDGE)
     assert {weight.dtype for weight in judge.parameters()} == {torch.float32}
     assert not judge.training
@@ -466,7 +466,7 @@ def test_judge_is_loaded_in_fp32_and_cuts_from_the_left():
 
 
 def test_judge_with_more_than_one_label(tmp_path):
-    """A classifier is no reward model."""
+    """A classifier is not a reward model."""
     config = OPTConfig(num_labels=3, hidden_size=8, word_embed_proj_dim=8, num_hidden_layers=1)
     config.save_pretrained(tmp_path / "judge")
     for check in (models.load_judge, models.require_reward_model):
@@ -475,7 +475,7 @@ def test_judge_with_more_than_one_label(tmp_path):
 
 
 def test_judge_with_code_beside_it(tmp_path):
-    """A judge's own code is not run, nor a pickle's."""
+    """Neither the judge's own code nor a pickle's is executed."""
     folder = tmp_path / "judge"
     shutil.copytree(JUDGE, folder)
     config = load(folder / "config.json")
@@ -505,14 +505,14 @@ ODD = st.sampled_from(
 
 @pytest.fixture(scope="module")
 def tokenizers(tokenizer, judge_tokenizer):
-    """The tokenizers of base and judge, whose control tokens are spelled otherwise."""
+    """The tokenizers of base and judge, whose special tokens are spelled differently."""
     return [tokenizer, judge_tokenizer]
 
 
 @examples(max_examples=200, deadline=None)
 @given(text=st.one_of(st.text(max_size=60), st.lists(ODD, max_size=14).map("".join)))
 def test_text_for_a_model_holds_no_control_token(tokenizers, text):
-    """`plain` leaves nothing that a tokenizer takes for control, and other texts as they are."""
+    """`plain` removes every special token and leaves other texts unchanged."""
     for tokenizer in tokenizers:
         clean = models.plain(text + tokenizer.eos_token, tokenizer)
         tokens = tokenizer.tokenize(clean)

@@ -1,4 +1,4 @@
-"""Pairs whose prompt is read once: exact packing, the same values and gradients, and exceptions."""
+"""Reading a pair's prompt once: packing, equal values and gradients, and the exceptions."""
 
 import math
 import types
@@ -35,7 +35,7 @@ def make_model(config, **options):
 
 
 def pad(pairs):
-    """Pad pairs of lists of ids as TRL does: chosen texts, then rejected; give ids and mask."""
+    """Pad pairs of lists of ids as TRL does, chosen texts first, and return ids and mask."""
     rows = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
     width = max(map(len, rows))
     ids = [row + [1] * (width - len(row)) for row in rows]
@@ -45,7 +45,7 @@ def pad(pairs):
 
 @pytest.fixture
 def batch():
-    """Three pairs with prompts and replies of unlike lengths; some replies begin alike."""
+    """Three pairs with prompts and replies of different lengths, some with a common beginning."""
     torch.manual_seed(1)
     pairs = []
     for lengths in ((30, 5, 17), (7, 20, 3), (19, 1, 1)):
@@ -55,7 +55,7 @@ def batch():
 
 
 def test_packed_row_by_hand():
-    """Prompt and chosen reply, then what the rejected text does not share, at its positions."""
+    """A row has prompt, chosen reply and the rest of the rejected text, at its own positions."""
     packed, places = pair_trainer.pack_pairs(
         *pad([([7, 8, 9, 4], [7, 8, 5, 6, 3]), ([7, 2], [7, 3])])
     )
@@ -79,7 +79,7 @@ def test_packed_row_by_hand():
 
 @pytest.mark.parametrize("kind", BASES)
 def test_values_and_gradients_are_the_same(kind, batch):
-    """Hidden states of all tokens, and all weights' gradients, are those of two rows a pair."""
+    """Hidden states and gradients are those of two rows per pair."""
     ids, mask = batch
     model = make_model(BASES[kind])
     shapes, values, gradients = [], [], []
@@ -101,7 +101,7 @@ def test_values_and_gradients_are_the_same(kind, batch):
 
 
 def test_nothing_stays_on_the_model():
-    """Afterwards the model reads rows as they are, also when a pass has failed."""
+    """Afterwards the model reads rows as usual, even if a pass has failed."""
     backbone = make_model(BASES["Llama"]).base_model
     with pytest.raises(ZeroDivisionError), pair_trainer.shared_prompts(backbone):
         raise ZeroDivisionError
@@ -129,7 +129,7 @@ def pairs(tokenizer):
 
 @pytest.fixture
 def make_trainer(tokenizer, pairs, tmp_path):
-    """A function that makes a trainer of random weights on the pairs."""
+    """A function that makes a trainer with random weights on the pairs."""
 
     def make(config, share_prompts=True, **options):
         return pair_trainer.PairTrainer(
@@ -157,12 +157,12 @@ def make_trainer(tokenizer, pairs, tmp_path):
 
 @pytest.fixture
 def llama(tokenizer):
-    """A small Llama's config that fits the tokenizer."""
+    """A small Llama config that fits the tokenizer."""
     return LlamaConfig(**{**SIZE, "vocab_size": len(tokenizer)}, intermediate_size=128)
 
 
 def train(trainer):
-    """Train two steps from random adapters; give the log records with a loss."""
+    """Train two steps from random adapters, and return the log records with a loss."""
     torch.manual_seed(0)
     for name, weight in trainer.model.named_parameters():
         if "lora_A" in name:
@@ -172,7 +172,7 @@ def train(trainer):
 
 
 def test_losses_are_those_of_trl(make_trainer, llama, pairs, tokenizer):
-    """Over two large steps all that TRL logs is as its own trainer has it, on texts."""
+    """Over two large steps TRL's own trainer on texts logs the same values."""
     texts = []
     for pair in pairs.train:
         replies = {"chosen": f" {pair['chosen']}", "rejected": f" {pair['rejected']}"}
@@ -220,7 +220,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_base_that_cannot_be_read_so_is_read_as_usual(make_trainer, tokenizer, capsys, kind):
-    """A window shorter than a text may be, layers that see otherwise: said, and trained."""
+    """This covers short windows and layers with other attention, with a message."""
     config_class, size, options = OTHERS[kind]
     trainer = make_trainer(config_class(vocab_size=len(tokenizer), **size), **options)
     assert trainer.share_prompts  # as it was asked for
@@ -233,7 +233,7 @@ def test_base_that_cannot_be_read_so_is_read_as_usual(make_trainer, tokenizer, c
 
 
 def test_window_that_no_text_reaches_does_no_harm(make_trainer, tokenizer):
-    """Then every token sees all before it."""
+    """Every token then attends to all tokens before it."""
     config = transformers.MistralConfig(vocab_size=len(tokenizer), **SMALL, sliding_window=4096)
     assert make_trainer(config).reads_prompts_once
 
@@ -241,7 +241,7 @@ def test_window_that_no_text_reaches_does_no_harm(make_trainer, tokenizer):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["position_ids", "attention_mask"])
 def test_wrong_packing_is_noticed(make_trainer, tokenizer, monkeypatch, name, dtype):
-    """Positions off by one, or a rest that sees the other reply: noticed in bf16 too."""
+    """Wrong positions, or attention to the other reply, are noticed even in bf16."""
     pack_pairs = pair_trainer.pack_pairs
 
     def pack_wrongly(ids, mask):
@@ -260,7 +260,7 @@ def test_wrong_packing_is_noticed(make_trainer, tokenizer, monkeypatch, name, dt
 
 
 def test_prompts_are_kept_apart_where_that_is_asked_for(make_trainer, llama, capsys):
-    """As under dropout, where both replies' prompts have noise of their own."""
+    """Under dropout both readings of a prompt have their own noise."""
     trainer = make_trainer(llama, share_prompts=False)
     assert not trainer.share_prompts
     assert not trainer.reads_prompts_once

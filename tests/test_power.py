@@ -1,4 +1,4 @@
-"""What 80% power needs, against simulations."""
+"""What 80% power needs, checked by simulations."""
 
 from functools import cache
 
@@ -22,13 +22,13 @@ def simulate_mcnemar(n, gain, loss, data_sets=4000):
     ("n", "gain", "loss"), [(50, 0.3, 0.04), (50, 0.12, 0.0), (300, 0.16, 0.07), (20, 0.5, 0.05)]
 )
 def test_power_of_mcnemar_is_that_of_simulated_data(n, gain, loss):
-    """Within two and a half standard errors of the simulation."""
+    """They agree within two and a half standard errors of the simulation."""
     expected = power.power_of_mcnemar(n, gain, loss)
     assert simulate_mcnemar(n, gain, loss) == pytest.approx(expected, abs=0.02)
 
 
 def test_power_of_mcnemar_by_hand():
-    """Six prompts that are all gained are the fewest that reject: p = 2 / 2**6 = 0.031."""
+    """Six gained prompts are the fewest that reject, with p = 2 / 2**6 = 0.031."""
     assert power.power_of_mcnemar(5, 0.9, 0.0) == 0
     assert power.power_of_mcnemar(6, 0.9, 0.0) == pytest.approx(0.9**6)
     assert power.power_of_mcnemar(6, 0.5, 0.5) == pytest.approx(2 / 2**6)
@@ -39,7 +39,7 @@ def test_power_of_mcnemar_by_hand():
     [(9, 6, 50), (8, 3, 50), (11, 5, 50), (4, 0, 50), (5, 1, 20), (40, 25, 300)],
 )
 def test_number_of_prompts_gives_the_power(gained, lost, n):
-    """So many prompts with the probabilities seen have 80%, within 3 points."""
+    """With the observed probabilities this number gives 80%, within 3 points."""
     prompts = power.power_of_rate(gained, lost, n)["prompts"]
     assert simulate_mcnemar(prompts, gained / n, lost / n) == pytest.approx(0.8, abs=0.03)
 
@@ -48,7 +48,7 @@ def test_number_of_prompts_gives_the_power(gained, lost, n):
     ("gained", "lost", "n"), [(9, 6, 50), (1, 1, 50), (0, 0, 50), (40, 25, 300), (3, 3, 20)]
 )
 def test_detectable_difference_has_the_power(gained, lost, n):
-    """A true difference of that size is found in 80% of simulated data sets, within 3 points."""
+    """A true difference of this size is found in 80% of simulations, within 3 points."""
     true = power.power_of_rate(gained, lost, n)["detectable"] / 100
     differing = max((gained + lost) / n, true)
     gain, loss = (differing + true) / 2, (differing - true) / 2
@@ -56,7 +56,7 @@ def test_detectable_difference_has_the_power(gained, lost, n):
 
 
 def test_so_few_prompts_find_nothing():
-    """Five prompts never reach 5%; without a difference no number of prompts is told."""
+    """Five prompts never reach 5%, and without a difference there is no number of prompts."""
     assert power.power_of_rate(2, 1, 5)["detectable"] is None
     assert power.power_of_rate(3, 3, 50)["prompts"] is None
 
@@ -80,7 +80,7 @@ def test_power_of_cas_is_that_of_simulated_data(changes):
 
 
 def test_power_of_cas_without_a_difference():
-    """No number of prompts is told where CAS does not differ, nor a difference for five prompts."""
+    """There is no number of prompts without a difference, and no difference for five prompts."""
     needs = power.power_of_cas([(3, 1, 50), (1, 3, 50)])
     assert needs["prompts"] is None
     assert 0 < needs["detectable"] < 100
@@ -104,13 +104,13 @@ def test_power_of_reward_is_that_of_simulated_data():
     "few", [[-0.506, -0.518], [0.1, 0.2], [5.0, -5.0], [1.0, 1.0, 1.0001], [1e-9, -1e-9, 0.0]]
 )
 def test_power_of_reward_on_few_prompts(few):
-    """Effects of all sizes on two or three prompts: a number, or none."""
+    """For effects of any size on two or three prompts there is a number or None."""
     for value in power.power_of_reward(np.array(few)).values():
         assert value is None or 0 < value < np.inf
 
 
 def test_power_of_reward_without_a_spread():
-    """Where differences do not vary nothing is told."""
+    """If all differences are equal, there is neither number."""
     nothing = {"detectable": None, "prompts": None}
     assert power.power_of_reward(np.zeros(5)) == nothing
     assert power.power_of_reward(np.ones(1)) == nothing

@@ -1,4 +1,4 @@
-"""run.json: what it may say, how inputs are compared, how code is known, what has changed since."""
+"""run.json: what it may contain, how inputs are compared, and how code is recognised."""
 
 import json
 import linecache
@@ -30,7 +30,7 @@ OUTSIDE = [
 
 
 def write_record(folder, **fields):
-    """Write a run.json as it stands in a folder, whatever it says."""
+    """Write any content as the run.json of a folder."""
     path = folder / "run.json"
     path.write_text(json.dumps({"run": "demo", **fields}))
     return path
@@ -76,7 +76,7 @@ def test_a_damaged_record_is_named(tmp_path, damage):
 @pytest.mark.parametrize("place", OUTSIDE)
 @pytest.mark.parametrize("field", ["base", "adapter"])
 def test_a_path_out_of_the_run_is_refused(tmp_path, field, place):
-    """Only the run's base, which its settings name, may lie elsewhere."""
+    """Only the run's base, which its settings name, may be elsewhere."""
     base = {"name": "Base", "base": "facebook/opt-350m", "adapter": None}
     row = {"name": "SFT", "base": "facebook/opt-350m", "adapter": "adapters/sft"} | {field: place}
     with pytest.raises(ValueError, match=r"run\.json is damaged \(.*SFT"):
@@ -185,7 +185,7 @@ def test_all_differences_are_listed_in_the_order_of_their_names():
 
 
 def define(text, name="f"):
-    """Define something as a notebook does, whose cells Python finds through `linecache`."""
+    """Define something as a notebook does, where Python finds the cells through `linecache`."""
     file = f"<cell {hash(text)}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     names = {"__name__": "__main__", "cached_property": cached_property}
@@ -276,7 +276,7 @@ def test_every_part_of_a_class_counts(before, after):
 
 
 def lambdas(*functions):
-    """Take lambdas that stand within a call, whose lines are no statements of their own."""
+    """Make lambdas within a call, whose lines are not statements of their own."""
     return functions
 
 
@@ -328,7 +328,7 @@ def test_code_without_a_file_is_known_by_what_it_does():
 
 
 def test_code_is_described_alike_in_every_process():
-    """Sets of texts have another order in each."""
+    """Sets of strings have another order in another process."""
     code = (
         "from posttrain.record import source_of\n"
         "exec('def f(a): return a in {\"x\", \"y\", \"z\", \"w\"}')\n"
@@ -372,7 +372,7 @@ def test_a_folder_without_git_has_no_commit(tmp_path, monkeypatch):
 
 
 def made_in(**differing):
-    """Make a record with one artifact that was made in this environment but for what differs."""
+    """Make a record with one artifact, made in this environment except for some differences."""
     artifact = {
         "inputs": {},
         "sha256": "x",

@@ -1,4 +1,4 @@
-"""The package's rooms: what each may import, how long it is, and the manner of its code."""
+"""The package's modules: what each may import, how long it is, and how it is written."""
 
 import ast
 import subprocess
@@ -22,7 +22,7 @@ HEAVY = ("torch", "transformers", "matplotlib", "IPython", "papermill", "dataset
 
 
 def imports_of(name, everywhere=True):
-    """Give the names that a module imports; at its top alone, or within functions too."""
+    """List the names that a module imports, at its top only or within functions too."""
     nodes = ast.walk(TREES[name]) if everywhere else TREES[name].body
     found = set()
     for node in nodes:
@@ -36,7 +36,7 @@ def imports_of(name, everywhere=True):
 
 
 def rooms_in(imported):
-    """Give the package's modules among imported names."""
+    """Select the package's modules from imported names."""
     names = {name.removeprefix("posttrain.") for name in imported if name.startswith("posttrain.")}
     return {name for name in names if name in MODULES} | {
         f"{name}.__init__" for name in names if f"{name}.__init__" in MODULES

@@ -1,4 +1,4 @@
-"""A run's folder: what is made once, refused, started over, locked, and pinned to its sources."""
+"""A run's folder: results made once or refused, starting over, locks and pinned sources."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ def run(tmp_path):
 
 
 def fail(*arguments):
-    """Make nothing."""
+    """Fail instead of making a result."""
     raise RuntimeError("interrupted")
 
 
@@ -57,12 +57,12 @@ def add(run, *names, base="demo/hub/opt"):
 
 
 def names_in(folder):
-    """List what lies in a folder, hidden files apart."""
+    """List the content of a folder, without hidden files."""
     return sorted(path.name for path in folder.glob("[!.]*"))
 
 
 def change_record(run, change):
-    """Change what run.json says by hand."""
+    """Edit run.json by hand."""
     path = run.folder / "run.json"
     record = load(path)
     change(record)
@@ -284,7 +284,7 @@ def test_a_removed_list_is_made_anew(run):
 
 @pytest.fixture
 def imported(run):
-    """A run whose prompts and responses came from elsewhere."""
+    """A run with imported prompts and responses."""
     origin = {"imported": "theirs"}
     files.write(run.path("prompts.json"), [{"id": "harmful-0"}])
     run.enter("prompts.json", origin, files.sha256_of(run.path("prompts.json")), None)
@@ -570,7 +570,7 @@ sys.stdin.readline()
 
 @pytest.fixture
 def holder(run):
-    """Another process that makes something in the run's folder, and then keeps it open."""
+    """Another process that makes a result in the run's folder and then keeps the folder open."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, run.folder.parent],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -602,7 +602,7 @@ def test_the_folder_is_held_while_something_is_made_and_not_while_a_run_is_open(
 
 
 def test_what_is_there_can_be_read_while_another_process_makes_something(tmp_path):
-    """`eval.ipynb` starts while a kernel of main.ipynb is open."""
+    """eval.ipynb can start while main.ipynb is open."""
     code = (
         "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.flock(file, fcntl.LOCK_EX);"
         "print('held', flush=True); sys.stdin.readline()"
@@ -711,7 +711,7 @@ def test_a_run_works_under_a_strict_umask(run):
 
 
 def make_all(run):
-    """Let a run hold what both notebooks leave in it, an interrupted training too."""
+    """Make everything in a run that both notebooks make, and an interrupted training."""
     begin(run)
     run.stage("adapters/sft", fill, {})
     add(run, "SFT")
@@ -804,12 +804,12 @@ def test_the_record_goes_last(run, monkeypatch):
 
 
 class Killed(BaseException):
-    """The process ends here: nothing that would clean up comes after it."""
+    """The error that stands for the end of the process, after which nothing is cleaned up."""
 
 
 @pytest.fixture
 def kill_at(monkeypatch):
-    """A function that lets the n-th change on the disk, and all after it, end the process."""
+    """Make a function that ends the process at the n-th change on the disk."""
     changes = [
         (Path, "replace"), (Path, "write_text"), (Path, "mkdir"), (Path, "unlink"),
         (Path, "rmdir"), (shutil, "rmtree"), (shutil, "move"), (os, "truncate"),
@@ -838,7 +838,7 @@ def kill_at(monkeypatch):
 
 
 def work(folder):
-    """Do what both notebooks do to a run's folder."""
+    """Do to a run's folder what both notebooks do."""
     run = Run(folder / "results", "demo")
     base = run.source("base_model", folder / "model")
     begin(run)
@@ -852,7 +852,7 @@ def work(folder):
 
 
 def state_of(folder):
-    """Give {path: text or bytes} of all that lies in a folder, locks and times apart."""
+    """Read {path: text or bytes} of all files in a folder, without locks and times."""
     state = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != ".lock":
@@ -986,7 +986,7 @@ def test_a_source_may_be_missing_while_nothing_is_made_from_it(run, model_folder
 
 
 def test_an_adapter_over_a_fine_tuned_model_of_the_run_is_over_no_other_base(run, model_folder):
-    """Under the preset `paper` SFT+DPO stands on models/sft."""
+    """Under the preset `paper` the base of SFT+DPO is models/sft."""
     base = run.source("base_model", model_folder)
     run.stage("models/sft", fill, {"base_model": base.identity})
     fine_tuned = run.record.artifacts["models/sft"].sha256
@@ -1012,15 +1012,15 @@ def test_a_dataset_is_known_by_the_files_that_are_wanted(run, tmp_path):
     assert run.source("dataset", folder, ["a", "b"]).identity == dataset.identity
     (folder / "test").write_text("changed")
     assert run.source("dataset", folder, ["a", "b"]).identity == dataset.identity
-    with pytest.raises(ValueError, match="data was changed, or other files of it are wanted, sin"):
+    with pytest.raises(ValueError, match="data was changed since the run .* uses other files"):
         run.source("test_dataset", folder, ["test"])
-    with pytest.raises(ValueError, match="data was changed, or other files of it are wanted, sin"):
+    with pytest.raises(ValueError, match="data was changed since the run .* uses other files"):
         run.source("dataset", folder, ["a"])
 
 
 @pytest.fixture
 def fake_hub(tmp_path, monkeypatch):
-    """A hub that gives every name at the commit that is asked for, or at the newest."""
+    """A hub that has every name, at the commit that is asked for or at the newest."""
     requests = []
 
     def fetch(setting, name, files=None, commit=None):
@@ -1033,7 +1033,7 @@ def fake_hub(tmp_path, monkeypatch):
         return folder
 
     class Hub:
-        """What the test looks at: the requests so far, and the letter of the newest commit."""
+        """What the tests look at: the requests so far, and the letter of the newest commit."""
 
     fake = Hub()
     fake.requests, fake.newest = requests, "a"

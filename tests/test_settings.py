@@ -1,4 +1,4 @@
-"""Settings: what is refused and in which words, what the presets are, which preset runs where."""
+"""Settings: what is refused and how, what the presets are, and which preset runs where."""
 
 import math
 
@@ -13,7 +13,7 @@ BOTH = pytest.mark.parametrize("kind", [Training, Evaluation])
 
 
 def fields_of(chosen):
-    """Give the values of settings, their preset's name apart."""
+    """List the values of settings without the name of the preset."""
     return chosen.model_dump(exclude={"preset"})
 
 
@@ -200,7 +200,7 @@ def test_the_demo_takes_the_stand_ins():
 
 
 def test_the_paper_preset_is_the_published_one():
-    """As arXiv 2509.09055 and its repository state it."""
+    """The values are those of arXiv 2509.09055 and its repository."""
     paper = choose(Training, "paper")
     assert (paper.base_model, paper.dataset) == ("facebook/opt-350m", "Anthropic/hh-rlhf")
     assert (paper.sft_method, paper.sft_epochs, paper.dpo_epochs) == ("full", 2, 1)

@@ -1,4 +1,4 @@
-"""The benchmarks: they run at toy size, their proofs can fail, and the tables are the records'."""
+"""The benchmarks run at toy size, their proofs can fail, and their tables match their records."""
 
 import math
 import random
@@ -29,7 +29,7 @@ def toys(hub, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def head(monkeypatch):
-    """Set back what the baselines set: which positions TRL sends through the vocabulary."""
+    """Undo a setting of the baselines: the positions at which TRL computes logits."""
     monkeypatch.setattr(trl.trainer.utils, "_use_triton", trl.trainer.utils._use_triton)
 
 
@@ -38,7 +38,7 @@ def head(monkeypatch):
 
 @pytest.fixture
 def runs():
-    """Two rounds of the same work, of every stage and way."""
+    """Two rounds of the same work, for every stage and every way."""
     same = {"pairs": 16, "tokens": 4000, "tokens with a loss": 900, "trained weights": 5000}
     measured = {
         "SFT": {**same, "values": {"loss": 12.8}},
@@ -69,7 +69,7 @@ DIFFERENT = [  # a stage, and what one of its measurements has otherwise
 @pytest.mark.parametrize("place", [("published", 0), ("published", 1), ("ours", 1)])
 @pytest.mark.parametrize(("stage", "other"), DIFFERENT)
 def test_other_work_is_refused(runs, stage, other, place):
-    """A way, or a round, that did something else is not compared."""
+    """A way or a round that did other work is not compared."""
     assert not speed.same_work(runs)[1]
     way, i = place
     runs[stage][way][i] = runs[stage][way][i] | other
@@ -80,7 +80,7 @@ def test_other_work_is_refused(runs, stage, other, place):
 
 @pytest.mark.parametrize("texts", [["one", "", "two"], ["one", "one", "one"]])
 def test_texts_that_prove_nothing_are_refused(runs, texts):
-    """Empty ones, and one text for every prompt, are alike whatever the models read."""
+    """Empty texts, or one text for every prompt, would be equal for any model."""
     for way in runs["generation"]:
         runs["generation"][way] = [{"texts": texts}] * 2
     assert speed.same_work(runs)[1] == ["generation, texts"]
@@ -88,7 +88,7 @@ def test_texts_that_prove_nothing_are_refused(runs, texts):
 
 @pytest.mark.parametrize("together", [1, 2, 8])
 def test_pairs_are_drawn_in_passes_of_like_length(together):
-    """So many of those of a training, none twice, hardly any padding, and of all lengths."""
+    """They are distinct pairs of a training, of all lengths, with little padding."""
     generator = random.Random(1)
     lengths = [generator.randint(20, 500) for _ in range(800)]
     drawn = stages.draw_pairs(lengths, together, 32)
@@ -101,7 +101,7 @@ def test_pairs_are_drawn_in_passes_of_like_length(together):
 
 
 def test_answers_and_rewards_are_the_same(toys):
-    """Many at a time or singly: the same texts, and rewards within rounding."""
+    """In batches or singly, the texts are the same and the rewards agree within rounding."""
     texts = stages.measure_generation("ours", *toys)["texts"]
     assert texts == stages.measure_generation("published", *toys)["texts"]
     assert all(texts)
@@ -115,7 +115,7 @@ def test_answers_and_rewards_are_the_same(toys):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["SFT", "DPO"])
 def test_training_is_the_same_work(toys, stage):
-    """In every way the same tokens, and the same loss on them before anything is learned."""
+    """Every way has the same tokens and the same loss before anything is learned."""
     measured = {way: stages.measure(stage, way, *toys) for way in speed.WAYS[stage]}
     published = measured["published"]
     for way, measurement in measured.items():
@@ -150,7 +150,7 @@ def test_wrong_reading_changes_the_values(toys, runs, monkeypatch):
 
 
 def test_a_round_of_other_work_ends_the_benchmark(tmp_path, monkeypatch):
-    """Rounds take turns; where they did not do the same, what was measured stays, without table."""
+    """The measurements are kept, but no table is made."""
     recorded = load(BENCHMARKS / "speed.json")["runs"]
     calls = []
 
@@ -183,7 +183,7 @@ def test_a_round_of_other_work_ends_the_benchmark(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("benchmark", [speed, growth])
 def test_missing_dataset_is_said_at_once(benchmark, tmp_path, monkeypatch, capsys):
-    """Before anything is built or measured, by the option's name."""
+    """The message names the option, before anything is built or measured."""
     missing = tmp_path / "none"
     arguments = ["benchmark", "--dataset", str(missing), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
@@ -197,7 +197,7 @@ def test_missing_dataset_is_said_at_once(benchmark, tmp_path, monkeypatch, capsy
 
 @pytest.mark.slow
 def test_growth_runs_at_toy_size(tmp_path):
-    """A hundredth of the work: all stages at all sizes, in processes of their own."""
+    """All stages run at a hundredth of all sizes, in processes of their own."""
     command = [sys.executable, "-m", "benchmarks.growth", "--toy", "--repeats", "1"]
     subprocess.run([*command, "--out", tmp_path], cwd=ROOT, check=True)
     runs = load(tmp_path / "growth.json")["runs"]
@@ -210,7 +210,7 @@ def test_growth_runs_at_toy_size(tmp_path):
 
 
 def test_growth_is_of_the_medians():
-    """Of all rounds, for a unit of work; the peak is the highest."""
+    """It uses the medians over all rounds per unit of work, and the highest peak."""
     runs = []
     for seconds in (1, 2, 9):
         for times in growth.TIMES:
@@ -223,7 +223,7 @@ def test_growth_is_of_the_medians():
 
 
 def test_growth_is_measured_on_conversations_of_their_own(tmp_path, hub):
-    """As many training pairs as asked for, none twice, in the dataset's four subsets."""
+    """There are as many pairs as asked for, all different, in the four subsets."""
     growth.write_dataset(tmp_path, 8000, hub / "hh-rlhf")
     texts = []
     for subset in data.SUBSETS["all"]:
@@ -238,7 +238,7 @@ def test_growth_is_measured_on_conversations_of_their_own(tmp_path, hub):
 
 
 def test_sections_are_timed(tmp_path):
-    """The seconds of cells stand under the heading before them."""
+    """The seconds of the cells are listed under the heading before them."""
     notebook = nbformat.v4.new_notebook()
     markdown, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
     notebook.cells = [code(), markdown("# Title"), code(), markdown("## 1. Data\n\nText"), code()]
@@ -255,7 +255,7 @@ def test_sections_are_timed(tmp_path):
 
 
 def test_coverage_is_simulated_in_the_recorded_settings():
-    """The same settings, and shares between none and all."""
+    """The settings are the same, and the shares lie between none and all."""
     record = load(BENCHMARKS / "coverage.json")
     assert coverage.list_failures(record) == []
     shares = coverage.simulate(data_sets=4, families=1)
@@ -280,14 +280,14 @@ def test_coverage_is_simulated_in_the_recorded_settings():
     ],
 )
 def test_committed_tables_follow_from_the_committed_records(name, as_table):
-    """The tables in the documents are those of the records, which are not of toys."""
+    """The tables in the documents match the records, which are not of toy size."""
     record = load(BENCHMARKS / f"{name}.json")
     assert as_table(record) == (BENCHMARKS / f"{name}.md").read_text(encoding="utf-8")
     assert not record.get("toy")
 
 
 def test_committed_table_of_the_page_follows_from_its_record():
-    """As above; the benchmark needs playwright."""
+    """The same is true of the page's benchmark, which needs playwright."""
     pytest.importorskip("playwright")
     from benchmarks import report
 
@@ -299,7 +299,7 @@ def test_committed_table_of_the_page_follows_from_its_record():
     ("folder", "left_out"), [(".", ()), ("without_bf16", ("TRL", "ours fp32"))]
 )
 def test_committed_timings_are_of_the_same_work(folder, left_out):
-    """They are of all ways, each measured again, with the proofs."""
+    """They cover all ways, each measured several times and with the proofs."""
     record = load(BENCHMARKS / folder / "speed.json")
     runs, ours = record["runs"], record.get("ours computes in", "bf16")
     assert speed.same_work(runs, ours) == (record["same work"], [])
@@ -309,7 +309,7 @@ def test_committed_timings_are_of_the_same_work(folder, left_out):
 
 
 def test_committed_growth_is_of_several_rounds():
-    """Each stage was measured again at each size, and four answers to each prompt were judged."""
+    """Each stage was measured several times at each size, with four answers per prompt."""
     runs = load(BENCHMARKS / "growth.json")["runs"]
     rounds = Counter((run["stage"], run["times"]) for run in runs)
     assert min(rounds.values()) == max(rounds.values()) > 1
@@ -326,7 +326,7 @@ def test_committed_growth_is_of_several_rounds():
 
 
 def test_committed_values_of_the_real_model_are_in_its_run():
-    """Those of the table are those of results/real-model/, which holds no text."""
+    """The table's values are those of results/real-model/, which has no texts."""
     folder = ROOT / "results" / "real-model"
     recorded = load(BENCHMARKS / "real_model.json")["run"]
     for model, log in load(folder / "training.json").items():
@@ -336,7 +336,7 @@ def test_committed_values_of_the_real_model_are_in_its_run():
 
 @pytest.mark.slow
 def test_models_are_asked_about_the_test_pairs(hub, copied_run):
-    """With the run's own adapters: what they say is near to what the held-out pairs say."""
+    """The run's own adapters give values close to those on the held-out pairs."""
     run = Run(copied_run.folder / "results", "demo")
     tests = real_model.measure_test_pairs(run, hub / "opt", hub / "hh-rlhf")
     n_rows = 0
@@ -355,7 +355,7 @@ def test_models_are_asked_about_the_test_pairs(hub, copied_run):
 
 @pytest.mark.slow
 def test_learning_rates_are_tried(hub, monkeypatch):
-    """A few steps at a rate, with the held-out pairs before and after."""
+    """A few steps are made at each rate, with the held-out pairs before and after."""
     monkeypatch.setattr(real_model, "BASE", hub / "opt")
     monkeypatch.setattr(real_model, "TRIED", 32)
     trial = real_model.try_rate("DPO", 1e-3, hub / "hh-rlhf")

@@ -1,4 +1,4 @@
-"""Training around a trainer: known, stopped and gone on with to the bit, checked, saved, freed."""
+"""Training: finished models are reused, stopped ones continue exactly, and results are checked."""
 
 import math
 import os
@@ -49,7 +49,7 @@ LN2 = math.log(2)
 
 
 def stopped(monkeypatch, stop, make, run, name, **changes):
-    """Train until a callback stops it; the trainer is built as it is without that callback."""
+    """Train until a callback stops it; without the callback the trainer is the same."""
 
     class Stopping(Checkpoints):
         def on_step_begin(self, *args, **kwargs):
@@ -65,7 +65,7 @@ def stopped(monkeypatch, stop, make, run, name, **changes):
 
 
 def results_of(run, name):
-    """Give all that must be the same when a model is trained again."""
+    """Collect everything that must be the same when a model is trained again."""
     artifact = run.record.artifacts[ADAPTERS[name]]
     return {
         "weights": (run.folder / ADAPTERS[name] / WEIGHTS).read_bytes(),
@@ -79,13 +79,13 @@ def results_of(run, name):
 
 @pytest.fixture(scope="module")
 def saved():
-    """What each model was when it was saved: {(run's folder, name): logits and more}."""
+    """What each model was like when it was saved: {(run's folder, name): logits and more}."""
     return {}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, saved):
-    """A run whose three models were trained in one go; not to be changed."""
+    """A run whose three models were trained without interruption. Do not change it."""
     run = begin_run(tmp_path_factory.mktemp("whole"))
     logs = {}
     save_trained = training.save_trained
@@ -111,7 +111,7 @@ def whole(tmp_path_factory, saved):
 
 
 def forbid_training(monkeypatch):
-    """Let a training fail."""
+    """Let every training fail."""
 
     def fail(*arguments, **options):
         raise AssertionError("trained again")
@@ -121,7 +121,7 @@ def forbid_training(monkeypatch):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_model_that_is_there_is_not_trained_again(whole, monkeypatch, name):
-    """A trainer built alike gives back the log, and its memory is freed."""
+    """An equal trainer returns the log, and its memory is freed."""
     forbid_training(monkeypatch)
     before = (whole.run.folder / "run.json").read_bytes()
     trainer = MAKERS[name](whole.run)
@@ -131,7 +131,7 @@ def test_model_that_is_there_is_not_trained_again(whole, monkeypatch, name):
 
 
 def test_edited_trainer_is_refused_with_both_values_and_what_to_do(whole):
-    """The sentence names the argument."""
+    """The message names the argument."""
     message = (
         "adapters/sft was made with learning_rate = 0.001, but now it is 0.002. Set it back, "
         r"give the model another name in train\(...\), choose another RUN, or set FRESH = True"
@@ -150,7 +150,7 @@ def test_trainer_of_another_model_is_refused(whole):
 
 
 def test_another_name_trains_another_model(whole, tmp_path):
-    """The first one stays as it is."""
+    """The first model stays as it is."""
     run = copy_run(whole.run, tmp_path)
     before = results_of(run, "SFT")
     log = train(make_sft(learning_rate=2e-3, max_steps=1), run, "SFT 2")
@@ -189,7 +189,7 @@ def test_base_other_than_the_runs_is_refused_before_training(whole, monkeypatch,
 
 @pytest.fixture(scope="module")
 def spent(tmp_path_factory):
-    """A trainer after its one step, its run, its log, and what is left of what it held."""
+    """A trainer after its only step, its run, its log, and what is left of its memory."""
     run = begin_run(tmp_path_factory.mktemp("spent"))
     trainer = make_dpo(max_steps=1, eval_on_start=False)
     held = [weakref.ref(trainer.model), weakref.ref(trainer.model.base_model)]
@@ -199,7 +199,7 @@ def spent(tmp_path_factory):
 
 
 def test_memory_of_a_spent_trainer_is_freed(spent):
-    """Nothing of its model or optimizer is left, though the notebook still has the trainer."""
+    """Model and optimizer are gone, although the notebook still has the trainer."""
     trainer = spent.trainer
     assert (trainer.model, trainer.optimizer, trainer.lr_scheduler) == (None, None, None)
     assert [reference() for reference in spent.held] == [None] * len(spent.held)
@@ -223,7 +223,7 @@ def test_spent_trainer_does_not_train_another_model(spent, tmp_path):
 
 
 def test_trainer_that_was_stopped_is_not_trained_on(tmp_path, monkeypatch):
-    """Its weights are not those that its inputs say, which nobody could tell of full weights."""
+    """Its weights have changed, which nobody could notice with full fine-tuning."""
     run = begin_run(tmp_path)
     trainer = make_sft(lora=None)
     stopped(monkeypatch, StopBefore(2), lambda run: trainer, run, "SFT")
@@ -236,7 +236,7 @@ def test_trainer_that_was_stopped_is_not_trained_on(tmp_path, monkeypatch):
 
 
 def test_best_checkpoint_is_not_promised(whole):
-    """Only the two newest are kept."""
+    """Only the two newest checkpoints are kept."""
     trainer = make_sft()
     trainer.args.load_best_model_at_end = True
     with pytest.raises(ValueError, match="load_best_model_at_end .*Set it to False"):
@@ -250,7 +250,7 @@ def test_best_checkpoint_is_not_promised(whole):
 def test_training_that_is_stopped_again_and_again_ends_as_one_that_is_not(
     whole, tmp_path, monkeypatch, name
 ):
-    """Stopped in the first epoch, after the validation that ends it, and within the second."""
+    """It stops in the first epoch, after its validation, and in the second epoch."""
     run = copy_run(whole.run, tmp_path) if name == "SFT+DPO" else begin_run(tmp_path)
     run.forget(ADAPTERS[name])
     for stop in (StopBefore(2), StopBefore(4), StopWithin(6)):
@@ -268,7 +268,7 @@ def test_training_that_is_stopped_again_and_again_ends_as_one_that_is_not(
 
 
 def place_of(name):
-    """Give the folder of a model's checkpoints."""
+    """Return the folder of a model's checkpoints."""
     return ADAPTERS[name].replace("adapters", "checkpoints")
 
 
@@ -317,7 +317,7 @@ def test_other_ways_of_training_are_gone_on_with_to_the_bit(tmp_path, monkeypatc
 
 
 def test_validations_come_at_the_ends_of_epochs_and_of_the_training(tmp_path):
-    """Also where the last epoch is not a whole one."""
+    """This is so even if the last epoch is not complete."""
     run = begin_run(tmp_path)
     log = train(make_sft(max_steps=4, eval_on_start=False), run, "SFT")
     assert [record["step"] for record in log if "eval_loss" in record] == [3, 4]
@@ -325,7 +325,7 @@ def test_validations_come_at_the_ends_of_epochs_and_of_the_training(tmp_path):
 
 @pytest.mark.slow
 def test_dpo_under_dropout_is_gone_on_with_to_the_bit(tmp_path, monkeypatch):
-    """As the preset `paper` trains; its first loss is no ln 2, and is not asked to be."""
+    """The preset `paper` trains like this; its first loss is not ln 2 and is not checked."""
 
     def make(run):
         model = models.load_base(OPT, dropout=0.1)
@@ -358,7 +358,7 @@ MOMENTS = {
 
 
 def kill_when(patch, target, count, run):
-    """Let this process be killed when a function is called for the n-th time.
+    """Kill this process when a function is called for the n-th time.
 
     With -1 it is when the model has been entered into the record.
     """
@@ -378,7 +378,7 @@ def kill_when(patch, target, count, run):
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_training_ends_as_one_that_is_not(whole, tmp_path, monkeypatch, moment):
-    """In a process of its own, by SIGKILL."""
+    """It is trained in a process of its own and killed by SIGKILL."""
     run = begin_run(tmp_path)
     child = os.fork()
     if child == 0:
@@ -402,7 +402,7 @@ def test_killed_training_ends_as_one_that_is_not(whole, tmp_path, monkeypatch, m
 
 @pytest.mark.parametrize(("save_steps", "expected"), [(0.1, [2, 4, 6, 8]), (3, [4, 8])])
 def test_checkpoints_are_few_and_come_with_a_log(tmp_path, monkeypatch, save_steps, expected):
-    """At steps that are multiples of `logging_steps`; the two newest are kept, none in the end."""
+    """They are at multiples of `logging_steps`; two are kept, and none at the end."""
     run = begin_run(tmp_path)
     seen = []
 
@@ -427,7 +427,7 @@ def test_checkpoints_are_few_and_come_with_a_log(tmp_path, monkeypatch, save_ste
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
-    """A run whose SFT was stopped: checkpoints 2 and 3 are there. Not to be changed."""
+    """A run whose SFT was stopped with the checkpoints 2 and 3. Do not change it."""
     run = begin_run(tmp_path_factory.mktemp("interrupted"))
     with pytest.MonkeyPatch.context() as patch:
         stopped(patch, StopBefore(4), MAKERS["SFT"], run, "SFT")
@@ -436,7 +436,7 @@ def interrupted(tmp_path_factory):
 
 @pytest.fixture
 def stopped_run(interrupted, tmp_path):
-    """A copy of that run."""
+    """A copy of the interrupted run."""
     return copy_run(interrupted, tmp_path)
 
 
@@ -444,13 +444,13 @@ PLACE = "checkpoints/sft"
 
 
 def inputs_of(run, name=f"{PLACE}/checkpoint-3"):
-    """Give what a checkpoint was made from, and how it was computed."""
+    """Return the inputs of a checkpoint and how it was computed."""
     inputs = dict(run.record.artifacts[name].inputs)
     return inputs, inputs.pop("computing")
 
 
 def find(run, **computing):
-    """Find the newest whole checkpoint."""
+    """Find the newest complete checkpoint."""
     inputs, then = inputs_of(run)
     return last_checkpoint(run, PLACE, inputs, {**then, **computing})
 
@@ -461,7 +461,7 @@ FILES = ["optimizer.pt", "scheduler.pt", "rng_state.pth", WEIGHTS, "trainer_stat
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "changed"])
 def test_checkpoint_that_is_not_whole_is_named_and_not_used(stopped_run, capsys, name, damage):
-    """Whatever is missing, empty, cut or changed: the one before is taken."""
+    """If anything is missing, empty, truncated or changed, the checkpoint before is used."""
     path = stopped_run.path(PLACE) / "checkpoint-3" / name
     content = path.read_bytes()
     path.unlink()
@@ -476,7 +476,7 @@ def test_checkpoint_that_is_not_whole_is_named_and_not_used(stopped_run, capsys,
 
 
 def test_checkpoint_that_is_not_in_the_record_is_not_used(stopped_run):
-    """It was being written when the process was killed; a file manager's files do no harm."""
+    """It was being written when the process was killed; stray files do no harm."""
     folder = stopped_run.path(PLACE)
     shutil.copytree(folder / "checkpoint-3", folder / "checkpoint-4")
     (folder / "checkpoint-3" / ".DS_Store").write_bytes(b"x")
@@ -497,7 +497,7 @@ def test_none_is_found_where_there_is_none(stopped_run):
 
 
 def test_checkpoint_of_another_trainer_is_refused(stopped_run):
-    """It stays, and the argument is named."""
+    """It is kept, and the message names the argument."""
     message = "checkpoint-3 was made with seed = 0, but now it is 1. Set it back, give the mod"
     with pytest.raises(ValueError, match=message):
         train(make_sft(seed=1), stopped_run, "SFT")
@@ -526,7 +526,7 @@ def test_type_of_the_weights_binds_a_checkpoint_and_no_finished_model(whole, sto
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_pickle_in_a_checkpoint_does_not_run(stopped_run, tmp_path, name):
-    """A checkpoint of somebody else's whose pickles hold more than numbers is named."""
+    """A foreign checkpoint whose pickles contain more than data is refused by name."""
     seal_pickle(stopped_run, name, tmp_path)
     with pytest.raises(ValueError, match="checkpoint-3 contains objects .*Move this folder away"):
         train(make_sft(), stopped_run, "SFT")
@@ -541,7 +541,7 @@ def test_pickled_arguments_are_never_read(whole, stopped_run, tmp_path):
 
 
 def seal_pickle(run, name, folder):
-    """Put a pickle that runs code into a checkpoint, and let the record vouch for it."""
+    """Put a pickle that executes code into a checkpoint, and enter it into the record."""
     inputs, computing = inputs_of(run)
     write_pickle(run.path(PLACE) / "checkpoint-3" / name, folder / "ran")
     run.seal(f"{PLACE}/checkpoint-3", {**inputs, "computing": computing})
@@ -551,7 +551,7 @@ def seal_pickle(run, name, folder):
 
 
 def test_training_after_a_trial_is_that_without_one(whole, tmp_path, monkeypatch):
-    """A pass that is found by trying, with one that does not fit before, leaves no trace."""
+    """Trying passes, even one that does not fit, leaves no trace."""
     run = begin_run(tmp_path)
     monkeypatch.setattr(device, "_estimate_pass", device._try_passes)
     tried = []
@@ -565,7 +565,7 @@ def test_training_after_a_trial_is_that_without_one(whole, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("name", ["SFT", "DPO"])
 def test_pass_changes_neither_the_steps_nor_their_pairs(tmp_path, monkeypatch, name):
-    """Weights are those of whole steps, up to rounding, the last step's fourteen pairs too."""
+    """The weights agree up to rounding, even after a last step of fourteen pairs."""
     weights, logs = [], []
     for pairs_in_a_pass in (16, 4):
         run = begin_run(tmp_path / str(pairs_in_a_pass))
@@ -586,7 +586,7 @@ def test_pass_changes_neither_the_steps_nor_their_pairs(tmp_path, monkeypatch, n
 
 
 def test_training_that_goes_on_takes_the_checkpoints_pass(tmp_path, monkeypatch):
-    """Even where another one would fit now."""
+    """This is so even if another pass would fit now."""
     results = []
     for is_stopped in (False, True):
         run = begin_run(tmp_path / str(is_stopped))
@@ -602,7 +602,7 @@ def test_training_that_goes_on_takes_the_checkpoints_pass(tmp_path, monkeypatch)
 
 
 def test_memory_that_ends_is_no_end(tmp_path, monkeypatch, capsys):
-    """With a pass that fits the training takes the same steps."""
+    """With a pass that fits, the training takes the same steps."""
     run = begin_run(tmp_path)
     monkeypatch.setattr(device, "_estimate_pass", device._try_passes)
     trainer = make_sft(max_steps=1)
@@ -624,7 +624,7 @@ def test_memory_that_ends_is_no_end(tmp_path, monkeypatch, capsys):
 
 
 def test_memory_that_ends_after_all_ends_the_training(tmp_path, monkeypatch):
-    """The trainer's own way out would take fewer pairs in a step."""
+    """The trainer's own solution would take fewer pairs in a step."""
     run = begin_run(tmp_path)
     trainer = make_sft(auto_find_batch_size=True)
     steps = []
@@ -643,13 +643,13 @@ def test_memory_that_ends_after_all_ends_the_training(tmp_path, monkeypatch):
 
 
 def first(records, key):
-    """Give the first value that a log has under a key."""
+    """Return the first value of a log under a key."""
     return next(record[key] for record in records if key in record)
 
 
 @pytest.mark.parametrize("name", ["DPO", "SFT+DPO"])
 def test_first_dpo_loss_is_ln2(whole, name):
-    """Policy and reference are one model at first, in training and in validation."""
+    """Policy and reference are equal at first, in training and in validation."""
     log = whole.logs[name]
     assert first(log, "loss") == pytest.approx(LN2, abs=1e-6)
     assert first(log, "eval_loss") == pytest.approx(LN2, abs=1e-6)
@@ -697,7 +697,7 @@ class Mine(Trainer):
 
 
 def test_first_loss_that_is_not_known_is_not_checked():
-    """SFT, another reference, several losses, weights, or a loss of the notebook's own."""
+    """This covers SFT, other references, several or weighted losses, and a notebook's loss."""
     own = define(OWN_LOSS, Trainer=PairTrainer)["Mine"]
     reference = {"ref_model": models.load_base(OPT)}
     for trainer in (
@@ -724,14 +724,14 @@ def test_first_loss_that_is_right_passes(tmp_path, changes):
 
 
 def make_dpo_of(kind=PairTrainer, **changes):
-    """Build a DPO trainer, TRL's own without the option of ours."""
+    """Build a DPO trainer of a class; TRL's own does not get this package's option."""
     if kind is PairTrainer:
         return make_dpo(**changes)
     return make_dpo(lambda share_prompts, **options: kind(**options), **changes)
 
 
 def texts():
-    """Give datasets of texts, as TRL's own trainer tokenises them."""
+    """Make datasets of texts, which TRL's own trainer tokenizes."""
     from datasets import Dataset
 
     rows = []
@@ -742,7 +742,7 @@ def texts():
 
 
 def require_nothing_left(run, name):
-    """Check that nothing was saved of a model that failed."""
+    """Check that nothing of a failed model was saved."""
     assert not list(run.folder.glob("adapters/*"))
     assert [model.name for model in run.models] == ["Base"]
     assert not run.path("training.json").exists()
@@ -752,7 +752,7 @@ def require_nothing_left(run, name):
 @pytest.mark.parametrize("reason", ["dropout", "another reference"])
 @pytest.mark.parametrize("logging_first_step", [True, False])
 def test_wrong_first_loss_stops_a_training(tmp_path, reason, logging_first_step):
-    """At its first step, whether or not that is to be logged."""
+    """It stops at the first step, even if that step would not be logged."""
     run = begin_run(tmp_path)
     changes = {"logging_first_step": logging_first_step, "logging_steps": 5, "save_steps": 5}
     if reason == "dropout":
@@ -790,7 +790,7 @@ def test_dropout_may_be_asked_for(tmp_path):
     ],
 )
 def test_first_loss_has_room_for_a_gpus_kernels_alone(kind, loss, holds):
-    """Kernels that differ by 2e-3 pass on a GPU, dropout passes nowhere."""
+    """Kernels that differ by 2e-3 pass on a GPU; dropout never passes."""
     args = SimpleNamespace(device=SimpleNamespace(type=kind))
     state = SimpleNamespace(global_step=1)
     callback = callbacks.FirstLoss(LN2)
@@ -803,7 +803,7 @@ def test_first_loss_has_room_for_a_gpus_kernels_alone(kind, loss, holds):
 
 @pytest.mark.parametrize("name", ["SFT", "DPO"])
 def test_loss_that_is_not_finite_stops_with_nothing_saved(tmp_path, name):
-    """Even where the loss of the step before would be logged in its place."""
+    """This is so even where the earlier loss would be logged in its place."""
     run = begin_run(tmp_path)
     trainer = MAKERS[name](run, learning_rate=1e30, max_grad_norm=0.0, weight_decay=0.0)
     with pytest.raises(RuntimeError, match=r"step \d the loss is (nan|inf).*Nothing was saved"):
@@ -813,7 +813,7 @@ def test_loss_that_is_not_finite_stops_with_nothing_saved(tmp_path, name):
 
 
 def test_gradient_that_overflows_is_null_in_the_log():
-    """As GradScaler's first may in fp16; JSON knows no infinity."""
+    """GradScaler's first gradient may overflow in fp16, and JSON has no infinity."""
     records = [
         {"step": 1, "loss": 1.0, "grad_norm": math.inf, "train_num_tokens": 3},
         {"step": 1, "eval_loss": 1.0, "eval_runtime": 2.0, "eval_samples_per_second": 2.0},
@@ -829,7 +829,7 @@ def test_gradient_that_overflows_is_null_in_the_log():
 
 
 def log_probability(model, pair, side):
-    """Compute log p(reply, EOS | prompt) the plain way, of one text."""
+    """Compute log p(reply, EOS | prompt) of a single text in the simplest way."""
     prompt = tokenizer()(pair["prompt"])["input_ids"]
     text = f"{pair['prompt']} {pair[side]}{tokenizer().eos_token}"
     ids = tokenizer()(text, return_tensors="pt")["input_ids"]
@@ -840,7 +840,7 @@ def log_probability(model, pair, side):
 
 
 def test_sft_validation_before_the_first_step_is_the_bases_loss(whole):
-    """The mean over pairs of the base's cross-entropy a reply token, computed the plain way."""
+    """It is the mean over pairs of the base's cross-entropy per reply token."""
     base = models.load_base(OPT).eval()
     losses = []
     for pair in pairs().validation:
@@ -876,7 +876,7 @@ def test_dpo_on_sft_starts_at_the_sft_model_and_keeps_it_as_reference(whole, sav
 
 
 def test_saved_adapters_give_the_same_logits(whole, saved):
-    """Loaded by the evaluation, and by PEFT's own ways over the run's base."""
+    """They are loaded by the evaluation, and by PEFT itself over the run's base."""
     loaded = models.load_models(whole.run, OPT)
     for name, adapter in ADAPTERS.items():
         expected = saved[adapter.removeprefix("adapters/")]
@@ -905,7 +905,7 @@ def test_rows_of_the_record_say_base_and_parent(whole):
 
 
 def test_full_fine_tuning_and_dpo_over_it(tmp_path, monkeypatch):
-    """The fine-tuned model lies under models/, and is the base of the adapter over it."""
+    """The fine-tuned model lies under models/ and is the base of the adapter over it."""
     run = begin_run(tmp_path)
     few = {"max_steps": 2, "eval_on_start": False, "eval_strategy": "no"}
 
@@ -941,22 +941,22 @@ def test_full_fine_tuning_and_dpo_over_it(tmp_path, monkeypatch):
 
 
 def test_model_that_reloads_otherwise_is_not_saved(tmp_path):
-    """As over a base whose weights were changed in memory, which no file would show."""
+    """Its base was changed in memory, which its files do not show."""
     run = begin_run(tmp_path)
     base = models.load_base(OPT)
     with torch.no_grad():
         base.model.decoder.embed_tokens.weight.mul_(1.5)
     trainer = make_sft(model=base, max_steps=1, eval_on_start=False)
-    with pytest.raises(RuntimeError, match="logits differ .* It was not saved"):
+    with pytest.raises(RuntimeError, match="logits differ .* so it was not saved"):
         train(trainer, run, "SFT")
     require_nothing_left(run, "SFT")
 
 
 def test_layers_that_a_base_does_not_have_are_said(capsys):
-    """Another architecture names its layers otherwise, and LoRA would pass over them silently."""
+    """Other architectures have other names, and LoRA would ignore missing layers silently."""
     trainer = make_sft(lora={**LORA, "target_modules": ["q_proj", "gate_proj"]})
     training.say_what_is_adapted(trainer)
-    expected = "This base has no layers gate_proj: LoRA adapts only q_proj."
+    expected = "This base has no layers named gate_proj, so LoRA adapts only q_proj."
     assert expected in capsys.readouterr().out
     for lora in (LORA, {**LORA, "target_modules": r".*\.fc1"}, None):
         training.say_what_is_adapted(make_sft(lora=lora))
@@ -964,7 +964,7 @@ def test_layers_that_a_base_does_not_have_are_said(capsys):
 
 
 def test_another_process_in_the_run_is_refused(whole, tmp_path):
-    """A model that is there is given back all the same: nothing is made."""
+    """A finished model is returned all the same, since nothing is made."""
     from filelock import FileLock
 
     run = copy_run(whole.run, tmp_path)
@@ -978,7 +978,7 @@ def test_another_process_in_the_run_is_refused(whole, tmp_path):
 
 
 def test_each_trainings_events_lie_in_its_own_folder(tmp_path):
-    """They stay when the checkpoints go."""
+    """They remain when the checkpoints are removed."""
     run = begin_run(tmp_path)
     few = {"max_steps": 2, "report_to": "tensorboard", "eval_on_start": False}
     train(make_sft(**few), run, "SFT")
@@ -995,7 +995,7 @@ def test_each_trainings_events_lie_in_its_own_folder(tmp_path):
 
 @pytest.mark.parametrize("seconds", [0.5, 25, 45, 100])
 def test_progress_is_a_line_at_least_once_a_minute(monkeypatch, capsys, seconds):
-    """Not two lines closer than they need be; a step that takes longer gives a line of its own."""
+    """Lines are as rare as possible, and a long step has a line of its own."""
     now = [1000.0]
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
     progress = callbacks.Progress("SFT")
@@ -1017,7 +1017,7 @@ def test_progress_is_a_line_at_least_once_a_minute(monkeypatch, capsys, seconds)
 
 
 def test_progress_says_how_far_it_is(monkeypatch, capsys):
-    """From where a training goes on, the time is that of the steps since then."""
+    """After resuming, the time per step is that of the steps since then."""
     now = [0.0]
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
     progress = callbacks.Progress("SFT+DPO")
@@ -1026,12 +1026,12 @@ def test_progress_says_how_far_it_is(monkeypatch, capsys):
     state.global_step, now[0] = 12, 120.0
     progress.on_log(None, state, None, logs={"loss": 0.51234})
     progress.on_step_end(None, state, None)
-    expected = "SFT+DPO: step 12 of 100, loss 0.512, 60.0 s a step, 88 minutes left\n"
+    expected = "SFT+DPO: step 12 of 100, loss 0.512, 60.0 s per step, 88 minutes left\n"
     assert capsys.readouterr().out == expected
 
 
 def test_output_of_a_training_is_a_line_a_validation(tmp_path, capsys):
-    """No table that runs off the page."""
+    """No table is printed that would be wider than the page."""
     run = begin_run(tmp_path)
     capsys.readouterr()
     train(make_dpo(num_train_epochs=1), run, "DPO")
@@ -1051,7 +1051,7 @@ def test_output_of_a_training_is_a_line_a_validation(tmp_path, capsys):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 2 MiB; skipped where none can be mounted."""
+    """A file system of 2 MiB; tests are skipped if it cannot be mounted."""
     folder = tmp_path / "small"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder]
@@ -1070,7 +1070,7 @@ def small_disk(tmp_path):
 def test_full_disk_stops_a_training_which_goes_on_where_there_is_room(
     whole, small_disk, tmp_path, free
 ):
-    """On a disk with so many KiB left it stops with a message; elsewhere it ends as ever."""
+    """It stops with a message, and on another disk it ends as usual."""
     run = begin_run(small_disk)
     ballast = run.folder / "ballast"
     ballast.write_bytes(bytes(shutil.disk_usage(run.folder).free - free * 1024))

@@ -56,7 +56,7 @@ TINY = {"validation_pairs": 4}  # of a training on a few pairs
 
 
 def check_records(records, fields):
-    """Assert that records are flat and have exactly these fields."""
+    """Check that records are flat and have exactly these fields."""
     assert records
     for record in records:
         assert list(record) == fields
@@ -64,7 +64,7 @@ def check_records(records, fields):
 
 
 def check_run(run, n_prompts):
-    """Assert that a run's folder holds the contract's files, with so many prompts of each kind."""
+    """Check that a run's folder has all files, with this number of prompts of each kind."""
     names = {path.name for path in run.glob("[!.]*")}
     assert names >= {"run.json", "training.json", "report.html", *RAW, *DERIVED}
     assert not list(run.rglob("*.tmp"))
@@ -234,7 +234,7 @@ def test_nothing_but_the_users_business_is_printed(demo_run):
 
 
 def last_prompts(split):
-    """Prompts of both subsets' transcripts: all up to the last turn of the assistant."""
+    """The prompts of both subsets' transcripts, up to the last turn of the assistant."""
     prompts = []
     for subset in ("harmless-base", "helpful-base"):
         with gzip.open(HUB / "hh-rlhf" / subset / f"{split}.jsonl.gz", "rt") as file:
@@ -288,7 +288,7 @@ def mover(estimates, intervals):
 
 
 def flips(changes):
-    """The chance, over all flips, of a mean difference at least as large as the one seen."""
+    """The probability, over all sign flips, of a mean difference at least as large."""
     seen = abs(sum((gained - lost) / n for gained, lost, n in changes))
     chances = Counter({0.0: 1.0})
     for gained, lost, n in changes:
@@ -310,7 +310,7 @@ def holm(p_values):
 
 
 class ByHand:
-    """The raw files of a run, and what follows from them, without the package."""
+    """The raw files of a run and what follows from them, computed without the package."""
 
     def __init__(self, run):
         self.prompts, self.responses, scores = (load(run / name) for name in RAW)
@@ -521,7 +521,7 @@ def test_demo_judge_agrees_with_the_humans(measured):
 
 
 def test_demo_is_the_committed_example(demo_run):
-    """Another processor rounds otherwise: trained weights and their texts may differ, no more."""
+    """On another processor, rounding may change trained weights and texts, but nothing else."""
     committed = ROOT / "results" / "example"
     ours, theirs = (load(folder / "run.json") for folder in (demo_run.run, committed))
     for field in ("models", "data", "settings", "sources"):
@@ -560,7 +560,7 @@ def test_second_run_of_a_notebook_only_reads(copied_run, notebook):
 
 @pytest.fixture(scope="module")
 def copied_under_another_name(demo_run, tmp_path_factory):
-    """The demo's record and raw files in a run of another name, measured without anything else.
+    """The demo's record and raw files as another run, measured without any other file.
 
     One of its adapters was made with another version, on another device.
     """
@@ -618,7 +618,7 @@ def test_versions_and_devices_that_differ_are_listed(copied_under_another_name, 
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
-    """Both notebooks on a few pairs, in folders with odd names, watched for connections."""
+    """Both notebooks on a few pairs, in folders with odd names, with connections observed."""
     folder = tmp_path_factory.mktemp("Käse und Brot") / "日本 ü $x"
     name = "Lauf 1 é (β=0.1)"
     asked = []
@@ -696,7 +696,7 @@ def test_telemetry_is_off_before_the_hubs_client_is_imported():
 
 @pytest.mark.slow
 def test_run_made_twice_is_the_same_to_the_byte(demo_run, tmp_path):
-    """Once by the command line in kernels of its own, once in this process."""
+    """It is made by the command line and once more in this process."""
     for name in ("main.ipynb", "eval.ipynb"):
         execute(name, **places(tmp_path))
     first, second = contents_of(demo_run.folder), contents_of(tmp_path)
@@ -743,7 +743,7 @@ def test_thresholds_may_change(copied_run):
 
 @pytest.mark.slow
 def test_base_that_has_moved_is_named(copied_run, tmp_path):
-    """A base elsewhere, with the same content, evaluates the run; another base is refused."""
+    """A base elsewhere with the same content is accepted; another base is refused."""
     moved = shutil.copytree(HUB / "opt", tmp_path / "moved")
     given = places(copied_run.folder) | SMALL | {"BASE_MODEL": moved}
     evaluated = execute("eval.ipynb", **given, FRESH=True)
@@ -756,7 +756,7 @@ def test_base_that_has_moved_is_named(copied_run, tmp_path):
 
 @pytest.mark.slow
 def test_fresh_starts_over(copied_run):
-    """In the evaluation, without touching what main.ipynb made; in the training, with all."""
+    """The evaluation keeps what main.ipynb made; the training starts over with everything."""
     trained = states(copied_run.run, "adapters", "training.json")
     execute("eval.ipynb", **places(copied_run.folder), **SMALL, FRESH=True, SEED=1)
     (aside,) = copied_run.run.parent.glob("demo-*")
@@ -782,7 +782,7 @@ def test_fresh_starts_over(copied_run):
 
 
 def change_config(name):
-    """A change of a model's config, to no effect, in a copy of the stand-ins."""
+    """Change a model's config in a copy of the stand-ins, without an effect on results."""
 
     def change(folder):
         path = folder / name / "config.json"
@@ -792,7 +792,7 @@ def change_config(name):
 
 
 def drop_last_row(name):
-    """A split without its last row, in a copy of the stand-ins."""
+    """Remove the last row of a split in a copy of the stand-ins."""
 
     def change(folder):
         path = folder / "hh-rlhf" / name
@@ -818,7 +818,7 @@ def drop_last_row(name):
     ],
 )
 def test_sources_are_known_by_their_content(copied_run, tmp_path, notebook, change, role):
-    """Another base, dataset or judge is refused, whatever it is called; an equal one is taken."""
+    """A different base, dataset or judge is refused under any name; an equal one is used."""
     hub = shutil.copytree(HUB, tmp_path / "hub")
     sources = {"DATASET": hub / "hh-rlhf", "BASE_MODEL": hub / "opt"}
     if notebook == "eval.ipynb":
@@ -835,7 +835,7 @@ def test_sources_are_known_by_their_content(copied_run, tmp_path, notebook, chan
 
 @pytest.mark.slow
 def test_sft_that_was_trained_again_is_noticed(copied_run):
-    """SFT+DPO goes on from one SFT adapter: over another one it is refused by name."""
+    """SFT+DPO started from one SFT adapter, so another one is refused by name."""
     record = load(copied_run.run / "run.json")
     artifacts = record["artifacts"]
     artifacts["adapters/sft"]["sha256"] = artifacts["adapters/dpo"]["sha256"]
@@ -858,7 +858,7 @@ def test_training_in_results_from_elsewhere_is_refused(demo_run, tmp_path):
 
 
 def without_raw_files(copied_run, *names):
-    """Take files out of a copy of the demo, and their entries."""
+    """Remove files and their record entries from a copy of the demo."""
     record = load(copied_run.run / "run.json")
     for name in names:
         (copied_run.run / name).unlink()
@@ -868,7 +868,7 @@ def without_raw_files(copied_run, *names):
 
 
 def judge_with(folder, bias=None, **config):
-    """A copy of the demo's judge with another bias of its output, or another config."""
+    """A copy of the demo's judge with another output bias or another config."""
     shutil.copytree(HUB / "reward-model", folder)
     if bias is not None:
         weights = load_file(folder / "model.safetensors")
@@ -880,7 +880,7 @@ def judge_with(folder, bias=None, **config):
 
 @pytest.mark.slow
 def test_another_judge_has_a_folder_of_its_own(copied_run, tmp_path, demo_run):
-    """A copy of a run without its rewards is judged anew; the first judge is refused there."""
+    """A copy without rewards gets another judge, and then the first judge is refused."""
     without_raw_files(copied_run, "scores.json")
     given = places(copied_run.folder)
     judge = judge_with(tmp_path / "judge", bias=-2.0)
@@ -943,7 +943,7 @@ def test_nothing_is_made_where_something_is_missing(tmp_path, notebook, paramete
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    """A tiny base of another architecture: rotary positions, no dropout, its end is its padding."""
+    """A tiny base of another architecture, with rotary positions and EOS as its padding."""
     folder = tmp_path_factory.mktemp("llama") / "base"
     tokenizer = AutoTokenizer.from_pretrained(HUB / "opt")
     tokenizer.save_pretrained(folder)
@@ -967,7 +967,7 @@ def llama(tmp_path_factory):
 
 @pytest.mark.slow
 def test_base_of_another_architecture(llama, tmp_path, monkeypatch):
-    """All linear layers of its blocks are adapted, its head is not; here under bf16."""
+    """All linear layers of its blocks are adapted and its head is not, here in bf16."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     given = places(tmp_path) | {"BASE_MODEL": llama}
     changes = TINY | {"precision": "auto", "max_length": 400}
@@ -988,7 +988,7 @@ def test_base_of_another_architecture(llama, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_malformed_lines_through_a_whole_run(tmp_path):
-    """All of them in all four files, before and after good ones; the study's protocol too."""
+    """They are in all four files, before and after usable lines, under both protocols."""
     dataset, bad = tmp_path / "data", [content for content, _ in CASES.values()]
     for subset in ("harmless-base", "helpful-base"):
         for split, n in (("train", 60), ("test", 40)):
@@ -1039,7 +1039,7 @@ def test_real_text(tmp_path):
 
 @pytest.fixture(scope="module")
 def studys_way(tmp_path_factory):
-    """A run with full fine-tuning, a loss on every token, dropout, two layers and its protocol."""
+    """A run in the study's way: full fine-tuning, dropout, two layers and its protocol."""
     folder = tmp_path_factory.mktemp("paper")
     changes = TINY | {"sft_method": "full", "dropout": 0.1, "lora_layers": ["q_proj", "v_proj"]}
     changes |= {"sft_learning_rate": 1e-4, "lora_dropout": 0.05}
@@ -1136,7 +1136,7 @@ execute(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))
 
 
 def execute_apart(notebook, folder, variables):
-    """Execute a notebook in a kernel, by the command line's own function."""
+    """Execute a notebook in a kernel by the command line's function."""
     parameters = {name: str(value) for name, value in places(folder).items()} | BY_NAME[notebook]
     run = folder / "results" / "demo"
     done = subprocess.run(
@@ -1151,7 +1151,7 @@ def execute_apart(notebook, folder, variables):
 
 @pytest.fixture(scope="module")
 def named_run(tmp_path_factory):
-    """Both notebooks by name from a hub, which has newer commits after the training.
+    """Both notebooks with names on a hub, which has newer commits after the training.
 
     Then both once more: offline, and with the hub gone.
     """
@@ -1199,7 +1199,7 @@ def named_run(tmp_path_factory):
     ("phase", "names"), [("training", [OPT, HH]), ("evaluation", [JUDGE])], ids=["main", "eval"]
 )
 def test_hub_is_asked_for_what_is_needed_and_nobody_else_is(named_run, phase, names):
-    """Each file once, at the commit that the run began with; no other host, no telemetry."""
+    """Each file is fetched once, at the run's commit, and no other host is contacted."""
     asked = Counter(named_run.asked[phase])
     fetched = {name: set() for name in names}
     for request, times in asked.items():
@@ -1241,13 +1241,13 @@ if os.geteuid() == 0:
 
 
 def chmod(folder, mode):
-    """Set the write permission of a folder and all that is in it."""
+    """Set the write permission of a folder and its content."""
     subprocess.run(["chmod", "-R", mode, folder], check=True)
 
 
 @pytest.fixture(scope="module")
 def read_only(tmp_path_factory):
-    """A read-only checkout in a path with spaces and non-ASCII letters, and such a home."""
+    """A read-only checkout and home, in a path with spaces and non-ASCII letters."""
     place = tmp_path_factory.mktemp("Käse und Brot") / "日本 ü"
     checkout, home = place / "checkout", place / "home"
     shutil.copytree(HUB, checkout / "demo" / "hub")
@@ -1267,7 +1267,7 @@ def read_only(tmp_path_factory):
 
 @pytest.mark.slow
 def test_run_from_a_read_only_checkout_without_a_home_under_locale_c(read_only):
-    """Training and evaluation leave all files of a run, and none in the checkout or the home."""
+    """All files of the run are written, and none into the checkout or the home."""
     before = sorted(read_only.checkout.rglob("*"))
     given = ["PRESET=demo", "RUN=Lauf 2 é", "MAX_PAIRS=60", "N_PROMPTS=3", "MAX_NEW_TOKENS=8"]
     given += [f"RESULTS={read_only.place / 'Ergebnisse ü'}", f"FIGURES={read_only.place / 'B'}"]
@@ -1298,7 +1298,7 @@ def test_run_from_a_read_only_checkout_without_a_home_under_locale_c(read_only):
 
 @pytest.mark.slow
 def test_seeds_share_all_but_the_training(tmp_path):
-    """Same prompts, same answers of Base and rewards of the references; other adapters."""
+    """Prompts, Base's answers and references' rewards are equal; the adapters differ."""
     results = tmp_path / "results"
     given = ["PRESET=demo", "MAX_PAIRS=60", "N_PROMPTS=12", "MAX_NEW_TOKENS=8"]
     changes = {"validation_pairs": 10, "draws": 200}
@@ -1329,7 +1329,7 @@ def test_seeds_share_all_but_the_training(tmp_path):
 
 @pytest.mark.slow
 def test_parameters_reach_both_notebooks_whatever_is_in_them(tmp_path):
-    """As make hands them on: by their names, with their values in the environment."""
+    """make passes their names on, and their values in the environment."""
     name = "a b'c$d"
     variables = {
         "MAX_PAIRS": "40",
