@@ -2,7 +2,7 @@
 
     python -m benchmarks.overtrained
 
-Trains DPO and SFT+DPO with four times the learning rate, a small β and two epochs, which takes
+Trains DPO and SFT+DPO with eight times the learning rate, a small β and two epochs, which takes
 about two minutes on two cores. Writes benchmarks/overtrained.json, overtrained.md and
 docs/overtrained.png.
 """

@@ -42,6 +42,7 @@ from posttrain.run import Run
 from posttrain.tables import VALIDATION
 
 RUN = "real-model"
+FIGURES = ("training", "log_probabilities")
 PLACE = BENCHMARKS / ".real"  # not committed: the model, the dataset and the whole runs
 BASE = PLACE / "smollm2-135m-instruct"
 RATES = {"SFT": (5e-5, 2e-4, 1e-3), "DPO": (5e-6, 5e-5, 2e-4)}
@@ -152,7 +153,8 @@ def train(dataset: Path) -> Run:
     notebook.run_all()
     run = notebook.names["run"]
     copy_files(run.folder, ROOT / "results" / RUN, ("run.json", "training.json"))
-    copy_files(run.figures, ROOT / "figures" / RUN, ("training.png", "training.pdf"))
+    names = [f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "pdf")]
+    copy_files(run.figures, ROOT / "figures" / RUN, names)
     return run
 
 

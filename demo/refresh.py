@@ -105,7 +105,23 @@ def refresh_comparison():
     nbformat.write(notebook, REPOSITORY / "compare.ipynb")
 
 
+def refresh_real_model():
+    """Draw the figures of the real model anew from the records of its training."""
+    sys.path.insert(0, str(REPOSITORY))
+    from posttrain import training_figures
+    from posttrain.files import read_json
+    from posttrain.run import Run
+
+    run = Run(RESULTS, "real-model", must_exist=True)
+    log = read_json(run.path("training.json"), dict)
+    models = [model.name for model in run.models]
+    training_figures.show(training_figures.training(log, models), run, "training")
+    drawn = training_figures.log_probabilities(log, models)
+    training_figures.show(drawn, run, "log_probabilities")
+
+
 if __name__ == "__main__":
     refresh_example()
+    refresh_real_model()
     refresh_published()
     refresh_comparison()

@@ -103,7 +103,7 @@ class Training(Settings):
             "validation_pairs": 200,
             "sft_epochs": 1,
             "sft_learning_rate": 2e-3,
-            "dpo_learning_rate": 5e-4,
+            "dpo_learning_rate": 2.5e-4,
             "beta": 0.3,  # so few parameters are moved far by every step
             "precision": "fp32",  # a lower precision saves nothing in a tiny model
             "max_new_tokens": 48,
