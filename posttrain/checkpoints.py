@@ -47,7 +47,12 @@ class Checkpoints(TrainerCallback):
 
     def on_evaluate(self, args, state, control, **kwargs):
         """Set the random state, since a resumed training does not repeat earlier validations."""
-        set_seed(args.seed + state.global_step)
+        if state.global_step % self.epoch_steps == 0:
+            # The checkpoint of an epoch's last step is written after its validation, and what is
+            # restored from it decides the order of the next epoch.
+            self.on_epoch_begin(args, state, control)
+        else:
+            set_seed(args.seed + state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Validate at an epoch's last step, not after it, so that its checkpoint has the result."""

@@ -290,6 +290,11 @@ OTHER_WAYS = {
         4,
     ),
     "all weights": ({"lora": None}, StopBefore(5), 4),
+    "dropout and validation at steps": (
+        {"model": 0.1, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2},
+        StopBefore(6),
+        4,
+    ),
 }
 
 
@@ -321,6 +326,23 @@ def test_validations_come_at_the_ends_of_epochs_and_of_the_training(tmp_path):
     run = begin_run(tmp_path)
     log = train(make_sft(max_steps=4, eval_on_start=False), run, "SFT")
     assert [record["step"] for record in log if "eval_loss" in record] == [3, 4]
+
+
+def test_validations_at_steps_include_the_last_step(tmp_path):
+    """A share of the steps is rounded up, so the last validation would be missing."""
+    run = begin_run(tmp_path)
+    changes = {"eval_strategy": "steps", "eval_steps": 0.4, "eval_on_start": False}
+    log = train(make_sft(max_steps=5, **changes), run, "SFT")
+    assert [record["step"] for record in log if "eval_loss" in record] == [2, 4, 5]
+
+
+def test_a_frozen_copy_of_an_adapter_is_not_counted():
+    """The reference of SFT+DPO is a copy of SFT's adapter, which is no part of the model."""
+    trainer = make_dpo()
+    alone = training.count_trainable(trainer.model)
+    assert alone.startswith("18,432 of 663,232 ")
+    trainer.model.add_adapter("ref", trainer.model.peft_config["default"])
+    assert training.count_trainable(trainer.model) == alone
 
 
 @pytest.mark.slow
@@ -1042,8 +1064,9 @@ def test_output_of_a_training_is_a_line_a_validation(tmp_path, capsys):
         "DPO: step 0 of 3, held-out pairs: loss 0.693, accuracy 0.000, margin 0.000"
     )
     assert validations[1].startswith("DPO: step 3 of 3, held-out pairs: loss 0.")
+    assert lines[0] == "DPO trains 18,432 of 663,232 (2.8%) parameters."
     assert lines[-1].startswith("DPO was trained in ")
-    assert len(lines) == 3
+    assert len(lines) == 4
 
 
 # ---- a disk that gets full
