@@ -213,8 +213,9 @@ def test_every_pair_stands_in_a_matrix():
                     cells.append((matrix["name"], first, second, cell["decision"]))
     expected = []
     for record in compare_models():
-        name = render.tables.HEADINGS[record["measure"]].replace("%", "points")
-        expected.append((f"Difference in {name}", record["first"], record["second"], record["decision"]))
+        heading = render.tables.HEADINGS[record["measure"]].replace("%", "points")
+        name = f"Difference in {heading}"
+        expected.append((name, record["first"], record["second"], record["decision"]))
     assert sorted(cells) == sorted(expected)
 
 

@@ -59,10 +59,10 @@ READINGS = {  # figure: its heading on the page, and how to read it
         "Loss, margin and accuracy during training",
         "Lines show training batches and marks the held-out pairs. In preference training (DPO), "
         "the log-ratio of a reply is the log-probability that the trained model gives it minus the "
-        "one that the reference model gives it. The reward margin is β times the difference between the "
-        "chosen reply's log-ratio and the rejected reply's, and the reward accuracy is the share "
-        "of pairs whose margin is positive. The dotted lines mark the held-out loss before training, and an "
-        "accuracy of one half, which guessing would reach.",
+        "one that the reference model gives it. The reward margin is β times the difference "
+        "between the chosen reply's log-ratio and the rejected reply's, and the reward accuracy is "
+        "the share of pairs whose margin is positive. The dotted lines mark the held-out loss "
+        "before training, and an accuracy of one half, which guessing would reach.",
     ),
 }
 INCHES_OF_PANEL = 2.4  # the height of a panel where panels are below each other

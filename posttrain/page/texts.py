@@ -64,9 +64,9 @@ def collect_answers(files: RunFiles) -> dict[str, Any]:
     """Collect what the page's script shows.
 
     Returns:
-        {"run", "models", "colours", "markers": one for each model that has answered; "thresholds": {kind:
-        reward or None}; "prompts": [{"id", "kind", "turns", "answers", "references"}], the answers
-        in the order of the models}, all texts made visible.
+        {"run": its name; "models", "colours", "markers": one for each model that has answered;
+        "thresholds": {kind: reward or None}; "prompts": [{"id", "kind", "turns", "answers",
+        "references"}], the answers in the order of the models}, all texts made visible.
     """
     prompts = {prompt["id"]: prompt for prompt in files.prompts}
     answers = {}
