@@ -1016,7 +1016,7 @@ def test_what_is_folded_is_printed(show, tmp_path):
     view = show()
     folded = view.locator("details:not(form *) table, details li")
     assert folded.count() > 5
-    seen = "(all) => all.map((part) => part.checkVisibility({contentVisibilityAuto: true}))"
+    seen = "(all) => all.map((part) => part.checkVisibility())"
     assert not any(folded.evaluate_all(seen))
     view.emulate_media(media="print")
     assert all(folded.evaluate_all(seen))
