@@ -437,7 +437,7 @@ def test_phone(show, example):
 
 
 def test_nothing_is_cut_at_1200(show, example):
-    """No table runs off the page, and no cell breaks within a word."""
+    """No table runs off the page, and no word or interval in one is broken into two lines."""
     view = show(width=1200, folder=example)
     view.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
     settle(view)
@@ -447,6 +447,25 @@ def test_nothing_is_cut_at_1200(show, example):
           .map((part) => part.ariaLabel)"""
     )
     assert cut == []
+    broken = view.evaluate(
+        """() => {
+          const broken = [];
+          for (const cell of document.querySelectorAll(".scroll :is(th, td)")) {
+            const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+            for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+              for (const match of node.data.matchAll(/\\[[^\\]]*\\]|[^\\s-]+/g)) {
+                const range = document.createRange();
+                range.setStart(node, match.index);
+                range.setEnd(node, match.index + match[0].length);
+                const tops = [...range.getClientRects()].map((box) => Math.round(box.top));
+                if (new Set(tops).size > 1) broken.push(match[0]);
+              }
+            }
+          }
+          return broken;
+        }"""
+    )
+    assert broken == []
 
 
 # ---- tables
@@ -942,25 +961,43 @@ def test_a_million_characters(show, hostile):
     assert card.inner_text().endswith("END")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [400, 1400])
-def test_page_is_accessible_and_fits(show, width, scheme):
-    """Axe finds nothing (WCAG 2.1 AA); only tables and figures scroll sideways."""
+def list_violations(view):
+    """List what breaks a rule of WCAG 2.1 AA, or of what is good practice, on the page."""
     from axe_playwright_python.sync_playwright import Axe
 
-    view = show("#text=the&prompt=helpful-04", width, color_scheme=scheme, bypass_csp=True)
-    view.locator(".uncover").click()
-    for summary in view.locator("summary").all():
-        summary.click()
     rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
     report = Axe().run(view, options={"runOnly": rules})
     violations = []
     for violation in report.response["violations"]:
         violations.append((violation["id"], violation["nodes"][0]["html"][:200]))
-    assert violations == []
+    return violations
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_page_is_accessible_and_fits(show, width, scheme):
+    """Axe finds nothing (WCAG 2.1 AA); only tables scroll sideways."""
+    view = show("#text=the&prompt=helpful-04", width, color_scheme=scheme, bypass_csp=True)
+    view.locator(".uncover").click()
+    for summary in view.locator("summary").all():
+        summary.click()
+    assert list_violations(view) == []
     for size in {400: (400, 320), 1400: (1400,)}[width]:
         view.set_viewport_size({"width": size, "height": 900})
         assert view.evaluate("document.documentElement.scrollWidth") == size
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_two_models_alone_are_accessible(show, theme):
+    """In the theme that the reader has chosen, with a sorted table and a copied link."""
+    address = "#left=SFT&right=DPO&text=question&prompt=helpful-04"
+    view = show(address, color_scheme="light", bypass_csp=True)
+    view.get_by_label("Theme").select_option(theme)
+    assert view.locator("#detail :is(del, ins)").count() > 2
+    sort_by(view, "#rates table", "HmR (%)")
+    view.locator("#copy").click()
+    assert list_violations(view) == []
+    assert view.evaluate("document.documentElement.scrollWidth") == 1400
 
 
 @pytest.mark.parametrize(

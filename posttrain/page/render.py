@@ -103,16 +103,19 @@ def _template() -> Template:
         finalize=lambda value: value if hasattr(value, "__html__") else make_visible(value),
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    environment.globals["numeric_columns"] = _numeric_columns
+    environment.globals["column_classes"] = _column_classes
     return environment.get_template("report.html")
 
 
-def _numeric_columns(table: pd.DataFrame) -> list[bool]:
-    """Tell of each column whether its texts begin with numbers, so that it is aligned as such."""
-    are_numeric = []
+def _column_classes(table: pd.DataFrame) -> list[str]:
+    """Tell for each column how its texts are aligned: as numbers, with or without interval."""
+    classes = []
     for cells in table.astype(str).to_numpy().T:
-        are_numeric.append(all(NUMBER.match(cell) for cell in cells))
-    return are_numeric
+        kind = ""
+        if all(NUMBER.match(cell) for cell in cells):
+            kind = "interval" if all("[" in cell for cell in cells) else "number"
+        classes.append(kind)
+    return classes
 
 
 # ---- rates and comparisons

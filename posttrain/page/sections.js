@@ -22,6 +22,13 @@ const reading = new IntersectionObserver((entries) => {
 }, {rootMargin: "-25% 0px -74% 0px"});
 for (const id of links.keys()) reading.observe(byId(id));
 
+// Two frames after the page is there, what is below the answers is laid out too.
+addEventListener("load", () => {
+  requestAnimationFrame(() => requestAnimationFrame(() => {
+    document.documentElement.dataset.drawn = "";
+  }));
+});
+
 const theme = byId("theme");
 theme.value = document.documentElement.dataset.theme ?? "auto";
 theme.addEventListener("change", () => {
