@@ -3,6 +3,8 @@
 What takes a browser is in test_page_browser.py.
 """
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -16,6 +18,8 @@ from posttrain import page
 from posttrain.page import drawings, reading, render, texts
 from posttrain.style import MARKERS
 
+PAGE = ROOT / "posttrain" / "page"
+SCRIPTS = sorted(PAGE.glob("*.js"))
 COMMITTED = ["example", "published"]
 HOSTILE = {
     "script": "<script>document.title='broken'</script>",
@@ -100,22 +104,61 @@ def test_page_loads_nothing(html):
     assert not re.search(r"\son\w+=|javascript:|@import|url\((?!#)|\sstyle=", before_data)
     assert policy_of(html).startswith("default-src 'none';")
     assert "unsafe" not in policy_of(html)
-    assert html.count("<script") == 2
+    assert html.count("<script") == 3
     assert html.count("<style") == 1
 
 
-def test_script_uses_no_markup():
-    """The script makes elements and texts, and never reads a text as markup."""
-    script = (ROOT / "posttrain" / "page" / "report.js").read_text(encoding="utf-8")
-    markup = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function"
-    assert not re.search(markup, script)
+def test_every_script_is_in_the_page_and_allowed(html):
+    """Each by its own hash, so that a script that somebody else adds does not run."""
+    scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    for script in scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy_of(html)
+    for path in SCRIPTS:
+        assert any(path.read_text(encoding="utf-8") in script for script in scripts), path.name
 
 
-def test_template_style_and_script_are_readable():
+def test_scripts_use_no_markup_and_no_network():
+    """They make elements and texts, never read a text as markup, and never ask for anything."""
+    forbidden = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function"
+        r"|fetch\(|XMLHttpRequest|WebSocket|sendBeacon|import\("
+    )
+    for path in SCRIPTS:
+        assert not re.search(forbidden, path.read_text(encoding="utf-8")), path.name
+
+
+def test_template_style_and_scripts_are_readable():
     """Like the rest of the code they have lines of at most 100 columns."""
-    for kind in ("html", "css", "js"):
-        text = (ROOT / "posttrain" / "page" / f"report.{kind}").read_text(encoding="utf-8")
-        assert max(map(len, text.splitlines())) <= 100, kind
+    for path in [*SCRIPTS, PAGE / "report.html", PAGE / "report.css"]:
+        text = path.read_text(encoding="utf-8")
+        assert max(map(len, text.splitlines())) <= 100, path.name
+
+
+def test_answers_come_after_the_findings_and_the_rates(html):
+    """The rest comes after them."""
+    places = []
+    for part in ("headlines", "rates", "figure-metrics", "answers", "comparisons", "judge"):
+        places.append(re.search(rf'(?:id|class)="{part}"', html).start())
+    places.append(html.index('id="behaviour"'))
+    places.append(html.index('id="training"'))
+    places.append(html.index('id="making"'))
+    assert places == sorted(places)
+
+
+def test_links_of_the_bar_lead_to_sections(html):
+    bar = html.split("<nav")[1].split("</nav>")[0]
+    names = re.findall(r'href="#([^"]+)"', bar)
+    assert len(names) == 7
+    for name in names:
+        assert f'<section id="{name}"' in html
+
+
+def test_introduction_names_models_prompts_and_judge(five):
+    sentences = render.introduce(reading.read_run(five))
+    assert "Base, SFT, DPO, SFT+DPO and SimPO, β 2.5" in sentences[0]
+    assert sentences[0].endswith("on 15 harmful and 15 helpful prompts.")
+    assert "the judge tiny/judge gives it" in sentences[1]
 
 
 def test_every_part_of_the_page_shows_the_fifth_model(html):
@@ -129,18 +172,19 @@ def test_every_part_of_the_page_shows_the_fifth_model(html):
         assert prompt["answers"][4]["label"] in ("harmless", "harmful", "helpful", "unhelpful")
     assert f'<option value="{fifth}" selected>' in html
     assert f"SFT+DPO and {fifth} make" in html
-    for name in ("differences", "metrics", "rewards", "distributions", "thresholds", "training"):
+    for name in ("differences", "metrics", "distributions", "thresholds", "training"):
         drawing = html.split(f'id="figure-{name}"')[1].split("</figure>")[0]
         assert fifth in drawing, name
-    for caption in ("Rates and mean rewards", "How often one model", "How the models answer"):
+    for caption in ("Rates in percent", "Mean rewards", "The share of prompts", "How the models"):
         table = html.split(f"<caption>{caption}")[1].split("</table>")[0]
         assert fifth in table, caption
-    assert html.count(f'<tr><th scope="row">{fifth}</th>') == 6  # five matrices, and the rates
+    # Five matrices, rates, mean rewards, and behaviour on either kind of prompts.
+    assert html.count(f'<tr><th scope="row">{fifth}</th>') == 9
 
 
 def test_markers_of_models_have_a_shape_in_the_script():
     """As figures draw them, so does the list of prompts."""
-    script = (ROOT / "posttrain" / "page" / "report.js").read_text(encoding="utf-8")
+    script = (PAGE / "elements.js").read_text(encoding="utf-8")
     shapes = script.split("const SHAPES = {")[1].split("};")[0]
     for marker in MARKERS:
         assert re.search(rf'(^|[\s,])"?{re.escape(marker)}"?: "M', shapes), marker
@@ -154,7 +198,7 @@ def test_headlines_are_those_of_the_comparisons():
         records.append(record | {"decision": decision, "difference": 2.0})
     (sentence,) = render.write_headlines(records).values()
     assert sentence.startswith("In HmR, no pair of models differs significantly")
-    more = "By the mean reward these differ significantly as well: SFT above Base."
+    more = "In the mean reward, these differ significantly as well: SFT above Base."
     assert sentence.endswith(f"for these trained models. {more}")
     names = list(render.write_headlines(compare_models()))
     assert names == ["Harmlessness (HmR)", "Helpfulness (HpR)", "Both together (CAS)"]
@@ -169,7 +213,8 @@ def test_every_pair_stands_in_a_matrix():
                     cells.append((matrix["name"], first, second, cell["decision"]))
     expected = []
     for record in compare_models():
-        name = render.tables.HEADINGS[record["measure"]]
+        heading = render.tables.HEADINGS[record["measure"]].replace("%", "points")
+        name = f"Difference in {heading}"
         expected.append((name, record["first"], record["second"], record["decision"]))
     assert sorted(cells) == sorted(expected)
 
@@ -244,7 +289,7 @@ def test_hostile_texts_are_inert(five, tmp_path):
     data = script_data(html)
     assert data["models"][4] == texts.make_visible(hostile_name)
     assert data["prompts"][0]["answers"][0]["text"] == seen
-    assert html.count("<script") == 2
+    assert html.count("<script") == 3
     assert html.count("<style") == 1
     assert "<img" not in html
     assert "<b>bold" not in html
@@ -272,6 +317,26 @@ def test_figure_is_inline_without_styles():
     assert "a &lt; b" in svg
 
 
+def test_figure_for_a_narrow_screen_has_its_panels_below_each_other():
+    """Each with its labels, which panels beside each other share; title and legend stay."""
+    figure = Figure(figsize=(6.8, 3))
+    for axis, name in zip(figure.subplots(1, 2, sharey=True), ("first", "second")):
+        axis.plot([1, 2], label="a line")
+        axis.set(title=name, xlabel="x", ylabel="rate (%)")
+        axis.label_outer()
+    drawings.entitle(figure, "A title", figure.axes[0].lines)
+    wide = figure.get_figwidth()
+    drawings.stack_panels(figure)
+    svg = drawings.to_svg(figure, "narrow", "label")
+    assert figure.get_figwidth() == wide / 2
+    first, second = (axis.get_position() for axis in figure.axes)
+    assert first.x0 == pytest.approx(second.x0)
+    assert first.y0 > second.y1
+    assert [axis.get_ylabel() for axis in figure.axes] == ["rate (%)"] * 2
+    for text in ("A title", "a line", "first", "second"):
+        assert svg.count(f">{text}</text>") == 1
+
+
 def test_ids_are_unique(html):
     ids = re.findall(r'\sid="([^"]+)"', html.split('<script type="application/json"')[0])
     assert len(ids) == len(set(ids))
@@ -283,13 +348,13 @@ def test_ids_are_unique(html):
 @pytest.mark.parametrize(
     "names, present",
     [
-        (FILES, ["How training went", "Settings of training", "Which differences"]),
+        (FILES, ["Loss, margin and accuracy", "Settings of training", "Which differences"]),
         (["run.json"], ["Settings of training"]),
-        (["run.json", "training.json"], ["How training went"]),
+        (["run.json", "training.json"], ["Loss, margin and accuracy"]),
         (["run.json", "prompts.json"], ["The harmful question 3?"]),
         (["run.json", "training.json", "prompts.json", "responses.json"], ["of Base."]),
         (["scores.json"], []),
-        (["scores.json", "metrics.json"], ["Which differences", "Every reward"]),
+        (["scores.json", "metrics.json"], ["Which differences", "The reward of every answer"]),
         (["prompts.json", "responses.json", "scores.json"], []),
     ],
 )
@@ -333,7 +398,7 @@ def test_run_of_one_model(five, tmp_path):
     )
     html = page.render_page(folder)
     assert "How harmless and how helpful is" in html
-    assert "one model alone" in html
+    assert "only one model" in html
 
 
 def test_nothing_of_a_run_is_refused(five, tmp_path):

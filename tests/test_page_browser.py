@@ -3,17 +3,21 @@
 Whatever the browser complains of, and whatever the page asks for beside itself, fails a test.
 """
 
+import csv
+import io
+import json
 import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import load
+from conftest import ROOT, load
 from five_models import FILES, MODELS, PROMPTS, write_run
 from test_page import HOSTILE, copy_files, rewrite
 
 from posttrain import page
 from posttrain.diagnostics import marks
+from posttrain.metrics import REFERENCES
 from posttrain.page import texts
 
 pytestmark = pytest.mark.slow
@@ -49,7 +53,7 @@ def show(browser, five):
     """Open the page of the run, or of another folder, at an address within it."""
     opened, complaints = [], []
 
-    def open_page(address="", width=1400, folder=five, **options):
+    def open_page(address="", width=1400, folder=five, script="", **options):
         path = Path(folder) / "report.html"
         view = browser.new_context(viewport={"width": width, "height": 900}, **options).new_page()
 
@@ -57,6 +61,7 @@ def show(browser, five):
             if not request.url.startswith((path.as_uri(), "data:,")):
                 complaints.append(request.url)
 
+        view.add_init_script(script)
         view.on("console", lambda message: complaints.append(message.text))
         view.on("pageerror", lambda error: complaints.append(str(error)))
         view.on("request", check)
@@ -80,6 +85,7 @@ def settle(view):
 
 def select(view, **choices):
     """Set the page's filters, by their names, and wait until they are taken."""
+    view.evaluate("document.getElementById('more').open = true")
     for name, value in choices.items():
         control = view.locator(f"[name={name}]")
         if name in ("text", "low", "high"):
@@ -92,6 +98,11 @@ def select(view, **choices):
 def shown_ids(view):
     """List the ids of the prompts in the list, in its order."""
     return view.locator("#list .name").all_text_contents()
+
+
+def in_order(names):
+    """Put ids in the order of the list: helpful prompts first, since harmful ones are covered."""
+    return sorted(names, key=lambda name: (name.startswith("harmful"), name))
 
 
 def read_answers(folder):
@@ -195,9 +206,9 @@ def test_filters_count_what_python_counts(show, five):
     """Every filter: the prompts, their number, and the rates of what is left."""
     view = show()
     answers, searched = read_answers(five), read_texts(five)
-    assert shown_ids(view) == sorted(answers)
+    assert shown_ids(view) == in_order(answers)
     for choices, holds in FILTERS:
-        expected = [name for name in sorted(answers) if holds(answers[name], searched[name])]
+        expected = [name for name in in_order(answers) if holds(answers[name], searched[name])]
         assert 0 < len(expected) < COUNT, choices
         select(view, **choices)
         assert shown_ids(view) == expected, choices
@@ -256,7 +267,7 @@ def test_reward_ranges_as_people_write_them(show, five, low, high):
     for name, answers in read_answers(five).items():
         if ends[0] <= round(answers["SFT"]["reward"], 2) <= ends[1]:
             expected.append(name)
-    assert shown_ids(view) == sorted(expected)
+    assert shown_ids(view) == in_order(expected)
     assert view.locator("[aria-invalid=true]").count() == 0
 
 
@@ -277,7 +288,7 @@ def test_search_forgives_spaces_and_apostrophes(show, five):
     assert expected
     for text in ("i'm sorry", "  I’m   sorry "):
         select(view, text=text)
-        assert shown_ids(view) == sorted(expected)
+        assert shown_ids(view) == in_order(expected)
 
 
 def test_search_marks_what_it_finds(show):
@@ -288,6 +299,475 @@ def test_search_marks_what_it_finds(show):
     assert {text.lower() for text in marked} == {"sorry"}
     shown = view.locator("#detail .text").all_text_contents()
     assert len(marked) == sum(text.lower().count("sorry") for text in shown)
+
+
+# ---- order of the page, bar, theme
+
+
+def test_answers_begin_within_two_screens(show):
+    """And the rates, as one figure and one table, before them."""
+    view = show()
+    tops = {}
+    for name in ("rates", "answers", "comparisons"):
+        tops[name] = view.locator(f"#{name}").bounding_box()["y"]
+    assert tops["rates"] < tops["answers"] < 2 * 900
+    assert tops["comparisons"] > tops["answers"]
+    assert view.locator("#rates table").count() == 1
+    assert view.locator("#rates svg").count() == 1
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_links_of_the_bar_lead_to_headings_below_it(show, width):
+    """The bar stays at the top, and no heading is hidden beneath it."""
+    view = show(width=width)
+    for link in view.locator("nav a").all():
+        link.click()
+        view.wait_for_timeout(50)
+        heading = view.locator(f"{link.get_attribute('href')} h2").bounding_box()
+        bar = view.locator("nav").bounding_box()
+        assert bar["y"] == 0
+        assert bar["height"] < 90
+        assert bar["height"] <= heading["y"] < 900
+    view.locator("nav a", has_text="Judge").click()
+    settle(view)
+    current = view.locator("nav a[aria-current]").all_text_contents()
+    assert current == ["Judge"]
+
+
+def test_links_of_the_bar_keep_filters_and_prompt_in_the_address(show):
+    view = show("#kind=helpful&prompt=helpful-04")
+    view.locator("nav a", has_text="Judge").click()
+    settle(view)
+    address = view.evaluate("location.hash")
+    assert address == "#kind=helpful&prompt=helpful-04&section=judge"
+    again = show(address)
+    settle(again)
+    assert len(shown_ids(again)) == PROMPTS
+    assert again.locator("#detail-heading").inner_text() == "helpful-04"
+    assert 0 < again.locator("#judge-heading").bounding_box()["y"] < 200
+    select(again, kind="harmful")
+    assert "section" not in again.evaluate("location.hash")
+
+
+def background(view):
+    """Tell how bright the page's paper is, from 0 to 255."""
+    color = view.evaluate("getComputedStyle(document.body).backgroundColor")
+    return int(re.findall(r"\d+", color)[0])
+
+
+def test_theme_is_switched_and_remembered(show, five):
+    """Auto follows the system; what is chosen outlasts the page's being opened again."""
+    view = show(color_scheme="dark")
+    assert background(view) < 60
+    theme = view.get_by_label("Theme")
+    theme.select_option("light")
+    assert background(view) > 200
+    view.reload()
+    assert background(view) > 200
+    assert theme.input_value() == "light"
+    view.emulate_media(color_scheme="light")
+    theme.select_option("dark")
+    assert background(view) < 60
+    theme.select_option("auto")
+    assert background(view) > 200
+    view.emulate_media(color_scheme="dark")
+    assert background(view) < 60
+
+
+def test_theme_works_without_storage(show):
+    """Where the browser refuses storage, the theme is switched all the same."""
+    refusal = """Object.defineProperty(window, "localStorage", {
+      get() { throw new DOMException("refused", "SecurityError"); }
+    })"""
+    view = show(script=refusal)
+    view.get_by_label("Theme").select_option("dark")
+    assert background(view) < 60
+
+
+def test_helpful_prompt_is_open_first(show):
+    """The first one, with its text, while harmful texts are covered."""
+    view = show()
+    assert view.locator("#detail-heading").inner_text() == "helpful-00"
+    assert "The helpful question 0?" in view.locator("#detail").inner_text()
+    assert view.locator("#detail .covered").count() == 0
+    assert view.locator(".uncover").get_attribute("aria-pressed") == "false"
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """The page of the committed example, which has four models."""
+    folder = tmp_path_factory.mktemp("example") / "example"
+    names = [*FILES, "report.html"]
+    copy_files(ROOT / "results" / "example", folder, names)
+    page.write_page(folder)
+    return folder
+
+
+def test_phone(show, example):
+    """More than four rows are in the list, letters are large enough, nothing scrolls sideways."""
+    view = show("#prompt=helpful-04", width=400, folder=example)
+    settle(view)
+    frame = view.locator("#list").bounding_box()
+    tops = view.locator("#list li").evaluate_all(
+        "(all) => all.map((item) => item.getBoundingClientRect())"
+        ".map((box) => [box.top, box.bottom])"
+    )
+    inside = [
+        top >= frame["y"] - 1 and bottom <= frame["y"] + frame["height"] + 1 for top, bottom in tops
+    ]
+    assert sum(inside) > 4
+    sizes = view.evaluate(
+        """() => [...document.querySelectorAll("figure text, .strip text")]
+          .filter((text) => text.checkVisibility())
+          .map((text) => {
+            const matrix = text.getScreenCTM();
+            const scale = Math.hypot(matrix.a, matrix.b);
+            return scale * parseFloat(getComputedStyle(text).fontSize);
+          })"""
+    )
+    assert len(sizes) > 50
+    assert min(sizes) >= 11
+    view.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
+    wider = view.evaluate(
+        """() => [...document.querySelectorAll("html, .scroll, #list, figure div")]
+          .filter((part) => part.scrollWidth > part.clientWidth)
+          .map((part) => part.ariaLabel ?? part.outerHTML.slice(0, 80))"""
+    )
+    assert wider == []
+
+
+def test_nothing_is_cut_at_1200(show, example):
+    """No table runs off the page, and no word or interval in one is broken into two lines."""
+    view = show(width=1200, folder=example)
+    view.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
+    settle(view)
+    cut = view.evaluate(
+        """() => [...document.querySelectorAll(".scroll")]
+          .filter((part) => part.scrollWidth > part.clientWidth)
+          .map((part) => part.ariaLabel)"""
+    )
+    assert cut == []
+    broken = view.evaluate(
+        """() => {
+          const broken = [];
+          for (const cell of document.querySelectorAll(".scroll :is(th, td)")) {
+            const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+            for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+              for (const match of node.data.matchAll(/\\[[^\\]]*\\]|[^\\s-]+/g)) {
+                const range = document.createRange();
+                range.setStart(node, match.index);
+                range.setEnd(node, match.index + match[0].length);
+                const tops = [...range.getClientRects()].map((box) => Math.round(box.top));
+                if (new Set(tops).size > 1) broken.push(match[0]);
+              }
+            }
+          }
+          return broken;
+        }"""
+    )
+    assert broken == []
+
+
+# ---- tables
+
+
+def column_of(view, table, name):
+    """List the cells of a table's column, body by body."""
+    return view.locator(table).evaluate(
+        """(table, name) => {
+          const heads = [...table.tHead.rows[0].cells];
+          const place = heads.findIndex((head) => head.textContent.trim() === name);
+          const texts = (body) => [...body.rows].map((row) => row.cells[place].textContent.trim());
+          return [...table.tBodies].map(texts);
+        }""",
+        name,
+    )
+
+
+def sort_by(view, table, name):
+    """Click on the heading of a column; return its direction."""
+    head = view.locator(f"{table} thead th", has_text=name)
+    head.get_by_role("button").click()
+    return head.get_attribute("aria-sort")
+
+
+def value_of(text):
+    """Read the number that a cell begins with."""
+    return float(text.split(" ")[0].replace("−", "-").replace("%", ""))
+
+
+def test_tables_are_sorted_by_a_click(show):
+    """Up, down, and back; models and reference answers each among themselves."""
+    view = show()
+    table, name = "#rates table", "HpR (%)"
+    before = column_of(view, table, name)
+    assert [len(body) for body in before] == [len(MODELS), len(REFERENCES)]
+    for direction, backwards in (("ascending", False), ("descending", True)):
+        assert sort_by(view, table, name) == direction
+        expected = [sorted(body, key=value_of, reverse=backwards) for body in before]
+        assert column_of(view, table, name) == expected
+    assert sort_by(view, table, name) is None
+    assert column_of(view, table, name) == before
+    sort_by(view, table, "HmR (%)")
+    assert view.locator(f"{table} [aria-sort]").count() == 1
+
+
+@pytest.mark.parametrize(
+    "texts, expected",
+    [
+        (["−3.60 [−4.08]", "2.5 [1.0]", "−12.0 [−13.0]"], ["−12.0 [−13.0]", "−3.60 [−4.08]"]),
+        (["86% [73, 92]", "9% [1, 20]", "100% [93, 100]"], ["9% [1, 20]", "86% [73, 92]"]),
+        (["1,200", "", "900", "+20"], ["+20", "900"]),
+        (["step 10", "Step 9", "all equal"], ["all equal", "Step 9"]),
+    ],
+)
+def test_numbers_are_sorted_as_numbers(show, texts, expected):
+    """Whatever their minus, unit or interval; what has no value stays at the end."""
+    view = show()
+    rows = view.evaluate(
+        """(texts) => {
+          const table = element("table", {}, element("thead", {},
+            element("tr", {}, element("th", {}, "name"))), element("tbody", {},
+            ...texts.map((text) => element("tr", {}, element("td", {}, text)))));
+          makeSortable(table);
+          table.querySelector("button").click();
+          return [...table.tBodies[0].rows].map((row) => row.textContent);
+        }""",
+        texts,
+    )
+    assert sorted(rows) == sorted(texts)
+    assert rows[:2] == expected
+    assert ("" not in texts) or rows[-1] == ""
+
+
+# ---- two models alone
+
+WORDS = re.compile(r"[^\W_]+(?:['’][^\W_]+)*|[^\w\s]")
+
+
+def count_shared(first, second):
+    """Count the words of a longest common subsequence."""
+    lengths = [[0] * (len(second) + 1) for _ in range(len(first) + 1)]
+    for i, one in enumerate(first):
+        for j, other in enumerate(second):
+            longer = max(lengths[i][j + 1], lengths[i + 1][j])
+            lengths[i + 1][j + 1] = lengths[i][j] + 1 if one == other else longer
+    return lengths[-1][-1]
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_two_models_alone(show, five, width):
+    """Only their answers, beside or below each other, and what only one has is marked."""
+    responses = {}
+    for row in load(five / "responses.json"):
+        responses[row["id"], row["model"]] = row["response"]
+    compared = 0
+    view = show("#prompt=helpful-00", width)
+    select(view, left="SFT", right="DPO")
+    assert "left=SFT&right=DPO" in view.evaluate("location.hash")
+    for identifier in shown_ids(view)[:8]:
+        cards = view.locator("#detail .card")
+        assert cards.evaluate_all("(all) => all.map((card) => card.ariaLabel)") == ["SFT", "DPO"]
+        left, right = (card.bounding_box() for card in cards.all())
+        assert (left["y"] == right["y"]) == (width == 1400)
+        texts_of_two = [responses[identifier, model] for model in ("SFT", "DPO")]
+        if all(texts_of_two):
+            compared += 1
+            rest = []
+            for card, tag, text in zip(cards.all(), ("del", "ins"), texts_of_two):
+                assert card.locator(".text").text_content() == text
+                kept = card.locator(".text").evaluate(
+                    """(block) => {
+                      const copy = block.cloneNode(true);
+                      for (const part of copy.querySelectorAll("del, ins")) part.remove();
+                      return copy.textContent;
+                    }"""
+                )
+                assert card.locator({"del": "ins", "ins": "del"}[tag]).count() == 0
+                rest.append(WORDS.findall(kept))
+            assert rest[0] == rest[1]
+            words = [WORDS.findall(text) for text in texts_of_two]
+            assert len(rest[0]) == count_shared(*words)
+        view.keyboard.press("n")
+    assert compared >= 3
+    legend = view.locator("#legend span").all_text_contents()
+    assert legend == ["SFT", "DPO"]
+    assert view.locator("#list .row").first.locator("path").count() == 2
+
+
+def test_two_models_in_the_address(show):
+    """Opened anew they are the same; a model beside itself is another one; covered stays so."""
+    view = show("#left=SFT&right=SFT&prompt=harmful-01")
+    assert view.locator("#legend span").all_text_contents() == ["SFT", FIFTH]
+    assert view.locator("#difference").count() == 0
+    assert view.locator("#detail .text").count() == 0
+    view.locator(".uncover").click()
+    assert view.locator("#difference").count() == 1
+    view.locator("[type=reset]").click()
+    settle(view)
+    assert view.locator("#legend span").all_text_contents() == MODELS
+
+
+def test_what_only_one_answer_has_is_not_told_by_colour_alone(show):
+    """One is underlined with dashes, the other with a line; what is searched for stays marked."""
+    view = show("#left=SFT&right=DPO&text=question&prompt=helpful-01")
+    lines = view.evaluate(
+        """["del", "ins"].map((name) => {
+          const node = document.querySelector(`#difference ${name}`);
+          return getComputedStyle(node).textDecorationStyle;
+        })"""
+    )
+    assert lines == ["dashed", "solid"]
+    marked = view.locator("#detail mark").all_text_contents()
+    assert marked
+    assert {text.lower() for text in marked} == {"question"}
+
+
+@pytest.mark.parametrize(
+    "first, second, alone",
+    [
+        ("I like tea.", "I like tea.", [[], []]),
+        ("I like tea.", "I like green tea!", [["."], ["green", "!"]]),
+        ("", "", [[], []]),
+        ("one", "", [["one"], []]),
+        ("don't go", "do go", [["don't"], ["do"]]),
+        ("a b c d", "c d a b", [["a b"], ["a b"]]),
+        ("Käse 🧀 日本", "Kase 🧀 日本", [["Käse"], ["Kase"]]),
+    ],
+)
+def test_words_that_only_one_text_has(show, first, second, alone):
+    view = show()
+    result = view.evaluate("(texts) => compareWords(...texts)", [first, second])
+    parts = []
+    for text, ranges in zip((first, second), result["ranges"]):
+        units = text.encode("utf-16-le")
+        parts.append([units[2 * a : 2 * b].decode("utf-16-le") for a, b in ranges])
+    assert parts == alone
+
+
+def test_texts_too_long_are_not_compared(show):
+    view = show()
+    assert view.evaluate("compareWords('a '.repeat(3000), 'b '.repeat(3000))") is None
+    assert view.evaluate("compareWords('a '.repeat(3000), 'a '.repeat(3000)).common") == 3000
+
+
+# ---- files and links
+
+FORMULAS = ["=1+1", "+1", "-2", "@SUM(A1)", "\t=1", 'a "quoted", word', "two\nlines", " =1", "it's"]
+
+
+def save(view, name):
+    """Save a file with a button of the page; return its name and its bytes."""
+    with view.expect_download() as download:
+        view.locator(f"#save-{name}").click()
+    return download.value.suggested_filename, Path(download.value.path()).read_bytes()
+
+
+def expected_records(folder, ids, models):
+    """Make the records of a saved file from the files of the run."""
+    answers, responses, prompts = read_answers(folder), {}, {}
+    for row in load(folder / "responses.json"):
+        responses[row["id"], row["model"]] = row
+    for row in load(folder / "prompts.json"):
+        prompts[row["id"]] = row["prompt"].strip().removesuffix("\n\nAssistant:")
+    records = []
+    for identifier in ids:
+        for model in models:
+            answer, response = answers[identifier][model], responses[identifier, model]
+            record = {
+                "id": identifier,
+                "kind": answer["kind"],
+                "model": model,
+                "prompt": prompts[identifier],
+                "response": response["response"],
+                "finish": response["finish"],
+                "tokens": response["tokens"],
+                "reward": answer["reward"],
+                "label": answer["label"],
+                "marks": answer["marks"],
+            }
+            records.append(record)
+    return records
+
+
+@pytest.mark.parametrize("models", [MODELS, ["SFT", "DPO"]], ids=["all", "two"])
+def test_json_file_holds_the_answers_in_the_list(show, five, models):
+    view = show()
+    select(view, label="unhelpful", order="gain")
+    if models != MODELS:
+        select(view, left="SFT", right="DPO")
+    name, content = save(view, "json")
+    assert name == "five-answers.json"
+    ids = shown_ids(view)
+    assert 0 < len(ids) < COUNT
+    assert json.loads(content) == expected_records(five, ids, models)
+
+
+def test_csv_file_is_harmless_and_exact(show, five, tmp_path):
+    """Rows of RFC 4180; no text begins like a formula, and numbers stay numbers."""
+    folder = copy_files(five, tmp_path / "five", FILES)
+
+    def spoil(row):
+        place = int(row["id"][-2:])
+        if row["id"].startswith("helpful") and place < len(FORMULAS):
+            return row | {"response": FORMULAS[place]}
+        return row
+
+    rewrite(folder / "responses.json", lambda rows: [spoil(row) for row in rows])
+    page.write_page(folder)
+    view = show("#kind=helpful", folder=folder)
+    name, content = save(view, "csv")
+    assert name == "five-answers.csv"
+    text = content.decode("utf-8-sig")
+    assert text.endswith("\r\n")
+    rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+    records = expected_records(folder, shown_ids(view), MODELS)
+    assert len(rows) == len(records) == PROMPTS * len(MODELS)
+    for row, record in zip(rows, records):
+        response = record["response"]
+        harmful = response.startswith(("=", "+", "-", "@", "\t", "\r"))
+        assert row["response"] == ("'" if harmful else "") + response
+        assert float(row["reward"]) == record["reward"]
+        assert row["marks"] == "; ".join(record["marks"])
+        for column in ("id", "kind", "model", "prompt", "finish", "label"):
+            assert row[column] == record[column]
+    beginnings = {row["response"][0] for row in rows if row["response"]}
+    assert not beginnings & set("=+-@\t\r")
+
+
+def test_no_file_of_no_answers(show):
+    view = show("#text=qqqq")
+    assert view.locator("#save-csv").is_disabled()
+    assert view.locator("#save-json").is_disabled()
+
+
+NO_CLIPBOARD = "Object.defineProperty(navigator, 'clipboard', {value: undefined});"
+
+
+@pytest.mark.parametrize("script", ["", NO_CLIPBOARD], ids=["clipboard", "without clipboard"])
+def test_link_is_copied(show, script):
+    """With its filters and its prompt, also where a page from a file has no clipboard."""
+    view = show(script=script)
+    select(view, kind="helpful")
+    view.locator("#list .row").nth(3).click()
+    view.locator("#copy").click()
+    view.get_by_text("The link is copied.").wait_for()
+    assert view.evaluate("document.activeElement.id") == "copy"
+    search = view.locator("[name=text]")
+    search.focus()
+    view.keyboard.press("Control+V")
+    address, _, state = search.input_value().partition("#")
+    assert address.endswith("/five/report.html")
+    again = show(f"#{state}")
+    assert again.locator("#detail-heading").inner_text() == "helpful-03"
+    assert len(shown_ids(again)) == PROMPTS
+
+
+def test_link_that_cannot_be_copied_is_in_the_address_bar(show):
+    view = show(script=f"{NO_CLIPBOARD} document.execCommand = () => false;")
+    view.locator("#copy").click()
+    view.get_by_text("The link is in the address bar.").wait_for()
+    assert view.evaluate("location.hash") == "#prompt=helpful-00"
 
 
 # ---- keys, buttons, address
@@ -348,7 +828,7 @@ def test_address_holds_filter_and_prompt(show):
     settle(again)
     assert len(shown_ids(again)) == PROMPTS
     assert again.locator("#detail-heading").inner_text() == "harmful-07"
-    again.evaluate("location.hash = '#figures'")  # a heading: filter and prompt stay
+    again.evaluate("location.hash = '#judge'")  # a heading: filter and prompt stay
     settle(again)
     assert again.locator("#detail-heading").inner_text() == "harmful-07"
 
@@ -481,24 +961,43 @@ def test_a_million_characters(show, hostile):
     assert card.inner_text().endswith("END")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [400, 1400])
-def test_page_is_accessible_and_fits(show, width, scheme):
-    """Axe finds nothing (WCAG 2.1 AA); only tables and figures scroll sideways."""
+def list_violations(view):
+    """List what breaks a rule of WCAG 2.1 AA, or of what is good practice, on the page."""
     from axe_playwright_python.sync_playwright import Axe
 
-    view = show("#text=the&prompt=helpful-04", width, color_scheme=scheme, bypass_csp=True)
-    view.locator(".uncover").click()
-    view.locator("details summary").click()
     rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
     report = Axe().run(view, options={"runOnly": rules})
     violations = []
     for violation in report.response["violations"]:
         violations.append((violation["id"], violation["nodes"][0]["html"][:200]))
-    assert violations == []
+    return violations
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_page_is_accessible_and_fits(show, width, scheme):
+    """Axe finds nothing (WCAG 2.1 AA); only tables scroll sideways."""
+    view = show("#text=the&prompt=helpful-04", width, color_scheme=scheme, bypass_csp=True)
+    view.locator(".uncover").click()
+    for summary in view.locator("summary").all():
+        summary.click()
+    assert list_violations(view) == []
     for size in {400: (400, 320), 1400: (1400,)}[width]:
         view.set_viewport_size({"width": size, "height": 900})
         assert view.evaluate("document.documentElement.scrollWidth") == size
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_two_models_alone_are_accessible(show, theme):
+    """In the theme that the reader has chosen, with a sorted table and a copied link."""
+    address = "#left=SFT&right=DPO&text=question&prompt=helpful-04"
+    view = show(address, color_scheme="light", bypass_csp=True)
+    view.get_by_label("Theme").select_option(theme)
+    assert view.locator("#detail :is(del, ins)").count() > 2
+    sort_by(view, "#rates table", "HmR (%)")
+    view.locator("#copy").click()
+    assert list_violations(view) == []
+    assert view.evaluate("document.documentElement.scrollWidth") == 1400
 
 
 @pytest.mark.parametrize(
@@ -543,10 +1042,26 @@ def test_printed_page_leaves_out_what_only_a_screen_needs(show):
     """No controls and no list, but tables, figures and the prompt that is open."""
     view = show("#prompt=helpful-04")
     view.emulate_media(media="print")
-    hidden = view.locator("#filters, #list, nav, .keys")
+    hidden = view.locator("#filters, #list, nav, .keys, #save, button:not(th button)")
     assert not hidden.evaluate_all("(all) => all.some((part) => part.checkVisibility())")
     assert view.locator("#detail .card").first.is_visible()
-    assert view.locator("#figure-differences svg").is_visible()
+    assert view.locator("#figure-differences .wide-screen svg").is_visible()
+
+
+def test_what_is_folded_is_printed(show, tmp_path):
+    """Without a script by the style, with one because it is opened and folded again."""
+    view = show()
+    folded = view.locator("details:not(form *) table, details li")
+    assert folded.count() > 5
+    seen = "(all) => all.map((part) => part.checkVisibility())"
+    assert not any(folded.evaluate_all(seen))
+    view.emulate_media(media="print")
+    assert all(folded.evaluate_all(seen))
+    view.emulate_media(media="screen")
+    view.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert view.locator("details:not([open])").count() == 0
+    view.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert view.locator("details[open]").count() == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,6 +1,7 @@
 """The figures of a page: those of the notebook as inline SVG, which follow light and dark."""
 
 import re
+import textwrap
 import xml.etree.ElementTree as ET
 from io import BytesIO
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from posttrain import figures, training_figures
 from posttrain.diagnostics import sweep
 from posttrain.metrics import KINDS
 from posttrain.page.reading import RunFiles, damage_named
-from posttrain.style import DECISIONS
+from posttrain.style import DECISIONS, ONE_COLUMN, entitle
 
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 # The page's ink and paper, and the greys of what is less certain, which change with the scheme.
@@ -25,52 +26,66 @@ PAGE_COLORS = {
 }
 
 READINGS = {  # figure: its heading on the page, and how to read it
+    "metrics": (
+        "Rates of the models",
+        "Each mark is a model's rate and its line the 95% confidence interval. Higher is better.",
+    ),
     "differences": (
         "Differences between two models",
-        "Each line is the 95% confidence interval of a difference. It stands out most where the "
-        "difference is significant, less where it is suggestive, and it is pale with a hollow dot "
-        "where it is inconclusive.",
-    ),
-    "metrics": (
-        "Rates",
-        "A mark is a model's rate and its line the 95% confidence interval; higher is better.",
-    ),
-    "rewards": (
-        "Mean rewards",
-        "A mark is a model's mean reward and its line the 95% confidence interval; higher is "
-        "better.",
+        "Each dot is the first-named model's rate minus the second-named one's, in percentage "
+        "points, and its line the 95% confidence interval. A dot right of zero favours the model "
+        "that is named first. Significant differences are drawn darkest, suggestive ones lighter, "
+        "and inconclusive ones are pale with a hollow dot.",
     ),
     "distributions": (
-        "Every reward",
-        "A coloured mark is an answer, and the dot beside them the mean with its 95% confidence "
-        "interval. An answer passes if it lies above the dashed line, the threshold.",
+        "The reward of every answer",
+        "Each coloured mark is the reward of one answer. The dot beside them is the model's mean "
+        "reward with its 95% confidence interval. Answers above the dashed line, the threshold, "
+        "are labelled harmless or helpful.",
     ),
     "thresholds": (
-        "Other thresholds",
-        "These are the rates that any other threshold would give; the chosen one is dashed. Where "
-        "two lines cross, another threshold would rank the models the other way round.",
+        "Rates at other thresholds",
+        "Each line shows the rate that a model would have at any other threshold. The dashed line "
+        "is the threshold of this run. Where two lines cross, moving the threshold would reverse "
+        "the order of the two models.",
     ),
     "judge": (
-        "The judge and the humans",
-        "Each curve is the share of prompts up to a gap in reward between the human-chosen and the "
-        "human-rejected reply. The judge agrees with the humans on what lies right of zero.",
+        "Agreement of the judge with the human preference",
+        "For every prompt, the gap is the reward of the human-chosen reply minus that of the "
+        "human-rejected one. Each curve shows which share of the prompts has a gap up to the value "
+        "on the horizontal axis. The judge agrees with the humans wherever the gap is above zero.",
     ),
     "training": (
-        "How training went",
-        "Lines are training batches and marks the held-out pairs. The dotted lines are the "
-        "held-out preference loss before training, and an accuracy of one half, which a coin "
-        "would have.",
+        "Loss, margin and accuracy during training",
+        "Lines show training batches and marks the held-out pairs. In preference training (DPO), "
+        "the log-ratio of a reply is the log-probability that the trained model gives it minus the "
+        "one that the reference model gives it. The reward margin is β times the difference "
+        "between the chosen reply's log-ratio and the rejected reply's, and the reward accuracy is "
+        "the share of pairs whose margin is positive. The dotted lines mark the held-out loss "
+        "before training, and an accuracy of one half, which guessing would reach.",
     ),
 }
+INCHES_OF_PANEL = 2.4  # the height of a panel where panels are below each other
+LETTERS_OF_TITLE = 48  # beside each other in a figure that is one column wide
 
 
 class Drawing(NamedTuple):
-    """A figure on the page."""
+    """A figure on the page.
+
+    Attributes:
+        name: of the figure.
+        title: its heading on the page.
+        reading: how to read it.
+        svg: the figure.
+        narrow_svg: the same with its panels below each other, for a narrow screen; None where
+            there is one panel.
+    """
 
     name: str
     title: str
     reading: str
     svg: str
+    narrow_svg: str | None
 
 
 def draw_figures(files: RunFiles) -> dict[str, Drawing]:
@@ -89,7 +104,11 @@ def draw_figures(files: RunFiles) -> dict[str, Drawing]:
     drawings = {}
     for name, (title, reading) in READINGS.items():
         if name in drawn:
-            drawings[name] = Drawing(name, title, reading, to_svg(drawn[name], name, title))
+            svg, narrow_svg = to_svg(drawn[name], name, title), None
+            if len(drawn[name].axes) > 1:
+                stack_panels(drawn[name])
+                narrow_svg = to_svg(drawn[name], f"{name}-narrow", title)
+            drawings[name] = Drawing(name, title, reading, svg, narrow_svg)
     return drawings
 
 
@@ -109,12 +128,6 @@ def _draw_metrics(files: RunFiles) -> dict[str, Figure]:
             "rate (%)",
             (0, 103),
         )
-        drawn["rewards"] = figures.measures(
-            metrics["models"],
-            ["harmful_reward", "helpful_reward"],
-            "Mean rewards with 95% intervals",
-            "mean reward",
-        )
     return drawn
 
 
@@ -133,6 +146,35 @@ def _draw_rewards(files: RunFiles) -> dict[str, Figure]:
         if metrics["judge"]:
             drawn["judge"] = figures.judge(answers, metrics["judge"])
     return drawn
+
+
+def stack_panels(figure: Figure) -> None:
+    """Put the panels of a figure below each other, so that it is one column wide.
+
+    On a narrow screen, panels beside each other would have letters too small to be read.
+
+    Args:
+        figure: of `posttrain.figures`, with its panels beside each other; it is changed.
+    """
+    panels = figure.axes
+    rows = panels[0].get_subplotspec().get_gridspec().nrows
+    height = max(INCHES_OF_PANEL, figure.get_figheight() / rows)
+    figure.set_size_inches(ONE_COLUMN, height * len(panels))
+    grid = figure.add_gridspec(len(panels), 1)
+    ylabels = {}  # that of the first panel of a row, which the others share
+    for place, axis in enumerate(panels):
+        row = axis.get_subplotspec().rowspan.start
+        axis.set_ylabel(axis.get_ylabel() or ylabels.get(row, ""))
+        ylabels.setdefault(row, axis.get_ylabel())
+        axis.set_subplotspec(grid[place])
+        axis.tick_params(labelleft=True, labelbottom=True)
+    for legend in list(figure.legends):
+        handles, title = legend.legend_handles, legend.get_title().get_text()
+        legend.remove()
+        entitle(figure, textwrap.fill(title, LETTERS_OF_TITLE), handles)
+    heading = figure.get_suptitle()
+    if heading:
+        figure.suptitle(textwrap.fill(heading, LETTERS_OF_TITLE))
 
 
 def to_svg(figure: Figure, name: str, label: str) -> str:

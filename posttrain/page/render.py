@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,18 @@ from posttrain.page.texts import collect_answers, make_visible
 from posttrain.record import Artifact
 
 HERE = Path(__file__).parent
+SCRIPTS = ("elements", "words", "saving", "tables", "sections", "report")  # one after another
 RATE_NAMES = {
     "HmR": "Harmlessness (HmR)",
     "HpR": "Helpfulness (HpR)",
     "CAS": "Both together (CAS)",
 }
+MEANINGS = {  # of the rates, by the names above
+    "Harmlessness (HmR)": "the share of harmful prompts that a model answers harmlessly",
+    "Helpfulness (HpR)": "the share of helpful prompts that a model answers helpfully",
+    "Both together (CAS)": "the mean of HmR and HpR",
+}
+NUMBER = re.compile(r"[+\u2212-]?\d")  # a cell that begins like this is aligned as a number
 IMPORTED_NAMES = {"from": "Imported from", "what": "What was imported"}
 SOURCE_NAMES = {"base_model": "Base model", "dataset": "Dataset", "reward_model": "Judge"}
 
@@ -71,11 +79,16 @@ def render_page(folder: Path) -> str:
         fields |= _describe_metrics(files.metrics)
     with damage_named(folder / "run.json"):
         fields |= _describe_making(files)
-    for kind in ("css", "js"):
-        text = (HERE / f"report.{kind}").read_text(encoding="utf-8")
+    parts = {
+        "style": ["report.css"],
+        "theme": ["theme.js"],
+        "script": [f"{name}.js" for name in SCRIPTS],
+    }
+    for part, names in parts.items():
+        text = "\n".join((HERE / name).read_text(encoding="utf-8") for name in names)
         digest = hashlib.sha256(text.encode()).digest()
-        fields[kind] = text
-        fields[f"{kind}_hash"] = "sha256-" + base64.b64encode(digest).decode()
+        fields[part] = text
+        fields[f"{part}_hash"] = "sha256-" + base64.b64encode(digest).decode()
     return _template().render(fields)
 
 
@@ -90,7 +103,19 @@ def _template() -> Template:
         finalize=lambda value: value if hasattr(value, "__html__") else make_visible(value),
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    environment.globals["column_classes"] = _column_classes
     return environment.get_template("report.html")
+
+
+def _column_classes(table: pd.DataFrame) -> list[str]:
+    """Tell for each column how its texts are aligned: as numbers, with or without interval."""
+    classes = []
+    for cells in table.astype(str).to_numpy().T:
+        kind = ""
+        if all(NUMBER.match(cell) for cell in cells):
+            kind = "interval" if all("[" in cell for cell in cells) else "number"
+        classes.append(kind)
+    return classes
 
 
 # ---- rates and comparisons
@@ -103,16 +128,20 @@ def _describe_metrics(metrics: Fields | None) -> Fields:
             "headlines": {},
             "matrices": [],
             "sentences": [],
-            "summary": None,
+            "rates": None,
+            "mean_rewards": None,
             "win_rates": None,
             "behaviour": None,
         }
     comparisons = metrics["comparisons"]
+    summary = tables.summary([*metrics["models"], *metrics["references"]])
+    rewards = [tables.HEADINGS[name] for name in REWARD_OF_RATE.values()]
     return {
         "headlines": write_headlines(comparisons),
         "matrices": arrange_matrices(comparisons),
         "sentences": verdicts(comparisons),
-        "summary": tables.summary([*metrics["models"], *metrics["references"]]),
+        "rates": summary.drop(columns=rewards),
+        "mean_rewards": summary[["Model", *rewards]],
         "win_rates": tables.win_rates(comparisons),
         "behaviour": _tabulate_behaviour(metrics["behaviour"]),
     }
@@ -143,7 +172,7 @@ def write_headlines(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             if pair not in significant:
                 more.append(f"{pair[1]} {direction} {pair[0]}")
         if more:
-            text += f" By the mean reward these differ significantly as well: {', '.join(more)}."
+            text += f" In the mean reward, these differ significantly as well: {', '.join(more)}."
         sentences[name] = text
     return sentences
 
@@ -184,7 +213,8 @@ def arrange_matrices(comparisons: Sequence[Mapping[str, Any]]) -> list[Fields]:
                 "interval": interval,
             }
         if family:
-            matrices.append({"name": name, "columns": columns, "rows": rows})
+            title = f"Difference in {name.replace('%', 'points')}"
+            matrices.append({"name": title, "columns": columns, "rows": rows})
     return matrices
 
 
@@ -193,11 +223,11 @@ def _tabulate_behaviour(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame | 
     rows = []
     for record in records:
         row = {
-            "Prompts": record["kind"],
             "Model": record["model"],
-            "empty": f"{record['empty']:.0f}",
-            "opened a human turn": f"{record['human_turn']:.0f}",
-            "begins like a refusal": f"{record['refusal']:.0f}",
+            "prompts": record["kind"],
+            "empty": f"{record['empty']:.0f}%",
+            "opened a human turn": f"{record['human_turn']:.0f}%",
+            "begins like a refusal": f"{record['refusal']:.0f}%",
             "distinct-2": f"{record['distinct_2']:.2f}",
         }
         rows.append(row)
@@ -226,6 +256,8 @@ def _describe_making(files: RunFiles) -> Fields:
             cleaning = pd.DataFrame(record.data).set_index("subset").T.reset_index(names="rows")
     return {
         "facts": collect_facts(files),
+        "introduction": introduce(files),
+        "meanings": MEANINGS,
         "settings": settings,
         "cleaning": cleaning,
         "software": names_by_software,
@@ -287,6 +319,27 @@ def collect_facts(files: RunFiles) -> dict[str, str]:
         facts["Measured"] = files.metrics["environment"]["date"]
         facts["Measured with"] = describe_software(files.metrics["environment"])
     return {name: text for name, text in facts.items() if text}
+
+
+def introduce(files: RunFiles) -> list[str]:
+    """Say in a few sentences what is compared on what, and who rewards the answers."""
+    facts = collect_facts(files)
+    names = files.answering
+    sentences = []
+    if names and "Prompts" in facts:
+        listed = names[0]
+        if len(names) > 1:
+            listed = f"{', '.join(names[:-1])} and {names[-1]}"
+        verb = "compares" if len(names) > 1 else "measures"
+        sentences.append(f"The run “{facts['Run']}” {verb} {listed} on {facts['Prompts']} prompts.")
+    else:
+        sentences.append(f"This is the run “{facts['Run']}”.")
+    if "Judge" in facts:
+        sentences.append(
+            f"Every answer has a reward, a number that the judge {facts['Judge']} gives it. An "
+            "answer whose reward reaches a threshold is labelled harmless or helpful."
+        )
+    return sentences
 
 
 def _period(artifacts: Iterable[Artifact]) -> str:

@@ -1,18 +1,17 @@
 "use strict";
 
-/* The answers of a run: filtered, ordered and read.
+/* The answers of a run: filtered, ordered, read, compared and saved.
 
-   The data are those of `collect_answers` in texts.py. Every text enters the page as text, never
-   as markup. */
+   The data are those of `collect_answers` in texts.py. */
 
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   if (!data.prompts.length) return;
 
-  const byId = (id) => document.getElementById(id);
   const form = byId("filters");
   const list = byId("list");
   const detail = byId("detail");
+  const saveButtons = [byId("save-csv"), byId("save-json")];
   const uncoverButtons = document.querySelectorAll(".uncover");
 
   const PASSING = ["harmless", "helpful"];
@@ -27,52 +26,14 @@
   const MOST_MATCHES = 2000; // that are marked in a text
   const LONGEST_NAME = 16; // letters of a name beside the scale
 
-  // matplotlib's markers, as the figures draw them, around the origin.
-  const SHAPES = {
-    o: "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0",
-    s: "M-3.5-3.5h7v7h-7z",
-    "^": "M0-4.5L4.5 3.5h-9z",
-    D: "M0-4.8L4.8 0L0 4.8L-4.8 0z",
-    v: "M0 4.5L4.5-3.5h-9z",
-    P: "M-1.5-4.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z",
-    X: "M-4.2-2.1l2.1-2.1L0-2.1l2.1-2.1l2.1 2.1L2.1 0"
-      + "l2.1 2.1l-2.1 2.1L0 2.1l-2.1 2.1l-2.1-2.1L-2.1 0z",
-    "*": "M0-5L1.2-1.6L4.8-1.5L1.9 0.6L2.9 4L0 2L-2.9 4L-1.9 0.6L-4.8-1.5L-1.2-1.6z",
-  };
-
   let shown = []; // the prompts in the list, in its order
+  let visible = data.models.map((_, model) => model); // the models whose answers are shown
   let current = null; // the prompt that is open
   let query = null; // the pattern that is searched for
   let uncovered = false;
   let started = false; // from then on the address follows the reader
 
-  // ---- elements
-
-  const SVG = "http://www.w3.org/2000/svg";
-
-  function element(name, attributes = {}, ...children) {
-    return filled(document.createElement(name), attributes, children);
-  }
-
-  function drawn(name, attributes = {}, ...children) {
-    return filled(document.createElementNS(SVG, name), attributes, children);
-  }
-
-  function filled(node, attributes, children) {
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    node.append(...children);
-    return node;
-  }
-
-  function button(text, action) {
-    const node = element("button", {type: "button"}, text);
-    node.addEventListener("click", action);
-    return node;
-  }
-
-  function format(value, digits = 2) {
-    return value.toFixed(digits).replace("-", "−");
-  }
+  // ---- models
 
   function symbol(model, attributes = {}) {
     const path = {d: SHAPES[data.markers[model]], fill: data.colours[model]};
@@ -82,6 +43,28 @@
   function legendSymbol(model) {
     const box = {class: "mark", viewBox: "-6 -6 12 12", "aria-hidden": "true"};
     return drawn("svg", box, symbol(model));
+  }
+
+  function isAlone() { // two models of several
+    return visible.length === 2 && form.elements.left.value !== "";
+  }
+
+  // The models whose answers are shown: all, or the two that the reader has chosen.
+  function chosenModels() {
+    const {left, right} = form.elements;
+    right.disabled = left.value === "";
+    for (const option of right.options) option.disabled = option.value === left.value;
+    if (right.value === left.value) {
+      right.value = [...data.models].reverse().find((name) => name !== left.value);
+    }
+    if (left.value === "") return data.models.map((_, model) => model);
+    return [left, right].map((control) => data.models.indexOf(control.value));
+  }
+
+  function showLegend() {
+    const entries = visible.map((model) =>
+      element("span", {}, legendSymbol(model), data.models[model]));
+    byId("legend").replaceChildren(...entries);
   }
 
   // ---- what prompts are filtered and ordered by
@@ -101,12 +84,15 @@
       highest = Math.max(highest, reward);
     }
     const rewards = knownRewards(prompt.answers);
-    const labels = new Set(prompt.answers.map((answer) => answer.label));
     const replies = [...prompt.answers, ...prompt.references.filter(isHuman)];
     const texts = [...prompt.turns.map((turn) => turn[1]), ...replies.map((reply) => reply.text)];
     prompt.spread = rewards.length ? Math.max(...rewards) - Math.min(...rewards) : 0;
-    prompt.differs = labels.size > 1;
     prompt.searched = [prompt.id, ...texts].filter(Boolean);
+  }
+
+  // Whether the labels of the models that are shown differ.
+  function differs(prompt) {
+    return new Set(visible.map((model) => prompt.answers[model].label)).size > 1;
   }
 
   // Where a reward lies between two ends of a drawing.
@@ -134,7 +120,7 @@
   const promptOf = new Map(); // and back
   const buttonOf = (prompt) => itemOf.get(prompt).firstChild;
 
-  // The rewards of the models on one scale, each model in its own lane.
+  // The rewards of the models that are shown on one scale, each model in its own lane.
   function strip(prompt) {
     const svg = drawn("svg", {"aria-hidden": "true"});
     const across = (reward) => `${position(reward, 2, 98).toFixed(1)}%`;
@@ -143,10 +129,11 @@
       const x = across(threshold);
       svg.append(drawn("line", {class: "threshold", x1: x, x2: x, y1: 0, y2: 26}));
     }
-    const lane = 18 / Math.max(prompt.answers.length - 1, 1);
-    prompt.answers.forEach((answer, model) => {
-      if (answer.reward === null) return;
-      const place = {x: across(answer.reward), y: 4 + lane * model, overflow: "visible"};
+    const lane = 18 / Math.max(visible.length - 1, 1);
+    visible.forEach((model, row) => {
+      const {reward} = prompt.answers[model];
+      if (reward === null) return;
+      const place = {x: across(reward), y: 4 + lane * row, overflow: "visible"};
       svg.append(drawn("svg", place, symbol(model, {transform: "scale(0.8)"})));
     });
     return svg;
@@ -161,11 +148,13 @@
 
   function spokenRewards(prompt) {
     const parts = [];
-    prompt.answers.forEach((answer, model) => {
-      if (answer.reward === null) return;
-      parts.push(`${data.models[model]} ${format(answer.reward)} ${answer.label ?? ""}`.trim());
-    });
-    return parts.join(", ");
+    for (const model of visible) {
+      const {reward, label} = prompt.answers[model];
+      if (reward !== null) {
+        parts.push(`${data.models[model]} ${format(reward)} ${label ?? ""}`.trim());
+      }
+    }
+    return `${prompt.id}: ${parts.join(", ")}`;
   }
 
   function isFilled(prompt) {
@@ -174,8 +163,8 @@
 
   function fill(prompt) {
     const row = buttonOf(prompt);
-    if (isFilled(prompt)) row.children[1].textContent = opening(prompt);
-    else row.append(element("span", {}, opening(prompt)), strip(prompt));
+    const text = element("span", {class: "opening"}, opening(prompt));
+    row.replaceChildren(row.firstChild, text, strip(prompt));
   }
 
   // What a row shows below its number is drawn when it comes into sight.
@@ -188,9 +177,9 @@
   }, {root: list, rootMargin: "400px"});
 
   function addToList(prompt) {
-    const label = `${prompt.id}: ${spokenRewards(prompt)}`;
-    const attributes = {type: "button", class: "row", tabindex: -1, "aria-label": label};
+    const attributes = {type: "button", class: "row", tabindex: -1};
     const row = element("button", attributes, element("span", {class: "name"}, prompt.id));
+    row.setAttribute("aria-label", spokenRewards(prompt));
     const item = element("li", {}, row);
     row.addEventListener("click", () => {
       row.focus({preventScroll: true});
@@ -199,6 +188,17 @@
     itemOf.set(prompt, item);
     promptOf.set(item, prompt);
     sight.observe(item);
+  }
+
+  // Shows other models than before, in the rows that have been drawn and in what is said of all.
+  function showModels(models) {
+    if (models.join() === visible.join()) return;
+    visible = models;
+    showLegend();
+    data.prompts.filter(isFilled).forEach(fill);
+    for (const prompt of data.prompts) {
+      buttonOf(prompt).setAttribute("aria-label", spokenRewards(prompt));
+    }
   }
 
   // The tabulator reaches one row, and keys lead from there to the others.
@@ -253,14 +253,14 @@
   // A function that tells whether a prompt fulfils all filters.
   function promptFilter(fulfils) {
     const kind = chosen("kind");
-    const differs = chosen("differ");
+    const wanted = chosen("differ");
     const narrowed = CONDITIONS.some(chosen);
     const model = chosen("model") === "" ? null : chosenModel("model");
-    const counts = (answer, place) => (model === null || place === model) && fulfils(answer);
+    const asked = model === null ? visible : [model];
     return (prompt) => {
       if (kind && prompt.kind !== kind) return false;
-      if (differs && prompt.differs !== (differs === "yes")) return false;
-      if (narrowed && !prompt.answers.some(counts)) return false;
+      if (wanted && differs(prompt) !== (wanted === "yes")) return false;
+      if (narrowed && !asked.some((place) => fulfils(prompt.answers[place]))) return false;
       return !query || prompt.searched.some((text) => query.test(text));
     };
   }
@@ -277,12 +277,14 @@
 
   function refreshList() {
     const fulfils = answerFilter();
+    if (data.models.length > 1) showModels(chosenModels());
     query = patternOf(chosen("text"));
     shown = data.prompts.filter(promptFilter(fulfils));
     sortShown();
     list.replaceChildren(...shown.map((prompt) => itemOf.get(prompt)));
     const hint = shown.length ? "" : ": no prompt matches. “Show all” removes the filters.";
     byId("count").textContent = `${shown.length} of ${data.prompts.length} prompts${hint}`;
+    for (const node of saveButtons) node.disabled = !shown.length;
     showRates(fulfils);
   }
 
@@ -294,15 +296,16 @@
 
   function showRates(fulfils) {
     const table = byId("part");
-    table.replaceChildren(tableRow(["Of those shown", ...data.models], "th"));
+    const names = visible.map((model) => data.models[model]);
+    table.replaceChildren(tableRow(["Prompts in the list", ...names], "th"));
     for (const [kind, rate] of Object.entries(RATES)) {
       const labelled = shown.filter((prompt) => prompt.kind === kind && isLabelled(prompt));
       if (!labelled.length) continue;
-      const cells = data.models.map((_, model) => passRate(labelled, model));
+      const cells = visible.map((model) => passRate(labelled, model));
       table.append(tableRow([`${rate} of the ${labelled.length} ${kind}`, ...cells]));
     }
     if (!CONDITIONS.some(chosen)) return;
-    const counts = data.models.map((_, model) =>
+    const counts = visible.map((model) =>
       shown.filter((prompt) => fulfils(prompt.answers[model])).length);
     table.append(tableRow(["answers that match", ...counts]));
   }
@@ -327,43 +330,60 @@
 
   // ---- one prompt
 
-  // A text as nodes, with what is searched for marked.
-  function marked(text) {
-    if (!query) return [text];
+  // A part of a text as nodes, with what is searched for marked, and what only this text has.
+  function marked(text, start, end, alone) {
+    if (!query) return compared(text, start, end, alone);
     const nodes = [];
-    let end = 0;
-    for (const match of text.matchAll(new RegExp(query, "giu"))) {
-      nodes.push(text.slice(end, match.index), element("mark", {}, match[0]));
-      end = match.index + match[0].length;
+    let place = start;
+    for (const match of text.slice(start, end).matchAll(new RegExp(query, "giu"))) {
+      const [from, to] = [start + match.index, start + match.index + match[0].length];
+      nodes.push(...compared(text, place, from, alone));
+      nodes.push(element("mark", {}, ...compared(text, from, to, alone)));
+      place = to;
       if (nodes.length > 2 * MOST_MATCHES) break;
     }
-    nodes.push(text.slice(end));
+    nodes.push(...compared(text, place, end, alone));
+    return nodes;
+  }
+
+  // A part of a text as nodes; what only this text has, of two, is in elements of its own.
+  function compared(text, start, end, alone) {
+    const nodes = [];
+    let place = start;
+    for (const [from, to] of alone?.ranges ?? []) {
+      const [first, last] = [Math.max(from, start), Math.min(to, end)];
+      if (first >= last) continue;
+      nodes.push(text.slice(place, first), element(alone.tag, {}, text.slice(first, last)));
+      place = last;
+    }
+    nodes.push(text.slice(place, end));
     return nodes;
   }
 
   // A text; what follows a human turn that the model opened is set off.
-  function passage(text, length = LONG) {
+  function passage(text, alone, length = LONG) {
     const block = element("div", {class: "text", dir: "auto"});
-    const visible = text.slice(0, length);
-    const turn = visible.search(/\n\nHuman:/);
+    const end = Math.min(text.length, length);
+    const turn = text.slice(0, end).search(/\n\nHuman:/);
     if (turn < 0) {
-      block.append(...marked(visible));
+      block.append(...marked(text, 0, end, alone));
     } else {
-      block.append(...marked(visible.slice(0, turn)));
-      block.append(element("span", {class: "runs-on"}, ...marked(visible.slice(turn + 2))));
+      block.append(...marked(text, 0, turn, alone));
+      block.append(element("span", {class: "runs-on"}, ...marked(text, turn + 2, end, alone)));
     }
-    if (visible.length < text.length) {
+    if (end < text.length) {
       const label = `Show all ${text.length.toLocaleString("en")} characters`;
-      block.append("… ", button(label, () => block.replaceWith(passage(text, text.length))));
+      const whole = () => block.replaceWith(passage(text, alone, text.length));
+      block.append("… ", button(label, whole));
     }
     return block;
   }
 
-  function body(prompt, text) {
+  function body(prompt, text, alone = null) {
     if (text === null) return element("p", {class: "none"}, "The text is not in this run.");
     if (isCovered(prompt)) return element("p", {class: "covered"}, "Covered.");
     if (text === "") return element("p", {class: "none"}, "Empty.");
-    return passage(text);
+    return passage(text, alone);
   }
 
   function turnBlock(prompt, [speaker, text]) {
@@ -371,17 +391,17 @@
     return element("div", {class: `turn ${speaker}`}, name, body(prompt, text));
   }
 
-  function card(prompt, name, answer) {
+  function card(prompt, name, answer, alone) {
     const title = element("h4", {}, name);
     if (answer.reward !== null) {
       title.append(element("output", {title: "reward"}, format(answer.reward)));
     }
-    const text = body(prompt, answer.text);
+    const text = body(prompt, answer.text, alone);
     return element("section", {class: "card", "aria-label": name}, title, facts(answer), text);
   }
 
-  function answerCard(prompt, answer, model) {
-    const node = card(prompt, data.models[model], answer);
+  function answerCard(prompt, model, alone) {
+    const node = card(prompt, data.models[model], prompt.answers[model], alone);
     node.style.borderTopColor = data.colours[model];
     node.querySelector("h4").prepend(legendSymbol(model));
     return node;
@@ -406,12 +426,12 @@
 
   // The rewards of models and references on one scale, with names and numbers.
   function scale(prompt) {
-    const lanes = prompt.answers.map((answer, model) =>
-      ({name: data.models[model], reward: answer.reward, model}));
-    lanes.push(...prompt.references);
+    const lanes = visible.map((model) =>
+      ({name: data.models[model], reward: prompt.answers[model].reward, model}));
+    if (!isAlone()) lanes.push(...prompt.references);
     const rewarded = lanes.filter((lane) => lane.reward !== null);
     if (!rewarded.length) return "";
-    const width = Math.min(Math.max(detail.clientWidth, 340), 600); // letters keep their size
+    const width = Math.min(Math.max(detail.clientWidth, 320), 736); // letters keep their size
     const [left, right, bottom] = [120, width - 60, 22 + 18 * rewarded.length];
     const spoken = rewarded.map((lane) => `${lane.name} ${format(lane.reward)}`).join(", ");
     const svg = drawn("svg", {
@@ -454,12 +474,81 @@
     const nodes = prompt.turns.map((turn) => turnBlock(prompt, turn));
     if (!nodes.length) nodes.push(element("p", {class: "none"}, "The prompt is not in this run."));
     if (isCovered(prompt)) nodes.push(button("Uncover the harmful texts", toggleCover));
-    const answers = prompt.answers.map((answer, model) => answerCard(prompt, answer, model));
+    nodes.push(scale(prompt), ...(isAlone() ? twoAnswers(prompt) : allAnswers(prompt)));
+    return nodes;
+  }
+
+  // The answers of all models, and below them the human replies.
+  function allAnswers(prompt) {
+    const answers = visible.map((model) => answerCard(prompt, model));
     const humans = prompt.references.filter(isHuman);
     const replies = humans.map((reply) => card(prompt, reply.name, reply));
-    nodes.push(scale(prompt), element("div", {class: "cards"}, ...answers));
-    nodes.push(element("div", {class: "cards"}, ...replies));
+    return [answers, replies].map((cards) => element("div", {class: "cards"}, ...cards));
+  }
+
+  // The answers of two models, and which words only one of them has.
+  function twoAnswers(prompt) {
+    const texts = visible.map((model) => prompt.answers[model].text);
+    const isReadable = !isCovered(prompt) && !texts.includes(null);
+    const result = isReadable ? compareWords(...texts) : null;
+    const cards = visible.map((model, side) => {
+      const alone = result && {ranges: result.ranges[side], tag: side ? "ins" : "del"};
+      return answerCard(prompt, model, alone);
+    });
+    const nodes = [element("div", {class: "cards two"}, ...cards)];
+    if (isReadable) nodes.unshift(describeWords(result));
     return nodes;
+  }
+
+  function describeWords(result) {
+    const line = element("p", {class: "keys", id: "difference"});
+    if (!result) {
+      line.append("These answers are too long to be compared word by word.");
+      return line;
+    }
+    const [first, second] = visible.map((model) => data.models[model]);
+    const [left, right] = result.alone.map((number) => count(number, "word"));
+    line.append(
+      `The two answers share ${count(result.common, "word")}. Only ${first} has `,
+      element("del", {}, left), ", underlined with dashes, and only ", `${second} has `,
+      element("ins", {}, right), ", underlined with a line.",
+    );
+    return line;
+  }
+
+  // ---- files and links
+
+  // The answers of the models that are shown to the prompts in the list, as flat records.
+  function listedRecords() {
+    const records = [];
+    for (const prompt of shown) {
+      const turns = prompt.turns.map(([speaker, text]) => (speaker ? `${speaker}: ${text}` : text));
+      for (const model of visible) {
+        const {text, finish, tokens, reward, label, marks} = prompt.answers[model];
+        records.push({
+          id: prompt.id,
+          kind: prompt.kind,
+          model: data.models[model],
+          prompt: turns.join("\n\n"),
+          response: text,
+          finish,
+          tokens,
+          reward,
+          label,
+          marks,
+        });
+      }
+    }
+    return records;
+  }
+
+  async function copyLink() {
+    writeAddress(false);
+    const copied = await copyText(location.href);
+    byId("copied").textContent = copied
+      ? "The link is copied."
+      : "The browser did not allow it. The link is in the address bar.";
+    setTimeout(() => byId("copied").replaceChildren(), 4000);
   }
 
   // Opens a prompt, or none. One that the reader has chosen comes into sight and into the history.
@@ -493,11 +582,12 @@
     byId("previous").disabled = place <= 0;
     byId("next").disabled = place === shown.length - 1;
     byId("close").disabled = !current;
+    byId("copy").disabled = !current;
   }
 
   function scrollToDetail() {
     const top = detail.getBoundingClientRect().top;
-    if (top < 0 || top > innerHeight / 2) detail.scrollIntoView();
+    if (top < bar.offsetHeight || top > innerHeight / 2) detail.scrollIntoView();
   }
 
   function step(distance) {
@@ -524,23 +614,40 @@
 
   // ---- the address holds filters and prompt
 
+  // "#kind=helpful&prompt=helpful-04": what is chosen beside the defaults, the prompt that is open,
+  // and the section to which a link of the bar led. An address without "=" is that of a section.
   const controls = [...form.elements].filter((control) => control.name);
   const defaults = {};
   for (const control of controls) defaults[control.name] = control.value;
 
-  function writeAddress(byReader) {
-    if (!started) return;
+  function stateOfReader() {
     const state = new URLSearchParams();
     for (const control of controls) {
       if (control.value !== defaults[control.name]) state.set(control.name, control.value);
     }
     if (current) state.set("prompt", current.id);
+    return state;
+  }
+
+  function writeAddress(byReader) {
+    if (!started) return;
+    const state = stateOfReader();
     const hash = state.size ? `#${state}` : "";
     if (hash === location.hash) return;
     if (!hash && !location.hash.includes("=")) return; // a heading of the page stays
     const address = hash || location.pathname + location.search;
     if (byReader) history.pushState(null, "", address); // the prompt before can be gone back to
     else history.replaceState(null, "", address);
+  }
+
+  // A link to a section keeps the filters and the prompt, if the address holds them.
+  function followLink(event) {
+    if (!location.hash.includes("=")) return;
+    event.preventDefault();
+    const state = stateOfReader();
+    state.set("section", event.currentTarget.hash.slice(1));
+    if (`#${state}` !== location.hash) history.pushState(null, "", `#${state}`);
+    byId(state.get("section")).scrollIntoView();
   }
 
   function readAddress() {
@@ -552,13 +659,17 @@
       const unknown = control.tagName === "SELECT" && control.selectedIndex < 0;
       if (unknown) control.value = defaults[control.name];
     }
+    const changed = controls.filter((control) => control.value !== defaults[control.name]);
+    if (changed.some((control) => byId("more").contains(control))) byId("more").open = true;
     refreshList();
     const id = state.get("prompt");
     const prompt = data.prompts.find((candidate) => candidate.id === id);
     const isFiltered = location.hash && !isHeading;
     openPrompt(prompt ?? (isFiltered ? null : shown[0]));
-    if (prompt) scrollToDetail();
-    else if (id) byId("count").append(` (there is no prompt ${id})`);
+    const section = links.has(state.get("section")) && byId(state.get("section"));
+    if (section) section.scrollIntoView();
+    else if (prompt) scrollToDetail();
+    if (id && !prompt) byId("count").append(` (there is no prompt ${id})`);
   }
 
   // ---- keys
@@ -595,7 +706,9 @@
   // What no answer has cannot be asked for.
   function disableVainControls() {
     const answers = data.prompts.flatMap((prompt) => prompt.answers);
-    const {label, differ, finish, mark, low, high, order} = form.elements;
+    const {label, differ, finish, mark, low, high, order, left, right} = form.elements;
+    left.disabled = data.models.length < 2;
+    if (left.disabled) right.disabled = true;
     for (const control of [label, differ]) control.disabled = !answers.some((a) => a.label);
     finish.disabled = !answers.some((answer) => answer.finish);
     if (finish.disabled) finish.title = "This run does not say how its answers ended.";
@@ -617,16 +730,22 @@
   byId("previous").addEventListener("click", () => step(-1));
   byId("next").addEventListener("click", () => step(1));
   byId("close").addEventListener("click", closePrompt);
+  byId("copy").addEventListener("click", copyLink);
+  byId("save-csv").addEventListener("click", () => {
+    saveFile(`${data.run}-answers.csv`, "text/csv;charset=utf-8", writeCsv(listedRecords()));
+  });
+  byId("save-json").addEventListener("click", () => {
+    saveFile(`${data.run}-answers.json`, "application/json", writeJson(listedRecords()));
+  });
+  for (const link of links.values()) link.addEventListener("click", followLink);
   addEventListener("hashchange", readAddress);
   addEventListener("keydown", onKey);
 
   data.prompts.forEach(addToList);
   disableVainControls();
-  data.models.forEach((name, model) => {
-    byId("legend").append(element("span", {}, legendSymbol(model), name));
-  });
-  const hidden = [form, byId("shown"), byId("keys"), byId("browser"), ...uncoverButtons];
-  for (const node of hidden) node.hidden = false;
+  showLegend();
+  const hidden = [form, byId("shown"), byId("keys"), byId("browser")];
+  for (const node of [...hidden, byId("save"), ...uncoverButtons]) node.hidden = false;
   readAddress();
   started = true;
   performance.mark("ready");

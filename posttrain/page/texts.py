@@ -64,9 +64,9 @@ def collect_answers(files: RunFiles) -> dict[str, Any]:
     """Collect what the page's script shows.
 
     Returns:
-        {"models", "colours", "markers": one for each model that has answered; "thresholds": {kind:
-        reward or None}; "prompts": [{"id", "kind", "turns", "answers", "references"}], the answers
-        in the order of the models}, all texts made visible.
+        {"run": its name; "models", "colours", "markers": one for each model that has answered;
+        "thresholds": {kind: reward or None}; "prompts": [{"id", "kind", "turns", "answers",
+        "references"}], the answers in the order of the models}, all texts made visible.
     """
     prompts = {prompt["id"]: prompt for prompt in files.prompts}
     answers = {}
@@ -96,6 +96,7 @@ def collect_answers(files: RunFiles) -> dict[str, Any]:
         chosen = files.metrics["thresholds"]
         thresholds = {"harmful": chosen["harmless"], "helpful": chosen["helpful"]}
     data = {
+        "run": files.folder.name,
         "models": files.answering,
         "colours": [styles[name].color for name in files.answering],
         "markers": [styles[name].marker for name in files.answering],
@@ -106,8 +107,8 @@ def collect_answers(files: RunFiles) -> dict[str, Any]:
 
 
 def _place_of_kind(identifier: str) -> int:
-    """Put harmful prompts before helpful ones; within a kind the order stays."""
-    return KINDS.index(identifier.split("-")[0])
+    """Put helpful prompts before harmful ones, which are covered; within a kind the order stays."""
+    return -KINDS.index(identifier.split("-")[0])
 
 
 def _show_answer(row: Mapping[str, Any], label: str | None) -> dict[str, Any]:
