@@ -105,12 +105,20 @@ def _draw_stage(axis: Axes, table: pd.DataFrame, key: str, style: Style) -> None
     axis.plot(held_out, linestyle=style.line, marker=style.marker, color=style.color, markersize=4)
 
 
+def has_log_probabilities(log: Mapping[str, Sequence[Record]]) -> bool:
+    """Tell whether any model of a log has learned preferences, with held-out pairs."""
+    known = set()
+    for records in log.values():
+        known.update(*records)
+    return "eval_logps/chosen" in known
+
+
 def log_probabilities(log: Mapping[str, Sequence[Record]], models: Sequence[str]) -> Figure:
     """Draw how likely both replies of the held-out pairs are while models learn preferences.
 
     Args:
-        log: training.json, {model: log records}; models without log-probabilities are left out,
-            and one at least has them.
+        log: training.json, {model: log records}; models without log-probabilities are left out.
+            At least one has them, see `has_log_probabilities`.
         models: all names of the run's models in order, for their styles.
     """
     styles = style_of(models)

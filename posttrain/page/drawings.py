@@ -32,9 +32,9 @@ READINGS = {  # figure: its heading on the page, and how to read it
     ),
     "differences": (
         "Differences between two models",
-        "Each dot is the first-named model's rate minus the second-named one's, in percentage "
-        "points, and its line the 95% confidence interval. A dot right of zero favours the model "
-        "that is named first. Significant differences are drawn darkest, suggestive ones lighter, "
+        "Each dot is a difference in percentage points, such as SFT − Base, and its line the 95% "
+        "confidence interval. Right of zero the model before the minus sign has the higher rate. "
+        "Significant differences are drawn darkest, suggestive ones lighter, "
         "and inconclusive ones are pale with a hollow dot.",
     ),
     "distributions": (
@@ -57,12 +57,19 @@ READINGS = {  # figure: its heading on the page, and how to read it
     ),
     "training": (
         "Loss, margin and accuracy during training",
-        "Lines show training batches and marks the held-out pairs. In preference training (DPO), "
-        "the log-ratio of a reply is the log-probability that the trained model gives it minus the "
-        "one that the reference model gives it. The reward margin is β times the difference "
-        "between the chosen reply's log-ratio and the rejected reply's, and the reward accuracy is "
-        "the share of pairs whose margin is positive. The dotted lines mark the held-out loss "
-        "before training, and an accuracy of one half, which guessing would reach.",
+        "Thin lines show training batches, and lines with marks the held-out pairs. In "
+        "preference training (DPO), the log-ratio of a reply is the log-probability that the "
+        "trained model gives it minus the one that the reference model gives it. The reward "
+        "margin is β times the difference between the chosen reply's log-ratio and the rejected "
+        "reply's, and the reward accuracy is the share of pairs whose margin is positive. The "
+        "dotted lines mark the held-out loss before training, and an accuracy of one half, which"
+        " guessing would reach.",
+    ),
+    "log_probabilities": (
+        "How likely the replies of the held-out pairs are",
+        "Each line shows the mean log-probability of the chosen or of the rejected replies to the "
+        "held-out prompts. A margin may grow while both fall. Where the line of the chosen replies "
+        "falls steeply, the model is unlearning how to write.",
     ),
 }
 INCHES_OF_PANEL = 2.4  # the height of a panel where panels are below each other
@@ -101,6 +108,10 @@ def draw_figures(files: RunFiles) -> dict[str, Drawing]:
     if files.training:
         with damage_named(files.folder / "training.json"):
             drawn["training"] = training_figures.training(files.training, files.models)
+            if training_figures.has_log_probabilities(files.training):
+                drawn["log_probabilities"] = training_figures.log_probabilities(
+                    files.training, files.models
+                )
     drawings = {}
     for name, (title, reading) in READINGS.items():
         if name in drawn:
@@ -121,13 +132,7 @@ def _draw_metrics(files: RunFiles) -> dict[str, Figure]:
     with damage_named(files.folder / "metrics.json"):
         if metrics["comparisons"]:
             drawn["differences"] = figures.differences(metrics["comparisons"])
-        drawn["metrics"] = figures.measures(
-            metrics["models"],
-            ["HmR", "HpR", "CAS"],
-            "Rates with 95% intervals",
-            "rate (%)",
-            (0, 103),
-        )
+        drawn["metrics"] = figures.rates(metrics["models"])
     return drawn
 
 
