@@ -561,13 +561,12 @@ def write_harmlessness(metrics: Record) -> str:
         if record["measure"] == "HmR":
             if record["decision"] == "significant":
                 raise ValueError("A pair of models differs in HmR: word this finding anew.")
-            ends += [record["low"], record["high"]]
-    low, high = (comparisons.format_signed(end, 0) for end in (min(ends), max(ends)))
+            ends += [abs(record["low"]), abs(record["high"])]
     prompts = metrics["models"][0]["harmful_prompts"]
     return (
         "**In harmlessness no difference is detected.** This is weak evidence that there is none: "
         f"with {prompts} harmful prompts, the confidence intervals leave room for differences "
-        f"between two models from {low} to {high} points."
+        f"between two models of up to {max(ends):.0f} points in either direction."
     )
 
 

@@ -382,26 +382,46 @@ def headline(comparisons: Sequence[Mapping[str, Any]]) -> str:
     Args:
         comparisons: Those of one measure, at least one.
     """
-    measure = comparisons[0]["measure"]
-    name = _name_measure(measure)
-    significant, ends = [], []
+    name = _name_measure(comparisons[0]["measure"])
+    groups: dict[tuple[str, str], list[str]] = {}
     for comparison in comparisons:
         if comparison["decision"] == "significant":
             direction = "above" if comparison["difference"] > 0 else "below"
-            significant.append(f"{comparison['second']} {direction} {comparison['first']}")
+            groups.setdefault((direction, comparison["first"]), []).append(comparison["second"])
+    if not groups:
+        room = _describe_room(comparisons)
+        return f"In {name}, no pair of these trained models differs significantly{room}."
+    clauses = []
+    for (direction, first), seconds in groups.items():
+        verb = "is" if len(seconds) == 1 else "are"
+        clauses.append(f"{list_words(seconds)} {verb} significantly {direction} {first}")
+    count = sum(len(seconds) for seconds in groups.values())
+    return (
+        f"In {name}, {list_words(clauses)} for these trained models "
+        f"({count} of {len(comparisons)} pairs)."
+    )
+
+
+def _describe_room(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """Say how large a difference the intervals leave room for."""
+    ends = []
+    for comparison in comparisons:
         if comparison["low"] is not None:
-            ends += [comparison["low"], comparison["high"]]
-    if significant:
-        return (
-            f"In {name}, {len(significant)} of {len(comparisons)} pairs of models differ "
-            f"significantly ({', '.join(significant)}) for these trained models."
-        )
-    room = ""
-    if ends:
-        digits, unit = (2, "") if "reward" in measure else (0, " points")
-        low, high = format_signed(min(ends), digits), format_signed(max(ends), digits)
-        room = f"; the intervals leave room for differences from {low} to {high}{unit}"
-    return f"In {name}, no pair of models differs significantly{room}, for these trained models."
+            ends += [abs(comparison["low"]), abs(comparison["high"])]
+    if not ends:
+        return ""
+    digits, unit = (2, "") if "reward" in comparisons[0]["measure"] else (0, " points")
+    return (
+        f"; the intervals leave room for differences of up to {max(ends):.{digits}f}{unit} in "
+        "either direction"
+    )
+
+
+def list_words(words: Sequence[str], conjunction: str = "and") -> str:
+    """Write a list as in a sentence: commas, and a conjunction before the last word."""
+    if len(words) == 1:
+        return words[0]
+    return f"{', '.join(words[:-1])} {conjunction} {words[-1]}"
 
 
 def headlines(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from posttrain.comparisons import list_words
 from posttrain.metrics import KINDS, REFERENCES, pivot_rewards
 from posttrain.style import (
     DASHED,
@@ -159,8 +160,8 @@ def _say_highest(records: Sequence[Record]) -> str:
         kinds_of.setdefault(printable(highest["model"]), []).append(kind)
     clauses = []
     for name, kinds in kinds_of.items():
-        clauses.append(f"{name} on {_list_words(kinds, 'and')} prompts")
-    return _list_words(clauses, "and")
+        clauses.append(f"{name} on {list_words(kinds)} prompts")
+    return list_words(clauses, "and")
 
 
 def _draw_mean(axis: Axes, x: float, record: Record, name: str) -> None:
@@ -214,15 +215,8 @@ def _say_significant(comparisons: Sequence[Record]) -> str:
     title = f"{len(significant)} of {compared} differences are significant,"
     if all(record["first"] == baseline and record["difference"] > 0 for record in significant):
         title = f"Only gains over {printable(baseline)} are significant,"
-    title += f" in {_list_words(with_some, 'and')}"
-    return title + (f", none in {_list_words(without, 'or')}" if without else "")
-
-
-def _list_words(words: Sequence[str], conjunction: str) -> str:
-    """Write a list as in a sentence: commas, and a conjunction before the last word."""
-    if len(words) == 1:
-        return words[0]
-    return f"{', '.join(words[:-1])} {conjunction} {words[-1]}"
+    title += f" in {list_words(with_some)}"
+    return title + (f", none in {list_words(without, 'or')}" if without else "")
 
 
 def _name_pairs(axis: Axes, records: Sequence[Record]) -> None:

@@ -354,7 +354,7 @@ def test_verdicts_on_all_pairs(four_models):  # noqa: F811
 
 
 def test_headlines(four_models):  # noqa: F811
-    """A sentence for each measure, that ends on whom it speaks of."""
+    """A sentence for each measure, which says that it is about these trained models."""
     sentences = comparisons.headlines(comparisons.compare(four_models, 200, 0))
     names = [
         "HmR",
@@ -365,7 +365,7 @@ def test_headlines(four_models):  # noqa: F811
     ]
     for sentence, name in zip(sentences, names, strict=True):
         assert sentence.startswith(f"In {name}, ")
-        assert sentence.endswith("for these trained models.")
+        assert "these trained models" in sentence
     assert comparisons.headlines([]) == []
 
 
@@ -377,16 +377,15 @@ def test_headline_by_hand():
         comparison(second="C", low=-12.6, high=3.2, decision="inconclusive"),
     ]
     assert comparisons.headline(family) == (
-        "In HmR, 2 of 3 pairs of models differ significantly (SFT above Base, B below Base) for "
-        "these trained models."
+        "In HmR, SFT is significantly above Base and B is significantly below Base for these "
+        "trained models (2 of 3 pairs)."
     )
     assert comparisons.headline(family[2:]) == (
-        "In HmR, no pair of models differs significantly; the intervals leave room for differences "
-        "from −13 to +3 points, for these trained models."
+        "In HmR, no pair of these trained models differs significantly; the intervals leave room "
+        "for differences of up to 13 points in either direction."
     )
     constant = comparison(measure="helpful_reward", low=None, high=None, decision="inconclusive")
     assert comparisons.headline([constant]) == (
-        "In mean reward on helpful prompts, no pair of models differs significantly, for these "
-        "trained models."
+        "In mean reward on helpful prompts, no pair of these trained models differs significantly."
     )
     assert comparisons.format_difference(constant | {"difference": 0.0}) == "+0.00 on every prompt"
