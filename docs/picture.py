@@ -24,7 +24,7 @@ def take_picture(page: Path, picture: Path) -> None:
     """
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=OPTIONS)
-        view = browser.new_page(viewport={"width": 1440, "height": 720})
+        view = browser.new_page(viewport={"width": 1440, "height": 900})
         view.goto(page.resolve().as_uri() + SHOWN)
         view.evaluate("document.getElementById('browser').scrollIntoView()")
         view.wait_for_timeout(500)  # until the list is drawn
