@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from docs.benchmark_tables import ROOT, write_table
-from posttrain import comparisons
+from posttrain import comparisons, conclusions
 from posttrain.claims import (
     Assessment,
     Evidence,
@@ -24,6 +24,7 @@ from posttrain.claims import (
     read_printed,
     turn_round,
 )
+from posttrain.conclusions import list_words
 from posttrain.diagnostics import HUMAN, begins_like_a_refusal
 from posttrain.files import read_json
 from posttrain.metrics import KINDS, models_of, pivot_rewards, wilson
@@ -60,13 +61,6 @@ KIND_AND_MODEL: dict[str, Callable[[Record], str]] = {
 
 
 # ---- numbers in words
-
-
-def join_names(names: Sequence[str]) -> str:
-    """Join names as a sentence does: A, B and C."""
-    if len(names) < 2:
-        return "".join(names)
-    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def format_number(value: float) -> str:
@@ -140,7 +134,7 @@ def write_claims_counted(assessments: Sequence[Assessment]) -> str:
     parts = []
     for verdict, count in counts.items():
         parts.append(f"{count or 'none'} {'is' if count < 2 else 'are'} {verdict}")
-    return f"Of the study's {len(assessments)} claims, {join_names(parts)}."
+    return f"Of the study's {len(assessments)} claims, {list_words(parts)}."
 
 
 def write_claims_in_short(assessments: Sequence[Assessment], models: Sequence[str]) -> str:
@@ -289,7 +283,7 @@ def write_measures(published: Path, metrics: Record) -> str:
 
 def write_headlines(metrics: Record) -> str:
     """List the measures, each with the pairs of models that differ significantly in it."""
-    return write_list(comparisons.headlines(metrics["comparisons"]))
+    return write_list(conclusions.headlines(metrics["comparisons"]))
 
 
 def write_pairs(metrics: Record) -> str:
@@ -543,9 +537,9 @@ def write_helpfulness(published: Path, metrics: Record) -> str:
     chosen = metrics["thresholds"]["helpful"]
     low, high = format_number(chosen - REACH), format_number(chosen + REACH)
     return (
-        f"**Helpfulness rises.** {join_names(higher)} are significantly more helpful than "
-        f"{baseline}. For {join_names(always)} this is true at every threshold from {low} to "
-        f"{high}, {join_names(sometimes)}. Part of the gain is associated with inventing the "
+        f"**Helpfulness rises.** {list_words(higher)} are significantly more helpful than "
+        f"{baseline}. For {list_words(always)} this is true at every threshold from {low} to "
+        f"{high}, {list_words(sometimes)}. Part of the gain is associated with inventing the "
         "human's next turn less often, since the study scored such invented text as well."
     )
 

@@ -1,4 +1,4 @@
-"""What the log of a training says, in sentences: what moved, and what to do where it went too far.
+"""What a run shows, in sentences: how its training went, and which of its models differ.
 
 That DPO may lower the probability of both replies is described by Razin et al. 2024
 (arXiv 2410.08847), who call it likelihood displacement.
@@ -7,11 +7,18 @@ That DPO may lower the probability of both replies is described by Razin et al. 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from posttrain.comparisons import REWARD_OF_RATE, format_difference
+from posttrain.metrics import MEASURES
+from posttrain.power import ALPHA
+
 Record = Mapping[str, Any]
 
 # A model that has lost so large a part of log p(chosen) may no longer write whole sentences.
 LARGEST_FALL = 0.5
 REMEDY = "A lower learning rate, a larger β or fewer steps keep a model closer to its reference."
+
+
+# ---- the training
 
 
 def read_training(log: Mapping[str, Sequence[Record]]) -> list[str]:
@@ -88,3 +95,168 @@ def _read_preferences(first: Record, last: Record) -> list[str]:
 def _signed(value: float, digits: int = 3) -> str:
     """Write a number with a true minus sign."""
     return f"{value:.{digits}f}".replace("-", "−")
+
+
+# ---- two models
+
+
+def verdict(comparison: Record) -> str:
+    """Say in sentences whether two models differ in a measure, and what it would take to know."""
+    first, second = comparison["first"], comparison["second"]
+    numbers = (
+        f"In {_name_measure(comparison['measure'])}, {second} − {first} is "
+        f"{format_difference(comparison)}, with {comparison['gained']} prompts gained and "
+        f"{comparison['lost']} lost of {comparison['n']} (p = {comparison['p']:.2g}, "
+        f"{comparison['p_holm']:.2g} after Holm's correction)."
+    )
+    if comparison["decision"] == "significant":
+        return f"{numbers} The difference is significant: {_state_direction(comparison)}."
+    if comparison["decision"] == "suggestive":
+        reason = _explain_suggestive(comparison)
+        return f"{numbers} The difference is suggestive, not significant, since {reason}."
+    return f"{numbers} The comparison is inconclusive. {_describe_power(comparison)}"
+
+
+def _name_measure(measure: str) -> str:
+    """Name a measure as a sentence does."""
+    if measure.endswith("_reward"):
+        return f"mean reward on {MEASURES[measure]} prompts"
+    return measure
+
+
+def _state_direction(comparison: Record) -> str:
+    """State as a finding which of two models is higher."""
+    direction = "higher" if comparison["difference"] > 0 else "lower"
+    return (
+        f"{comparison['second']} is {direction} than {comparison['first']} for these trained models"
+    )
+
+
+def _explain_suggestive(comparison: Record) -> str:
+    """Say what keeps a suggestive difference from being significant."""
+    if comparison["p_holm"] < ALPHA:
+        return "its interval includes zero"
+    return "p does not stay below 0.05 once it is corrected for all pairs of models"
+
+
+def _describe_power(comparison: Record) -> str:
+    """Say what so many prompts would find, and how many a difference like this one would take."""
+    power = comparison["power"]
+    if power is None:
+        return "What 80% power needs was not computed."
+    digits, unit = (2, "") if "reward" in comparison["measure"] else (0, " points")
+    each = " of each kind" if comparison["measure"] == "CAS" else ""
+    clauses = []
+    if power["detectable"] is not None:
+        clauses.append(
+            f"a true difference of {power['detectable']:.{digits}f}{unit} would be found with 80% "
+            "power by this many prompts"
+        )
+    if power["prompts"] is not None:
+        clauses.append(f"one like that seen would take about {power['prompts']:,} prompts{each}")
+    if not clauses:
+        return "So few prompts find no difference with 80% power."
+    sentence = ", and ".join(clauses)
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def verdicts(comparisons: Sequence[Record]) -> list[str]:
+    """Say of every pair of models whether it differs in HmR, HpR and CAS.
+
+    Where the mean rewards that a rate's labels are made of differ significantly, and the rate does
+    not or differs the other way, a sentence says so.
+
+    Args:
+        comparisons: Of `compare`.
+
+    Returns:
+        A text for each comparison of a rate or of CAS, in their order.
+    """
+    by_pair = {}
+    for comparison in comparisons:
+        key = (comparison["measure"], comparison["first"], comparison["second"])
+        by_pair[key] = comparison
+    texts = []
+    for (measure, first, second), comparison in by_pair.items():
+        if measure not in (*REWARD_OF_RATE, "CAS"):
+            continue
+        text = verdict(comparison)
+        rewards = by_pair.get((REWARD_OF_RATE.get(measure), first, second))
+        if rewards and _rewards_say_more(comparison, rewards):
+            text += (
+                " Their mean rewards, however, differ significantly, by "
+                f"{format_difference(rewards)} (p = {rewards['p_holm']:.2g} after Holm's "
+                f"correction): by these, {_state_direction(rewards)}."
+            )
+        texts.append(text)
+    return texts
+
+
+def _rewards_say_more(rates: Record, rewards: Record) -> bool:
+    """Tell whether mean rewards differ significantly where the rates do not, or the other way."""
+    if rewards["decision"] != "significant":
+        return False
+    opposed = rewards["difference"] * rates["difference"] < 0
+    return rates["decision"] != "significant" or opposed
+
+
+def headline(comparisons: Sequence[Record]) -> str:
+    """Say of one measure which pairs of models differ, or how large a difference could still be.
+
+    Args:
+        comparisons: Those of one measure, at least one.
+    """
+    name = _name_measure(comparisons[0]["measure"])
+    groups: dict[tuple[str, str], list[str]] = {}
+    for comparison in comparisons:
+        if comparison["decision"] == "significant":
+            direction = "above" if comparison["difference"] > 0 else "below"
+            groups.setdefault((direction, comparison["first"]), []).append(comparison["second"])
+    if not groups:
+        room = _describe_room(comparisons)
+        return f"In {name}, no pair of these trained models differs significantly{room}."
+    clauses = []
+    for (direction, first), seconds in groups.items():
+        verb = "is" if len(seconds) == 1 else "are"
+        clauses.append(f"{list_words(seconds)} {verb} significantly {direction} {first}")
+    count = sum(len(seconds) for seconds in groups.values())
+    return (
+        f"In {name}, {list_words(clauses)} for these trained models "
+        f"({count} of {len(comparisons)} pairs)."
+    )
+
+
+def _describe_room(comparisons: Sequence[Record]) -> str:
+    """Say how large a difference the intervals leave room for."""
+    ends = []
+    for comparison in comparisons:
+        if comparison["low"] is not None:
+            ends += [abs(comparison["low"]), abs(comparison["high"])]
+    if not ends:
+        return ""
+    digits, unit = (2, "") if "reward" in comparisons[0]["measure"] else (0, " points")
+    return (
+        f"; the intervals leave room for differences of up to {max(ends):.{digits}f}{unit} in "
+        "either direction"
+    )
+
+
+def list_words(words: Sequence[str], conjunction: str = "and") -> str:
+    """Write a list as in a sentence: commas, and a conjunction before the last word."""
+    if len(words) == 1:
+        return words[0]
+    return f"{', '.join(words[:-1])} {conjunction} {words[-1]}"
+
+
+def headlines(comparisons: Sequence[Record]) -> list[str]:
+    """Say of each measure in a sentence what its comparisons show.
+
+    Args:
+        comparisons: Of `compare`.
+    """
+    sentences = []
+    for measure in MEASURES:
+        family = [comparison for comparison in comparisons if comparison["measure"] == measure]
+        if family:
+            sentences.append(headline(family))
+    return sentences

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from posttrain.comparisons import list_words
+from posttrain.conclusions import list_words
 from posttrain.metrics import KINDS, REFERENCES, pivot_rewards
 from posttrain.style import (
     DASHED,

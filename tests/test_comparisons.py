@@ -8,7 +8,7 @@ from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 from test_metrics import FOUR, four_models, make_answers  # noqa: F401
 
-from posttrain import comparisons, metrics
+from posttrain import comparisons, conclusions, metrics
 
 
 def compare(rewards):
@@ -151,7 +151,7 @@ def test_power_is_left_out_where_it_is_not_asked_for(four_models):  # noqa: F811
     full = comparisons.compare(four_models, 200, 0)
     quick = comparisons.compare(four_models, 200, 0, power=False)
     assert quick == [record | {"power": None} for record in full]
-    assert comparisons.verdict(quick[0]).endswith("What 80% power needs was not computed.")
+    assert conclusions.verdict(quick[0]).endswith("What 80% power needs was not computed.")
 
 
 def test_differences_are_paired():
@@ -175,7 +175,7 @@ def test_equal_models_differ_by_an_unknown_little(rewards):
         else:
             assert record["low"] < -3 < 3 < record["high"]
         assert record["power"]["prompts"] is None
-        assert "SFT − Base is +0.0" in comparisons.verdict(record)
+        assert "SFT − Base is +0.0" in conclusions.verdict(record)
 
 
 # ---- simulated data with a known truth, a short form of benchmarks/coverage.py
@@ -281,24 +281,24 @@ def test_few_prompts_of_one_kind_leave_cas_inconclusive():
 
 def test_verdict_on_a_significant_difference():
     """Numbers with a true minus, and who is higher, for these trained models."""
-    assert comparisons.verdict(comparison()) == (
+    assert conclusions.verdict(comparison()) == (
         "In HmR, SFT − Base is +20.0 points [+5.0, +35.0], with 12 prompts gained and 2 "
         "lost of 50 (p = 0.01, 0.04 after Holm's correction). The difference is significant: SFT "
         "is higher than Base for these trained models."
     )
-    lower = comparisons.verdict(comparison(difference=-20.0, low=-35.0, high=-5.0))
+    lower = conclusions.verdict(comparison(difference=-20.0, low=-35.0, high=-5.0))
     assert "−20.0 points [−35.0, −5.0]" in lower
     assert lower.endswith("SFT is lower than Base for these trained models.")
 
 
 def test_verdict_on_a_suggestive_difference():
     """It says what keeps it from being significant."""
-    uncorrected = comparisons.verdict(comparison(p_holm=0.06, decision="suggestive"))
+    uncorrected = conclusions.verdict(comparison(p_holm=0.06, decision="suggestive"))
     assert uncorrected.endswith(
         "The difference is suggestive, not significant, since p does not stay below 0.05 once it "
         "is corrected for all pairs of models."
     )
-    unclear = comparisons.verdict(comparison(low=-1.0, decision="suggestive"))
+    unclear = conclusions.verdict(comparison(low=-1.0, decision="suggestive"))
     assert unclear.endswith("not significant, since its interval includes zero.")
 
 
@@ -327,7 +327,7 @@ def test_verdict_on_a_suggestive_difference():
 )
 def test_verdict_on_an_inconclusive_comparison(fields, ending):
     """It says what 80% power needs."""
-    text = comparisons.verdict(comparison(decision="inconclusive", **fields))
+    text = conclusions.verdict(comparison(decision="inconclusive", **fields))
     assert text.endswith(ending)
 
 
@@ -336,26 +336,26 @@ def test_verdicts_say_what_the_rewards_say_beyond_the_rates():
     rewards = comparison(
         measure="harmful_reward", difference=-0.35, low=-0.61, high=-0.09, p_holm=0.013
     )
-    (text,) = comparisons.verdicts([comparison(decision="inconclusive"), rewards])
+    (text,) = conclusions.verdicts([comparison(decision="inconclusive"), rewards])
     assert text.endswith(
         "Their mean rewards, however, differ significantly, by −0.35 [−0.61, −0.09] (p = 0.013 "
         "after Holm's correction): by these, SFT is lower than Base for these trained models."
     )
-    assert "however" in comparisons.verdicts([comparison(), rewards])[0]
+    assert "however" in conclusions.verdicts([comparison(), rewards])[0]
     agreeing = rewards | {"difference": 0.35}
-    assert "however" not in comparisons.verdicts([comparison(), agreeing])[0]
+    assert "however" not in conclusions.verdicts([comparison(), agreeing])[0]
     unknown = rewards | {"decision": "suggestive"}
-    assert "however" not in comparisons.verdicts([comparison(), unknown])[0]
+    assert "however" not in conclusions.verdicts([comparison(), unknown])[0]
 
 
 def test_verdicts_on_all_pairs(four_models):  # noqa: F811
     """Eighteen texts: six pairs in two rates and CAS."""
-    assert len(comparisons.verdicts(comparisons.compare(four_models, 200, 0))) == 18
+    assert len(conclusions.verdicts(comparisons.compare(four_models, 200, 0))) == 18
 
 
 def test_headlines(four_models):  # noqa: F811
     """A sentence for each measure, which says that it is about these trained models."""
-    sentences = comparisons.headlines(comparisons.compare(four_models, 200, 0))
+    sentences = conclusions.headlines(comparisons.compare(four_models, 200, 0))
     names = [
         "HmR",
         "HpR",
@@ -366,7 +366,7 @@ def test_headlines(four_models):  # noqa: F811
     for sentence, name in zip(sentences, names, strict=True):
         assert sentence.startswith(f"In {name}, ")
         assert "these trained models" in sentence
-    assert comparisons.headlines([]) == []
+    assert conclusions.headlines([]) == []
 
 
 def test_headline_by_hand():
@@ -376,16 +376,16 @@ def test_headline_by_hand():
         comparison(second="B", difference=-9.0),
         comparison(second="C", low=-12.6, high=3.2, decision="inconclusive"),
     ]
-    assert comparisons.headline(family) == (
+    assert conclusions.headline(family) == (
         "In HmR, SFT is significantly above Base and B is significantly below Base for these "
         "trained models (2 of 3 pairs)."
     )
-    assert comparisons.headline(family[2:]) == (
+    assert conclusions.headline(family[2:]) == (
         "In HmR, no pair of these trained models differs significantly; the intervals leave room "
         "for differences of up to 13 points in either direction."
     )
     constant = comparison(measure="helpful_reward", low=None, high=None, decision="inconclusive")
-    assert comparisons.headline([constant]) == (
+    assert conclusions.headline([constant]) == (
         "In mean reward on helpful prompts, no pair of these trained models differs significantly."
     )
     assert comparisons.format_difference(constant | {"difference": 0.0}) == "+0.00 on every prompt"

@@ -11,7 +11,8 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from posttrain import tables
-from posttrain.comparisons import REWARD_OF_RATE, headline, verdict, verdicts
+from posttrain.comparisons import REWARD_OF_RATE
+from posttrain.conclusions import headline, verdict, verdicts
 from posttrain.diagnostics import MARKS
 from posttrain.files import write
 from posttrain.page.drawings import draw_figures
