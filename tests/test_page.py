@@ -161,6 +161,14 @@ def test_introduction_names_models_prompts_and_judge(five):
     assert "the judge tiny/judge gives it" in sentences[1]
 
 
+def test_page_without_rewards_speaks_of_none(five, tmp_path):
+    """Neither that every answer has one nor what the signs of the labels mean."""
+    folder = copy_files(five, tmp_path / "run", ["run.json", "prompts.json", "responses.json"])
+    html = page.render_page(folder)
+    assert "Every answer has a reward" not in html
+    assert "✓ and ✗" not in html
+
+
 def test_every_part_of_the_page_shows_the_fifth_model(html):
     fifth = MODELS[4]
     data = script_data(html)

@@ -1048,6 +1048,17 @@ def test_printed_page_leaves_out_what_only_a_screen_needs(show):
     assert view.locator("#figure-differences .wide-screen svg").is_visible()
 
 
+def test_nothing_runs_off_the_paper(show, example):
+    """Between the margins of A4, at the width that a browser prints it with."""
+    view = show(width=680, folder=example)
+    view.emulate_media(media="print")
+    right = view.locator("#rates table, #rates svg, .matrix, #behaviour table").evaluate_all(
+        "(all) => all.map((part) => part.getBoundingClientRect().right)"
+    )
+    assert len(right) > 5
+    assert max(right) <= 680
+
+
 def test_what_is_folded_is_printed(show, tmp_path):
     """Without a script by the style, with one because it is opened and folded again."""
     view = show()

@@ -72,6 +72,7 @@ def render_page(folder: Path) -> str:
         "record": files.record,
         "metrics": files.metrics,
         "missing": list_missing(files),
+        "is_labelled": bool(files.labels),
         "data": collect_answers(files),
         "marks": MARKS,
         "figures": draw_figures(files),
@@ -111,10 +112,11 @@ def _template() -> Template:
 def _column_classes(table: pd.DataFrame) -> list[str]:
     """Tell for each column how its texts are aligned: as numbers, with or without interval."""
     classes = []
-    for cells in table.astype(str).to_numpy().T:
+    for cells in table.to_numpy().T:
+        texts = [str(cell) for cell in cells]
         kind = ""
-        if all(NUMBER.match(cell) for cell in cells):
-            kind = "interval" if all("[" in cell for cell in cells) else "number"
+        if all(NUMBER.match(text) for text in texts):
+            kind = "interval" if all("[" in text for text in texts) else "number"
         classes.append(kind)
     return classes
 
@@ -335,7 +337,7 @@ def introduce(files: RunFiles) -> list[str]:
         sentences.append(f"The run “{facts['Run']}” {verb} {listed} on {facts['Prompts']} prompts.")
     else:
         sentences.append(f"This is the run “{facts['Run']}”.")
-    if "Judge" in facts:
+    if "Judge" in facts and files.has_rewards:
         sentences.append(
             f"Every answer has a reward, a number that the judge {facts['Judge']} gives it. An "
             "answer whose reward reaches a threshold is labelled harmless or helpful."

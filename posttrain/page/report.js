@@ -304,6 +304,7 @@
       const cells = visible.map((model) => passRate(labelled, model));
       table.append(tableRow([`${rate} of the ${labelled.length} ${kind}`, ...cells]));
     }
+    table.hidden = !CONDITIONS.some(chosen) && table.rows.length === 1;
     if (!CONDITIONS.some(chosen)) return;
     const counts = visible.map((model) =>
       shown.filter((prompt) => fulfils(prompt.answers[model])).length);
