@@ -100,7 +100,7 @@ class Training(Settings):
             "dataset": "demo/hub/hh-rlhf",
             "subsets": "base",
             "max_pairs": 2000,
-            "validation_pairs": 200,
+            "validation_pairs": 100,
             "sft_epochs": 1,
             "sft_learning_rate": 2e-3,
             "dpo_learning_rate": 2.5e-4,
