@@ -49,7 +49,7 @@ def _read_imitation(first: Record, last: Record) -> list[str]:
     before, after = first["eval_loss"], last["eval_loss"]
     change = f"The loss on the held-out pairs went from {before:.3f} to {after:.3f} nats per token"
     if after < before:
-        return [f"{change}, so the model predicts replies better that it was not trained on."]
+        return [f"{change}, so the model predicts unseen replies better than before."]
     return [
         f"{change}: what the model learned does not carry over to pairs it was not trained on.",
         "A lower learning rate or fewer steps may help.",
@@ -80,14 +80,15 @@ def _read_preferences(first: Record, last: Record) -> list[str]:
     fall = rise / chosen[0]
     if fall > LARGEST_FALL:
         sentences.append(
-            f"Log p(chosen) has fallen by {100 * fall:.0f}% of its start. The lost probability "
-            "goes to texts that are neither reply, so the answers may fall apart however large "
-            f"the margin is: read them before you trust a rate. {REMEDY}"
+            f"Log p(chosen) has fallen by {-rise:.1f} nats per reply, {100 * fall:.0f}% of its "
+            "start. The lost probability goes to texts that are neither reply, so the answers may "
+            f"fall apart however large the margin is: read them before you trust a rate. {REMEDY}"
         )
     else:
         sentences.append(
-            f"Log p(chosen) has fallen by {100 * fall:.0f}% of its start, which is no sign that "
-            "the model is unlearning how to write."
+            f"Log p(chosen) has fallen by {-rise:.1f} nats per reply, {100 * fall:.0f}% of its "
+            f"start. That is below {100 * LARGEST_FALL:.0f}%, from which on this text warns, but "
+            "only the answers themselves show whether a model still writes well."
         )
     return sentences
 
@@ -105,9 +106,9 @@ def verdict(comparison: Record) -> str:
     first, second = comparison["first"], comparison["second"]
     numbers = (
         f"In {_name_measure(comparison['measure'])}, {second} − {first} is "
-        f"{format_difference(comparison)}, with {comparison['gained']} prompts gained and "
-        f"{comparison['lost']} lost of {comparison['n']} (p = {comparison['p']:.2g}, "
-        f"{comparison['p_holm']:.2g} after Holm's correction)."
+        f"{format_difference(comparison)}: of {comparison['n']} prompts, {second} alone is better "
+        f"on {comparison['gained']} and {first} alone on {comparison['lost']} "
+        f"(p = {comparison['p']:.2g}, and {comparison['p_holm']:.2g} after Holm's correction)."
     )
     if comparison["decision"] == "significant":
         return f"{numbers} The difference is significant: {_state_direction(comparison)}."
@@ -140,24 +141,17 @@ def _explain_suggestive(comparison: Record) -> str:
 
 
 def _describe_power(comparison: Record) -> str:
-    """Say what so many prompts would find, and how many a difference like this one would take."""
+    """Say how large a true difference so many prompts would find with 80% power."""
     power = comparison["power"]
     if power is None:
         return "What 80% power needs was not computed."
-    digits, unit = (2, "") if "reward" in comparison["measure"] else (0, " points")
-    each = " of each kind" if comparison["measure"] == "CAS" else ""
-    clauses = []
-    if power["detectable"] is not None:
-        clauses.append(
-            f"a true difference of {power['detectable']:.{digits}f}{unit} would be found with 80% "
-            "power by this many prompts"
-        )
-    if power["prompts"] is not None:
-        clauses.append(f"one like that seen would take about {power['prompts']:,} prompts{each}")
-    if not clauses:
+    if power["detectable"] is None:
         return "So few prompts find no difference with 80% power."
-    sentence = ", and ".join(clauses)
-    return f"{sentence[0].upper()}{sentence[1:]}."
+    digits, unit = (2, "") if "reward" in comparison["measure"] else (0, " points")
+    return (
+        f"A true difference of {power['detectable']:.{digits}f}{unit} would be found with 80% "
+        "power by this many prompts."
+    )
 
 
 def verdicts(comparisons: Sequence[Record]) -> list[str]:
@@ -207,23 +201,37 @@ def headline(comparisons: Sequence[Record]) -> str:
         comparisons: Those of one measure, at least one.
     """
     name = _name_measure(comparisons[0]["measure"])
-    groups: dict[tuple[str, str], list[str]] = {}
-    for comparison in comparisons:
-        if comparison["decision"] == "significant":
-            direction = "above" if comparison["difference"] > 0 else "below"
-            groups.setdefault((direction, comparison["first"]), []).append(comparison["second"])
-    if not groups:
+    significant = [row for row in comparisons if row["decision"] == "significant"]
+    if not significant:
         room = _describe_room(comparisons)
         return f"In {name}, no pair of these trained models differs significantly{room}."
-    clauses = []
-    for (direction, first), seconds in groups.items():
-        verb = "is" if len(seconds) == 1 else "are"
-        clauses.append(f"{list_words(seconds)} {verb} significantly {direction} {first}")
-    count = sum(len(seconds) for seconds in groups.values())
     return (
-        f"In {name}, {list_words(clauses)} for these trained models "
-        f"({count} of {len(comparisons)} pairs)."
+        f"In {name}, {list_words(_name_relations(significant))} for these trained models "
+        f"({len(significant)} of {len(comparisons)} pairs)."
     )
+
+
+def _name_relations(significant: Sequence[Record]) -> list[str]:
+    """Say which models are above or below which others, as few clauses as there can be.
+
+    Models that are all above, or all below, the same model share a clause. Of the other pairs,
+    those of one model with several others do.
+    """
+    seconds: dict[tuple[str, str], list[str]] = {}
+    for row in significant:
+        direction = "above" if row["difference"] > 0 else "below"
+        seconds.setdefault((direction, row["first"]), []).append(row["second"])
+    shared: dict[tuple[str, str], list[str]] = {}
+    for (direction, first), names in seconds.items():
+        if len(names) == 1:
+            shared.setdefault((direction, names[0]), []).append(first)
+    clauses = []
+    for (direction, first), names in seconds.items():
+        if len(names) > 1:
+            clauses.append(f"{list_words(names)} are significantly {direction} {first}")
+    for (direction, second), firsts in shared.items():
+        clauses.append(f"{second} is significantly {direction} {list_words(firsts)}")
+    return clauses
 
 
 def _describe_room(comparisons: Sequence[Record]) -> str:

@@ -25,6 +25,7 @@ from posttrain.style import (
     name_ticks,
     printable,
     style_of,
+    wrap_title,
 )
 from posttrain.style import show as show  # the notebooks show a figure by figures.show
 
@@ -71,9 +72,9 @@ def beside_published(records: Sequence[Record], published: Sequence[Record]) -> 
     figure, axes = make_panels(1, 2, 2.4 + 0.1 * len(names), sharey=True)
     for axis, title, shown in zip(axes, ("this run", "the published study"), (records, published)):
         _draw_rates(axis, shown, styles)
-        axis.set_title(f"{title} ({_count_prompts(shown)})")
+        axis.set_title(f"{title}, {_count_prompts(shown)}:\n{_say_range(shown)}")
         axis.label_outer()
-    title = f"{_say_range(records)} here;\n{_say_range(published)} in the published study"
+    title = "This run beside the published study; only the same base and judge can be compared"
     entitle(figure, title, make_handles(styles, lines=False))
     return figure
 
@@ -148,20 +149,21 @@ def distributions(
         name_ticks(axis, list(styles))
         axis.grid(axis="x", visible=False)
         axis.label_outer()
-    figure.suptitle(f"Highest mean reward: {_say_highest(records)}")
+    figure.suptitle(wrap_title(figure, _say_mean_rewards(records)))
     return figure
 
 
-def _say_highest(records: Sequence[Record]) -> str:
-    """Say which model has the highest mean reward on each kind of prompts."""
-    kinds_of = {}
-    for kind in KINDS:
-        highest = max(records, key=lambda record: record[f"{kind}_reward"])
-        kinds_of.setdefault(printable(highest["model"]), []).append(kind)
+def _say_mean_rewards(records: Sequence[Record]) -> str:
+    """Say from where to where the mean rewards of the models go."""
     clauses = []
-    for name, kinds in kinds_of.items():
-        clauses.append(f"{name} on {list_words(kinds)} prompts")
-    return list_words(clauses, "and")
+    for kind in KINDS:
+        ordered = sorted(records, key=lambda record: record[f"{kind}_reward"])
+        ends = []
+        for record in (ordered[0], ordered[-1]):
+            reward = f"{record[f'{kind}_reward']:.1f}".replace("-", "−")
+            ends.append(f"{reward} ({printable(record['model'])})")
+        clauses.append(f"from {ends[0]} to {ends[1]} on {kind}")
+    return f"Mean reward {list_words(clauses)} prompts"
 
 
 def _draw_mean(axis: Axes, x: float, record: Record, name: str) -> None:
@@ -209,14 +211,13 @@ def _say_significant(comparisons: Sequence[Record]) -> str:
         names = with_some if found else without
         names.append(name)
     if not significant:
-        return "No pair of models differs significantly in HmR, HpR or CAS"
+        return "No significant difference in HmR, HpR or CAS"
     baseline = comparisons[0]["first"]
-    compared = sum(record["measure"] in RATES for record in comparisons)
-    title = f"{len(significant)} of {compared} differences are significant,"
+    title = "Significant differences"
     if all(record["first"] == baseline and record["difference"] > 0 for record in significant):
-        title = f"Only gains over {printable(baseline)} are significant,"
+        title = f"Significant gains over {printable(baseline)}"
     title += f" in {list_words(with_some)}"
-    return title + (f", none in {list_words(without, 'or')}" if without else "")
+    return title + (f"; none in {list_words(without, 'or')}" if without else "")
 
 
 def _name_pairs(axis: Axes, records: Sequence[Record]) -> None:
@@ -299,8 +300,8 @@ def thresholds(
     changing = [kind for kind, table in sweeps.items() if _leader_changes(table, chosen[kind])]
     title = "The same model has the highest rate at every threshold"
     if changing:
-        title = f"Which model has the highest rate on {' and '.join(changing)} prompts\n"
-        title += "depends on the threshold"
+        title = f"Which model has the highest rate on {list_words(changing)} prompts depends on "
+        title += "the threshold"
     entitle(figure, title, make_handles(styles))
     return figure
 
@@ -338,7 +339,7 @@ def judge(answers: pd.DataFrame, check: Sequence[Record]) -> Figure:
     axis.axvline(0, color="0.4", linewidth=0.8)
     axis.set(
         xlabel="reward of chosen − rejected reply",
-        ylabel="share of prompts",
+        ylabel="cumulative share of prompts",
         ylim=(0, 1),
     )
     title = f"The judge agrees with the humans on\n{' and '.join(parts)} prompts"

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,7 +95,8 @@ class Run(Store):
         lines = changes or ["Everything was made with the versions and the code installed now."]
         paths = sorted(self.folder.glob("[!.]*"))
         names = [path.name for path in paths if not path.name.endswith(BEING_EXECUTED)]
-        return "\n".join([*lines, f"{self.folder} contains: {', '.join(names)}"])
+        listed = textwrap.wrap(", ".join(names), 90, break_on_hyphens=False)
+        return "\n".join([*lines, f"{self.folder} contains:", *listed])
 
     def source(self, role: str, name: str, files: Sequence[str] | None = None) -> "Source":
         """Pin a base model, dataset or judge to one version, as `sources.pin_source` does."""

@@ -128,14 +128,10 @@ def entitle(figure: Figure, title: str, handles: Sequence[Line2D]) -> None:
     """Put a title above the panels, and below it a legend in as many columns as have room."""
     longest = max(len(handle.get_label()) for handle in handles)
     columns = int(15 * figure.get_figwidth() / (longest + 5))  # 15 letters fill an inch
-    letters = int(15 * figure.get_figwidth())
-    lines = []
-    for line in title.splitlines():
-        lines += textwrap.wrap(line, letters, break_on_hyphens=False)
     # As the legend's own title, since a figure's title would be drawn across the legend.
     legend = figure.legend(
         handles=handles,
-        title="\n".join(lines),
+        title=wrap_title(figure, title),
         title_fontsize=9,
         loc="outside upper center",
         ncols=min(max(columns, 1), len(handles)),
@@ -143,6 +139,12 @@ def entitle(figure: Figure, title: str, handles: Sequence[Line2D]) -> None:
         handletextpad=0.5,
     )
     legend.get_title().set_multialignment("center")
+
+
+def wrap_title(figure: Figure, title: str) -> str:
+    """Break a title into lines that fit into a figure's width."""
+    letters = int(14 * figure.get_figwidth())
+    return textwrap.fill(title, letters, break_on_hyphens=False)
 
 
 def make_handles(styles: Mapping[str, Style], lines: bool = True) -> list[Line2D]:

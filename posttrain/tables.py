@@ -4,7 +4,7 @@ Texts of models and people are shown as text: nothing in them is read as HTML, m
 or a command of LaTeX.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -16,7 +16,6 @@ from pydantic import BaseModel
 from posttrain.comparisons import format_difference, format_signed
 from posttrain.diagnostics import marks
 from posttrain.metrics import MEASURES, models_of, paired_difference
-from posttrain.settings import PRESETS, choose
 
 Record = Mapping[str, Any]
 
@@ -52,17 +51,31 @@ BEHAVIOUR = {
 # ---- for the notebooks
 
 
-def numbers(records: Sequence[Record], precision: int = 1, **formats: str) -> Styler:
-    """Show flat records as a table.
+def numbers(table: pd.DataFrame | Sequence[Record], precision: int = 1) -> Styler:
+    """Show a table of numbers with typographic minus signs, and nothing where there is none.
 
     Args:
-        records: a row each.
-        precision: decimals of numbers.
-        **formats: of single columns, as `str.format` takes them.
+        table: records, or a table, whose index is shown if it has a name.
+        precision: decimals of the numbers; whole numbers have none.
     """
-    table = pd.DataFrame(records)
-    styler = table.style.format(formats, precision=precision, na_rep="", escape="html")
-    return styler.hide(axis="index")
+    has_index = isinstance(table, pd.DataFrame) and any(table.index.names)
+    styler = pd.DataFrame(table).style.format(_number_format(precision), escape="html")
+    styler = styler.format_index(escape="html").format_index(escape="html", axis="columns")
+    return styler if has_index else styler.hide(axis="index")
+
+
+def _number_format(precision: int) -> Callable[[Any], str]:
+    """Make a function that writes a cell: a number, a text, or nothing."""
+
+    def write(value: Any) -> str:
+        if isinstance(value, str):
+            return value
+        if pd.isna(value):
+            return ""
+        digits = precision if isinstance(value, float) else 0
+        return f"{value:.{digits}f}".replace("-", "−")
+
+    return write
 
 
 def paragraphs(sentences: Sequence[str]) -> HTML:
@@ -81,12 +94,9 @@ def behaviour(records: Sequence[Record]) -> Styler:
     table = table[[name for name in BEHAVIOUR if name in table]].rename(columns=BEHAVIOUR)
     formats = {}
     for name in table:
-        if name.endswith("(%)"):
-            formats[name] = "{:.0f}"
-        elif name.endswith(("(share)", "token)")):
-            formats[name] = "{:.2f}"
-    styler = table.style.format(formats, precision=1, na_rep="", escape="html")
-    return styler.hide(axis="index")
+        precision = 2 if name.endswith(("(share)", "token)")) else 1
+        formats[name] = _number_format(0 if name.endswith("(%)") else precision)
+    return table.style.format(formats, escape="html").hide(axis="index")
 
 
 def running_on(records: Sequence[Record]) -> Styler:
@@ -149,34 +159,12 @@ def on_one_line(table: pd.DataFrame) -> Styler:
 
 
 def settings(chosen: BaseModel) -> Styler:
-    """Show the settings of a run, each with its reason."""
+    """Show the settings of a run, each with what it means."""
     rows = []
     for name, field in type(chosen).model_fields.items():
         value = _as_text(getattr(chosen, name))
-        rows.append({"setting": name, "value": value, "why": field.description or ""})
+        rows.append({"setting": name, "value": value, "meaning": field.description or ""})
     return texts(pd.DataFrame(rows)).hide(axis="index")
-
-
-def presets(kind: type[BaseModel]) -> pd.DataFrame:
-    """Put the presets side by side.
-
-    Args:
-        kind: the settings of a notebook, a class of `posttrain.settings`.
-
-    Returns:
-        A row a setting, a column a preset, and the reasons last; all texts.
-    """
-    chosen = {preset: choose(kind, preset) for preset in PRESETS}
-    rows = []
-    for name, field in kind.model_fields.items():
-        if name == "preset":
-            continue
-        row = {"setting": name}
-        for preset, values in chosen.items():
-            row[preset] = _as_text(getattr(values, name))
-        row["why"] = field.description
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def _as_text(value: Any) -> str:
@@ -218,8 +206,8 @@ def validation(log: Mapping[str, Sequence[Record]]) -> Styler:
     table = table[[name for name in VALIDATION if name in table]].rename(columns=VALIDATION)
     formats = {}
     for name in table:
-        formats[name] = "{:.1f}" if name.startswith("log p") else "{:.3f}"
-    return table.style.format(formats, na_rep="").format_index(escape="html")
+        formats[name] = _number_format(1 if name.startswith("log p") else 3)
+    return table.style.format(formats).format_index(escape="html")
 
 
 def side_by_side(answers: pd.DataFrame, kind: str, n: int) -> Styler:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from posttrain.conclusions import list_words
 from posttrain.style import (
     DASHED,
     DOTTED,
@@ -42,7 +43,7 @@ def lengths(pairs: Sequence[Record], max_length: int) -> Figure:
     axis.hist(counts, bins=40, color="0.45")
     axis.axvline(max_length, **DASHED)
     axis.set(xlabel="length of a pair (tokens)", ylabel="pairs")
-    axis.set_title(f"Half of the pairs have at most {np.median(counts):.0f} of {max_length} tokens")
+    axis.set_title(f"The median pair has {np.median(counts):.0f} tokens; the limit is {max_length}")
     return figure
 
 
@@ -80,9 +81,9 @@ def training(log: Mapping[str, Sequence[Record]], models: Sequence[str]) -> Figu
         axis.remove()
     fallen = [name for name, table in tables.items() if _falls(_logged(table, "eval_loss"))]
     stages = "model" if len(tables) == 1 else "models"
-    title = f"Held-out loss fell in {len(fallen)} of {len(tables)} trained {stages}"
+    title = f"Held-out loss fell for {len(fallen)} of {len(tables)} trained {stages}"
     handles = make_handles({name: styles[name] for name in log})
-    handles.append(Line2D([], [], color="0.4", **BATCHES, label="training batches"))
+    handles.append(Line2D([], [], color="0.4", **BATCHES, label="thin: training batches"))
     entitle(figure, title, handles)
     return figure
 
@@ -148,8 +149,10 @@ def log_probabilities(log: Mapping[str, Sequence[Record]], models: Sequence[str]
         Line2D([], [], color="0.3", marker="o", **CHOSEN, label="chosen reply"),
         Line2D([], [], color="0.3", marker="o", **REJECTED, label="rejected reply"),
     ]
-    stages = "model" if len(tables) == 1 else "models"
-    title = f"The chosen reply became less likely in {len(fallen)} of {len(tables)} {stages}"
+    title = "The chosen replies became likelier for all models"
+    if fallen:
+        names = [printable(name) for name in fallen]
+        title = f"The chosen replies became less likely for {list_words(names)}"
     entitle(figure, title, handles)
     return figure
 

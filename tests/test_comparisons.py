@@ -282,9 +282,9 @@ def test_few_prompts_of_one_kind_leave_cas_inconclusive():
 def test_verdict_on_a_significant_difference():
     """Numbers with a true minus, and who is higher, for these trained models."""
     assert conclusions.verdict(comparison()) == (
-        "In HmR, SFT − Base is +20.0 points [+5.0, +35.0], with 12 prompts gained and 2 "
-        "lost of 50 (p = 0.01, 0.04 after Holm's correction). The difference is significant: SFT "
-        "is higher than Base for these trained models."
+        "In HmR, SFT − Base is +20.0 points [+5.0, +35.0]: of 50 prompts, SFT alone is better on "
+        "12 and Base alone on 2 (p = 0.01, and 0.04 after Holm's correction). The difference is "
+        "significant: SFT is higher than Base for these trained models."
     )
     lower = conclusions.verdict(comparison(difference=-20.0, low=-35.0, high=-5.0))
     assert "−20.0 points [−35.0, −5.0]" in lower
@@ -308,12 +308,7 @@ def test_verdict_on_a_suggestive_difference():
         (
             {},
             "The comparison is inconclusive. A true difference of 20 points would be found with "
-            "80% power by this many prompts, and one like that seen would take about 1,234 "
-            "prompts.",
-        ),
-        (
-            {"measure": "CAS", "power": {"detectable": None, "prompts": 9}},
-            "inconclusive. One like that seen would take about 9 prompts of each kind.",
+            "80% power by this many prompts.",
         ),
         (
             {"measure": "helpful_reward", "power": {"detectable": 0.456, "prompts": None}},
@@ -367,6 +362,18 @@ def test_headlines(four_models):  # noqa: F811
         assert sentence.startswith(f"In {name}, ")
         assert "these trained models" in sentence
     assert conclusions.headlines([]) == []
+
+
+def test_a_headline_shares_its_clauses():
+    """Models above the same model share a clause, and so do models that are above one model."""
+    family = [comparison(first="Base", second=name) for name in ("SFT", "DPO", "SFT+DPO")]
+    family.append(comparison(first="SFT", second="SFT+DPO", difference=-9.0))
+    family.append(comparison(first="DPO", second="SFT+DPO", difference=-9.0))
+    family.append(comparison(first="SFT", second="DPO", decision="suggestive"))
+    assert conclusions.headline(family) == (
+        "In HmR, SFT, DPO and SFT+DPO are significantly above Base and SFT+DPO is significantly "
+        "below SFT and DPO for these trained models (5 of 6 pairs)."
+    )
 
 
 def test_headline_by_hand():

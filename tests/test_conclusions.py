@@ -44,13 +44,13 @@ def test_numbers_are_those_of_the_first_and_the_last_validation():
 def test_a_small_fall_is_no_warning():
     text = read(preferences((-8.0, -10.0), (-9.0, -20.0)))
     assert "rejected ones have lost more" in text
-    assert "fallen by 25% of its start, which is no sign" in text
+    assert "fallen by 2.0 nats per reply, 25% of its start. That is below 50%" in text
     assert conclusions.REMEDY not in text
 
 
 def test_a_large_fall_is_a_warning_with_what_to_do():
     text = read(preferences((-8.0, -12.1), (-9.0, -30.0)))
-    assert "fallen by 51% of its start" in text
+    assert "fallen by 4.1 nats per reply, 51% of its start" in text
     assert "fall apart" in text
     assert text.endswith("A lower learning rate, a larger β or fewer steps keep a model closer "
                          "to its reference.")  # fmt: skip

@@ -104,16 +104,16 @@ def test_every_figure_shows_the_fifth_model(drawn, name):
 @pytest.mark.parametrize(
     "name, title",
     [
-        ("training", "Held-out loss fell in 4 of 4 trained models"),
-        ("log_probabilities", "The chosen reply became less likely in 2 of 3 models"),
+        ("training", "Held-out loss fell for 4 of 4 trained models"),
+        ("log_probabilities", "The chosen replies became less likely for SFT+DPO and SimPO, β 2.5"),
         ("rates", "CAS goes from 10% (Base) to 90% (SimPO, β 2.5)"),
-        ("beside_published", "CAS goes from 32% (Base) to 55% (SFT+DPO) in the published study"),
-        ("distributions", "Highest mean reward: SimPO, β 2.5 on harmful and helpful prompts"),
+        ("beside_published", "This run beside the published study"),
+        ("distributions", "Mean reward from"),
         ("differences", "of 10 significant"),
         ("thresholds", "The same model has the highest rate at every threshold"),
         ("judge", "The judge agrees with the humans on"),
         ("across_runs", "Over 3 runs, 30 of 30 mean differences have an interval without zero"),
-        ("lengths", "Half of the pairs have at most 245 of 512 tokens"),
+        ("lengths", "The median pair has 245 tokens; the limit is 512"),
     ],
 )
 def test_titles_and_axes(drawn, name, title):
@@ -149,7 +149,7 @@ def test_a_model_looks_the_same_in_every_figure(drawn):
         (legend,) = drawn[name].legends
         labels = [text.get_text() for text in legend.get_texts()]
         if name == "training":
-            assert labels.pop() == "training batches"
+            assert labels.pop() == "thin: training batches"
         assert labels == [model for model in MODELS if name != "training" or model != "Base"]
         for label, handle in zip(labels, legend.legend_handles):
             assert same_color(handle.get_color(), styles[label].color)
@@ -248,12 +248,12 @@ def test_titles_of_differences_say_what_is_significant():
                 records.append(record)
         return figures._say_significant(records)
 
-    assert title() == "No pair of models differs significantly in HmR, HpR or CAS"
+    assert title() == "No significant difference in HmR, HpR or CAS"
     gains = title("SFT HpR", "DPO HpR", "SFT CAS")
-    assert gains == "Only gains over Base are significant, in HpR and CAS, none in HmR"
+    assert gains == "Significant gains over Base in HpR and CAS; none in HmR"
     lost = {"measure": "HmR", "first": "Base", "second": "SFT", "difference": -9.0}
     text = figures._say_significant([lost | {"decision": "significant"}])
-    assert text == "1 of 1 differences are significant, in HmR, none in HpR or CAS"
+    assert text == "Significant differences in HmR; none in HpR or CAS"
 
 
 def test_a_threshold_decides_where_another_model_takes_the_lead():
@@ -278,7 +278,7 @@ def test_accuracy_begins_after_the_first_step():
 def test_a_log_without_held_out_pairs_is_drawn():
     log = {"X": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]}
     figure = training_figures.training(log, ["Base", "X"])
-    assert "Held-out loss fell in 0 of 1 trained model" in " ".join(texts_of(figure))
+    assert "Held-out loss fell for 0 of 1 trained model" in " ".join(texts_of(figure))
 
 
 def test_hostile_names_are_short_texts_within_the_figure():

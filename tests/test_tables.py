@@ -230,11 +230,12 @@ def test_validation_table():
 
 
 def test_tables_of_numbers_have_few_decimals():
-    """Numbers as asked for, nothing where there is none, and texts are text."""
-    records = [{"a": 1.23456, "p": 0.000012, "t": "<b>"}, {"a": None, "p": 0.5, "t": ""}]
-    parsed = Texts(tables.numbers(records, 2, p="{:.2g}")._repr_html_())
-    assert "1.23" in parsed.text
-    assert "1.2e-05" in parsed.text
+    """Typographic minus signs, nothing where there is no number, and texts are text."""
+    records = [{"a": -1.23456, "n": 7, "t": "<b>"}, {"a": None, "n": 1234, "t": ""}]
+    parsed = Texts(tables.numbers(records, 2)._repr_html_())
+    assert "−1.23" in parsed.text
+    assert "1234" in parsed.text
+    assert "7.0" not in parsed.text
     assert "nan" not in parsed.text.lower()
     assert "b" not in parsed.tags
 
@@ -256,12 +257,4 @@ def test_settings_of_a_run():
     shown = tables.settings(chosen).data.set_index("setting")
     assert list(shown.index) == list(settings.Training.model_fields)
     assert shown.loc["lora_layers", "value"] == "q_proj v_proj"
-    assert shown.loc["beta", "why"] == settings.Training.model_fields["beta"].description
-
-
-def test_presets_side_by_side():
-    for kind in (settings.Training, settings.Evaluation):
-        table = tables.presets(kind)
-        assert list(table.columns) == ["setting", *settings.PRESETS, "why"]
-        assert set(table["setting"]) == set(kind.model_fields) - {"preset"}
-        assert table.map(lambda cell: isinstance(cell, str)).all(axis=None)
+    assert shown.loc["beta", "meaning"] == settings.Training.model_fields["beta"].description
