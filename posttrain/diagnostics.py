@@ -137,7 +137,7 @@ def _length_cautions(lengths: pd.DataFrame) -> list[str]:
         if len(strong):
             values = ", ".join(f"{model} {value:.2f}" for model, value in strong.items())
             sentences.append(
-                f"On {kind} prompts the reward follows the length of the response (Spearman's "
+                f"On {kind} prompts the reward follows the length of the answer (Spearman's "
                 f"correlation: {values})."
             )
     return sentences

@@ -85,7 +85,7 @@ def test_caution_on_length():
     """Spearman's correlation above a half is named with its model and kind."""
     lengths = pd.DataFrame({"harmful": [0.5, math.nan], "helpful": [0.62, 0.2]}, ["Base", "SFT"])
     assert diagnostics.cautions(SOUND, [], lengths)[1:] == [
-        "On helpful prompts the reward follows the length of the response (Spearman's "
+        "On helpful prompts the reward follows the length of the answer (Spearman's "
         "correlation: Base 0.62)."
     ]
 

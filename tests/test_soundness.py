@@ -59,4 +59,6 @@ def test_the_overtrained_run_is_not():
     """What docs/demo.md shows of it: the falling log p(chosen) is a warning that is right."""
     record = read_json(BENCHMARKS / "overtrained.json", dict)
     assert [fault for fault in list_faults(record["models"]) if "Log p(chosen)" in fault]
+    sft, *broken = record["models"]
+    assert min(model["CAS"] for model in broken) > sft["CAS"] - 10
     assert any("fall apart" in paragraph for paragraph in record["conclusions"])
