@@ -158,7 +158,7 @@ def test_the_lock_is_free_while_the_kernel_lives(run):
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
-        ("dpo_learning_rate", "dpo_learning_rate / 2", ["learning_rate", "0.0005", "0.00025"]),
+        ("dpo_learning_rate", "dpo_learning_rate / 2", ["learning_rate", "0.00025", "0.000125"]),
         ("beta=s.beta,", 'beta=s.beta, loss_type="ipo",', ["loss_type", "sigmoid", "ipo"]),
         ("**common,", "**(common | {'lr_scheduler_type': 'linear'}),", ["cosine", "linear"]),
         ('for_dpo("train")', 'for_dpo("train").select(range(40))', ["train_dataset"]),
