@@ -33,7 +33,8 @@ def as_table(record: Mapping[str, Any]) -> str:
     lines = [f"> {paragraph}\n>" for paragraph in record["conclusions"]]
     lines += [
         "",
-        "| model | accuracy | margin | log p(chosen) | answers with an unknown word | CAS (%) |",
+        "| model | accuracy | margin | log p(chosen) | answers with a word that the data lacks "
+        "| CAS (%) |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in record["models"]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,10 @@ def as_table(record: Mapping[str, Any]) -> str:
 def _write_soundness(soundness: Mapping[str, list[Mapping[str, Any]]]) -> str:
     """Write for each model what its worst seed shows."""
     lines = [
-        "How sound the models are: what is shown is the worst of the seeds.",
+        "How sound the models are. Each cell shows the worst of the seeds.",
         "",
-        "| model | answers with an unknown word | change of log p(chosen), of its start "
-        "| CAS above Base (points) |",
+        "| model | answers with a word that the data lacks | change of log p(chosen), in percent "
+        "of its start | CAS above Base (points) |",
         "| --- | --- | --- | --- |",
     ]
     by_model: dict[str, list[Mapping[str, Any]]] = {}
@@ -74,7 +75,8 @@ def main() -> None:
         for seed in SEEDS.split():
             soundness[seed] = measure(results / f"demo-seed{seed}", vocabulary)
             faults += [f"Seed {seed}: {fault}" for fault in list_faults(soundness[seed])]
-    record |= {"soundness": soundness, **describe_machine()}
+    date = datetime.now(UTC).date().isoformat()
+    record |= {"soundness": soundness, "date": date, **describe_machine()}
     write(BENCHMARKS / "seeds.json", record)
     write(BENCHMARKS / "seeds.md", as_table(record))
     print(as_table(record), *faults, sep="\n")

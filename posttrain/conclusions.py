@@ -244,8 +244,8 @@ def _describe_room(comparisons: Sequence[Record]) -> str:
         return ""
     digits, unit = (2, "") if "reward" in comparisons[0]["measure"] else (0, " points")
     return (
-        f"; the intervals leave room for differences of up to {max(ends):.{digits}f}{unit} in "
-        "either direction"
+        f"; the intervals leave room for differences of up to {max(ends):.{digits}f}{unit}, "
+        "whichever model is ahead"
     )
 
 
