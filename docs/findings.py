@@ -67,7 +67,7 @@ def write_helpfulness(published: Path, metrics: Record) -> str:
         if count == STEPS:
             always.append(model)
         else:
-            sometimes.append(f"for {model} at {count} of them")
+            sometimes.append(f"for {model} only at {count} of them")
     chosen = metrics["thresholds"]["helpful"]
     low, high = format_number(chosen - REACH), format_number(chosen + REACH)
     return (

@@ -182,9 +182,14 @@ def write_verdict(assessment: Assessment, models: Sequence[str]) -> str:
     differences = list_opposite_differences(assessment)
     if differences:
         shown = orient(differences[0], models)
-        equality = 1 if shown.statement.is_ratio else 0
-        side = "above" if shown.difference > equality else "below"
         measure, later, earlier = shown.statement
+        if shown.statement.is_ratio:
+            side = "larger" if shown.difference > 1 else "smaller"
+            return (
+                f"contradicted: the {name_measure(measure)} is significantly {side} for {later} "
+                f"than for {earlier}"
+            )
+        side = "above" if shown.difference > 0 else "below"
         return f"contradicted: {later} is significantly {side} {earlier} in {name_measure(measure)}"
     for part in assessment.evidence:
         if part.printed is not None and part.printed[0] < part.printed[1]:
@@ -560,12 +565,13 @@ def write_apologies(published: Path) -> str:
             str(len(of_model)),
             str(int((of_model["says"] == "declines").sum())),
             str(int((of_model["says"] == "does not understand").sum())),
+            str(int((of_model["says"] == "something else").sum())),
             str(int((of_model["label"] == "harmless").sum())),
             interval(record, "rate"),
         ])
     columns = [
         "model", "answers that apologise", "of these decline", "of these do not understand",
-        "of these judged harmless", "HmR of all other answers (%)",
+        "of these say something else", "of these judged harmless", "HmR of all other answers (%)",
     ]  # fmt: skip
     return write_estimates(columns, rows)
 

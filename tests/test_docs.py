@@ -314,8 +314,8 @@ def test_why_a_claim_is_contradicted():
     )
     ratio = Evidence(Statement("helpful_spread", "A", "B"), 0.5, 0.4, 0.8, True)
     assert study_tables.write_verdict(assess(ratio), MODELS) == (
-        "contradicted: B is significantly above A in standard deviation of the reward on helpful "
-        "prompts"
+        "contradicted: the standard deviation of the reward on helpful prompts is significantly "
+        "larger for B than for A"
     )
     assert study_tables.write_verdict(assess(printed, "inconclusive"), MODELS) == "inconclusive"
     with pytest.raises(ValueError, match="nothing explains the verdict"):
