@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from docs import benchmark_tables, readme_parts, settings_table, study_tables
+from docs import benchmark_tables, findings, readme_parts, settings_table, study_tables
 from docs.benchmark_tables import BENCHMARKS, ROOT
 from docs.study_tables import PUBLISHED
 from posttrain.files import read_json, write
@@ -42,10 +42,10 @@ def list_parts(
         "presets": readme_parts.write_presets,
         "results": partial(study_tables.write_results, metrics),
         "measures": partial(study_tables.write_measures, published, metrics),
-        "findings": partial(study_tables.write_findings, published, metrics),
+        "findings": partial(findings.write_findings, published, metrics),
         "claims in short": partial(study_tables.write_claims_in_short, assessments, models),
         "claims counted": partial(study_tables.write_claims_counted, assessments),
-        "claims": partial(study_tables.write_verdicts, assessments),
+        "claims": partial(study_tables.write_verdicts, assessments, models),
         "evidence": partial(study_tables.write_evidence, assessments, models),
         "summary": partial(study_tables.write_summary, metrics),
         "headlines": partial(study_tables.write_headlines, metrics),
@@ -56,6 +56,8 @@ def list_parts(
         "behaviour": partial(study_tables.write_behaviour, metrics),
         "running on": partial(study_tables.write_running_on, metrics),
         "gains": partial(study_tables.write_gains, metrics),
+        "prompts in words": partial(study_tables.write_prompts_in_words, published),
+        "openings": partial(study_tables.write_openings, published),
         "real model setup": benchmark_tables.write_real_model_setup,
         "same work": benchmark_tables.write_same_work,
         "preset small": benchmark_tables.write_preset_small,

@@ -11,11 +11,11 @@ PLACEHOLDER = "https://github.com/<owner>/<repository>.git"  # where no origin h
 STAND_IN = "a tiny stand-in for OPT"  # the demo's base, which is a folder
 # What a preset needs. No benchmark has measured these times.
 NEEDS = {
-    "demo": "no GPU, and no download after the installation; a few minutes",
+    "demo": "no GPU, and no download after the installation; a minute or two on two cores",
     "small": "no GPU; one to two hours on two cores ([estimated](docs/speed.md#the-preset-small))",
     "quick": "a GPU with 12 to 16 GB; one to two hours (estimated)",
     "full": "a larger GPU; about two hours on an A100 (estimated)",
-    "paper": "as `full`, but it takes longer, since SFT trains all weights ([what differs]"
+    "paper": "a larger GPU; takes longer than `full`, since SFT trains all weights ([what differs]"
     "(docs/differences.md))",
 }
 
@@ -60,12 +60,18 @@ def write_clone(address: str) -> str:
     Args:
         address: of the repository, as `public_address` gives it.
     """
-    return "\n".join([
+    lines = [
         "```sh",
         f"git clone {address} sft-dpo && cd sft-dpo",
         "make run PRESET=demo",
         "```",
-    ])
+    ]
+    if address == PLACEHOLDER:
+        lines += [
+            "",
+            "Replace `<owner>/<repository>` with the name under which you found this repository.",
+        ]
+    return "\n".join(lines)
 
 
 def write_presets() -> str:

@@ -1,4 +1,4 @@
-"""What the study's published results and its claims come to, as markdown: tables and sentences.
+"""What the study's published results and its claims come to, as markdown tables.
 
 A difference of two models is always the later one minus the earlier one, in the order Base, SFT,
 DPO, SFT+DPO, whichever of them a claim puts first.
@@ -33,9 +33,13 @@ from posttrain.tables import interval, summary
 PUBLISHED = ROOT / "results" / "published"
 RATES = ("HmR", "HpR", "CAS")
 RATE_OF_KIND = {"harmful": "HmR", "helpful": "HpR"}
-MEANING = {"reward": "mean reward", "spread": "standard deviation", "median": "median reward"}
+QUANTITIES = {
+    "reward": "mean reward",
+    "spread": "standard deviation of the reward",
+    "median": "median reward",
+}
 VERDICTS = ("supported", "contradicted", "inconclusive")
-# README shows these claims, with the differences from these models.
+# README shows these claims, each with the differences from these models.
 IN_README = (
     ("The combined SFT+DPO model outperforms all others across all metrics", ("SFT",)),
     ("SFT outperforms DPO", ("DPO",)),
@@ -45,6 +49,17 @@ IN_README = (
 REACH = 1.0  # how far from the study's thresholds others are tried, in units of reward
 REACH_IN_WORDS = "one unit of reward"
 STEPS = 201  # how many thresholds are tried, evenly spaced
+# The last messages in prompts of the kind "helpful" that ask for nothing: in them the human only
+# thanks, agrees or says goodbye. They were found by reading all prompts.
+WITHOUT_REQUEST = (
+    "Ok thank you.",
+    "Nope, I am all set, thanks!",
+    "Good. Thanks for listening to my request. Goodbye.",
+    "Okay, I will.",
+    "I'll try those. Thank you.",
+    "Okay I'll think about that when deciding how much to save.",
+)
+ASSISTANT = "Assistant:"
 # How the published answers that begin with an apology go on. A test compares both patterns with
 # labels that were given by hand.
 DECLINES = re.compile(r"not going to (answer|help)")
@@ -127,14 +142,64 @@ def write_expectation(evidence: Evidence, models: Sequence[str]) -> str:
 
 
 def write_claims_counted(assessments: Sequence[Assessment]) -> str:
-    """Write in a sentence how many claims got which verdict."""
+    """Write in a sentence how many claims got which verdict, and what contradicts them."""
     counts = dict.fromkeys(VERDICTS, 0)
+    by_differences = 0
     for assessment in assessments:
         counts[assessment.verdict] += 1
+        if assessment.verdict == "contradicted" and list_opposite_differences(assessment):
+            by_differences += 1
     parts = []
     for verdict, count in counts.items():
-        parts.append(f"{count or 'none'} {'is' if count < 2 else 'are'} {verdict}")
+        part = f"{count or 'none'} {'is' if count < 2 else 'are'} {verdict}"
+        if verdict == "contradicted" and count:
+            by_printed = count - by_differences
+            part += (
+                f" ({by_printed} by the study's own printed numbers, {by_differences} by a "
+                "significant difference)"
+            )
+        parts.append(part)
     return f"Of the study's {len(assessments)} claims, {list_words(parts)}."
+
+
+def list_opposite_differences(assessment: Assessment) -> list[Evidence]:
+    """List the significant differences whose sign is the opposite of what a claim states."""
+    return [part for part in assessment.evidence if part.significant and part.direction < 0]
+
+
+def write_verdict(assessment: Assessment, models: Sequence[str]) -> str:
+    """Write the verdict on a claim and, if it is contradicted, what contradicts it.
+
+    Args:
+        assessment: the assessment of the claim.
+        models: all models in their order.
+
+    Raises:
+        ValueError: nothing that is known of the claim contradicts it, although its verdict says so.
+    """
+    if assessment.verdict != "contradicted":
+        return assessment.verdict
+    differences = list_opposite_differences(assessment)
+    if differences:
+        shown = orient(differences[0], models)
+        measure, later, earlier = shown.statement
+        if shown.statement.is_ratio:
+            side = "larger" if shown.difference > 1 else "smaller"
+            return (
+                f"contradicted: the {name_measure(measure)} is significantly {side} for {later} "
+                f"than for {earlier}"
+            )
+        side = "above" if shown.difference > 0 else "below"
+        return f"contradicted: {later} is significantly {side} {earlier} in {name_measure(measure)}"
+    for part in assessment.evidence:
+        if part.printed is not None and part.printed[0] < part.printed[1]:
+            of_higher, of_lower = (format_number(value) for value in part.printed)
+            statement = part.statement
+            return (
+                f"contradicted: the study itself prints a lower {name_measure(statement.measure)} "
+                f"for {statement.higher} ({of_higher}) than for {statement.lower} ({of_lower})"
+            )
+    raise ValueError(f"“{assessment.claim.quotation}”: nothing explains the verdict.")
 
 
 def write_claims_in_short(assessments: Sequence[Assessment], models: Sequence[str]) -> str:
@@ -148,7 +213,7 @@ def write_claims_in_short(assessments: Sequence[Assessment], models: Sequence[st
     rows = []
     for quotation, others in IN_README:
         assessment = by_quotation[quotation]
-        words, verdict = f"“{quotation}”<br>", assessment.verdict
+        words, verdict = f"“{quotation}”", write_verdict(assessment, models)
         for other in others:
             cells = dict.fromkeys(RATES, "–")
             expected = ""
@@ -160,15 +225,21 @@ def write_claims_in_short(assessments: Sequence[Assessment], models: Sequence[st
                     cells[measure] = f"**{text}**" if evidence.significant else text
                     side = write_expectation(evidence, models)
                     expected = f"{name_models(shown)} {side}"
-            rows.append([words + expected, *cells.values(), verdict])
-            words, verdict = "", ""  # a second row of the same claim
+            rows.append([f"{words}<br>{expected}", *cells.values(), verdict])
+            words = "the same claim"
     return write_estimates(["claim, and the difference that it expects", *RATES, "verdict"], rows)
 
 
-def write_verdicts(assessments: Sequence[Assessment]) -> str:
-    """Write the list of all claims with their verdicts."""
+def write_verdicts(assessments: Sequence[Assessment], models: Sequence[str]) -> str:
+    """Write the list of all claims with their verdicts.
+
+    Args:
+        assessments: of all claims.
+        models: all models in their order.
+    """
     rows = []
-    for number, (claim, verdict, _) in enumerate(assessments, start=1):
+    for number, assessment in enumerate(assessments, start=1):
+        claim, verdict = assessment.claim, write_verdict(assessment, models)
         rows.append([str(number), claim.section, f"“{claim.quotation}”", verdict])
     return write_table(["", "section", "claim", "verdict"], rows)
 
@@ -202,12 +273,8 @@ def write_evidence_row(evidence: Evidence, models: Sequence[str]) -> list[str]:
     printed = ""
     if shown.printed is not None:
         printed = " and ".join(format_number(value) for value in shown.printed)
-    kind, _, quantity = shown.statement.measure.partition("_")
-    measure = kind
-    if quantity:
-        measure = f"{MEANING[quantity]}, {kind} prompts"
     return [
-        measure,
+        name_measure(shown.statement.measure),
         name_models(shown),
         printed,
         describe_difference(shown),
@@ -215,6 +282,12 @@ def write_evidence_row(evidence: Evidence, models: Sequence[str]) -> list[str]:
         {1: "as claimed", 0: "none", -1: "opposite"}[evidence.direction],
         "**yes**" if evidence.significant else "no",
     ]
+
+
+def name_measure(measure: str) -> str:
+    """Name a measure as a sentence does, such as "mean reward on harmful prompts" or "HmR"."""
+    kind, _, quantity = measure.partition("_")
+    return f"{QUANTITIES[quantity]} on {kind} prompts" if quantity else measure
 
 
 def name_models(evidence: Evidence) -> str:
@@ -492,90 +565,61 @@ def write_apologies(published: Path) -> str:
             str(len(of_model)),
             str(int((of_model["says"] == "declines").sum())),
             str(int((of_model["says"] == "does not understand").sum())),
+            str(int((of_model["says"] == "something else").sum())),
             str(int((of_model["label"] == "harmless").sum())),
             interval(record, "rate"),
         ])
     columns = [
         "model", "answers that apologise", "of these decline", "of these do not understand",
-        "of these judged harmless", "HmR of all other answers (%)",
+        "of these say something else", "of these judged harmless", "HmR of all other answers (%)",
     ]  # fmt: skip
     return write_estimates(columns, rows)
 
 
-# ---- findings
+# ---- the study's prompts
 
 
-def write_findings(published: Path, metrics: Record) -> str:
-    """List what the study's answers show, each finding in a sentence or two.
+def write_prompts_in_words(published: Path) -> str:
+    """Write how many prompts contain no request, and how many end in text of the assistant.
 
     Args:
         published: the folder with the study's results.
-        metrics: the folder's metrics.json.
     """
+    prompts = read_answers(published).drop_duplicates("id").set_index("id")
+    last = prompts["prompt"].map(find_last_message)
+    helpful = last[prompts["kind"] == "helpful"]
+    thanks = int(helpful.isin([f"Human: {text}" for text in WITHOUT_REQUEST]).sum())
+    unfinished = int(last.str.startswith(ASSISTANT).sum())
     return write_list([
-        write_helpfulness(published, metrics),
-        write_harmlessness(metrics),
-        write_apologies_in_short(published),
+        f"{unfinished} of the {len(prompts)} prompts end in text of the assistant, because only "
+        "the last paragraph of the reply was removed.",
+        f"In {thanks} of the {len(helpful)} helpful prompts, the human's last message contains no "
+        f"request, such as “{WITHOUT_REQUEST[0]}”, and only thanks, agrees or says goodbye.",
     ])
 
 
-def write_helpfulness(published: Path, metrics: Record) -> str:
-    """Say which models are more helpful than Base, and whether that depends on the threshold."""
-    baseline = metrics["models"][0]["model"]
-    shares = decide_at_thresholds(published)["HpR"]
-    higher, always, sometimes = [], [], []
-    for record in metrics["comparisons"]:
-        is_gain = record["first"] == baseline and record["difference"] > 0
-        if record["measure"] == "HpR" and is_gain and record["decision"] == "significant":
-            model = record["second"]
-            higher.append(model)
-            share = shares[baseline, model]
-            if share == 1:
-                always.append(model)
-            else:
-                sometimes.append(f"for {model} only at {100 * share:.0f}% of them")
-    chosen = metrics["thresholds"]["helpful"]
-    low, high = format_number(chosen - REACH), format_number(chosen + REACH)
-    return (
-        f"**Helpfulness rises.** {list_words(higher)} are significantly more helpful than "
-        f"{baseline}. For {list_words(always)} this is true at every threshold from {low} to "
-        f"{high}, {list_words(sometimes)}. Part of the gain is associated with inventing the "
-        "human's next turn less often, since the study scored such invented text as well."
-    )
+def find_last_message(prompt: str) -> str:
+    """Find the last message of a prompt, with the name of its speaker before it."""
+    return re.split(r"\n\n(?=Human:|Assistant:)", prompt)[-1]
 
 
-def write_harmlessness(metrics: Record) -> str:
-    """Say that no pair of models differs in HmR, and how large a difference may have been missed.
+def write_openings(published: Path) -> str:
+    """Write how many answers of each model begin with the literal word “Assistant:”.
 
-    Raises:
-        ValueError: a pair does differ significantly.
+    Args:
+        published: the folder with the study's results.
     """
-    ends = []
-    for record in metrics["comparisons"]:
-        if record["measure"] == "HmR":
-            if record["decision"] == "significant":
-                raise ValueError("A pair of models differs in HmR: word this finding anew.")
-            ends += [abs(record["low"]), abs(record["high"])]
-    prompts = metrics["models"][0]["harmful_prompts"]
-    return (
-        "**In harmlessness no difference is detected.** This is weak evidence that there is none: "
-        f"with {prompts} harmful prompts, the confidence intervals leave room for differences "
-        f"between two models of up to {max(ends):.0f} points in either direction."
-    )
-
-
-def write_apologies_in_short(published: Path) -> str:
-    """Say what the answers to harmful prompts that begin with an apology go on to say."""
     answers = read_answers(published)
-    apologies = describe_apologies(answers[answers["kind"] == "harmful"])
-    says = apologies["says"].value_counts()
-    harmless = int((apologies["label"] == "harmless").sum())
-    return (
-        f"**A harmless label is not a refusal.** Of the {len(apologies)} answers to harmful "
-        f"prompts that begin with an apology, {says['does not understand']} say that they do not "
-        f"understand and only {says['declines']} decline the request, but the judge calls "
-        f"{harmless} of them harmless."
-    )
+    answers = answers.assign(named=answers["response"].str.startswith(ASSISTANT))
+    rows = []
+    for model in [*models_of(answers), "together"]:
+        of_model = answers if model == "together" else answers[answers["model"] == model]
+        cells = [model]
+        for kind in KINDS:
+            named = of_model.loc[of_model["kind"] == kind, "named"]
+            cells.append(f"{named.sum()} of {len(named)}")
+        rows.append([*cells, f"{of_model['named'].sum()} of {len(of_model)}"])
+    return write_table(["model", *(f"{kind} prompts" for kind in KINDS), "all prompts"], rows)
 
 
 # ---- markdown

@@ -7,8 +7,8 @@ import re
 import pandas as pd
 import pytest
 
-from docs import benchmark_tables, build, readme_parts, study_tables
-from posttrain.claims import Evidence, Statement
+from docs import benchmark_tables, build, findings, readme_parts, study_tables
+from posttrain.claims import Assessment, Claim, Evidence, Ordering, Statement
 from posttrain.files import read_json
 from posttrain.settings import PRESETS
 from tests.conftest import ROOT
@@ -88,7 +88,7 @@ def test_evidence_as_a_row():
     ]  # fmt: skip
     equal = Evidence(Statement("harmful_reward", "B", "A"), 0.0, None, None, False, (-1.5, -1.5))
     assert study_tables.write_evidence_row(equal, MODELS) == [
-        "mean reward, harmful prompts", "B − A", "−1.5 and −1.5", "+0.00 on every prompt",
+        "mean reward on harmful prompts", "B − A", "−1.5 and −1.5", "+0.00 on every prompt",
         "above 0", "none", "no",
     ]  # fmt: skip
 
@@ -101,8 +101,8 @@ def test_a_claim_the_other_way_round():
     ]  # fmt: skip
     ratio = Evidence(Statement("helpful_spread", "A", "B"), 2.0, 1.25, 2.5, True)
     assert study_tables.write_evidence_row(ratio, MODELS) == [
-        "standard deviation, helpful prompts", "B ÷ A", "", "0.50 [0.40, 0.80]", "below 1",
-        "as claimed", "**yes**",
+        "standard deviation of the reward on helpful prompts", "B ÷ A", "", "0.50 [0.40, 0.80]",
+        "below 1", "as claimed", "**yes**",
     ]  # fmt: skip
 
 
@@ -223,6 +223,17 @@ def test_findings_are_true_of_the_numbers(metrics):
             significant.add((record["measure"], record["second"], record["first"]))
     higher = {("HpR", model, "Base") for model in ("SFT", "DPO", "SFT+DPO")}
     assert significant == higher
+    differences = {}
+    for record in metrics["comparisons"]:
+        if record["decision"] == "significant":
+            pair = f"{record['second']} − {record['first']}"
+            differences.setdefault(record["measure"], {})[pair] = record["difference"]
+    assert min(differences["HpR"].values()) > 0
+    assert set(differences["CAS"]) == {"SFT − Base", "SFT+DPO − Base"}
+    assert "harmful_reward" not in differences
+    rewards = differences["helpful_reward"]
+    assert rewards["DPO − SFT"] < 0 < rewards["SFT+DPO − DPO"]
+    assert findings.rank_by_cas(metrics)[:2] == ["SFT+DPO", "SFT"]
     for record in metrics["gain_by_not_running_on"]:
         if record["kind"] == "helpful":
             assert record["by_share_low"] > 0, record["model"]
@@ -235,7 +246,7 @@ def test_a_difference_in_harmlessness_needs_other_words(metrics):
     """The sentence that no difference is detected is not written where one is."""
     comparisons = [record | {"decision": "significant"} for record in metrics["comparisons"]]
     with pytest.raises(ValueError, match="word this finding anew"):
-        study_tables.write_harmlessness(metrics | {"comparisons": comparisons})
+        findings.write_harmlessness(metrics | {"comparisons": comparisons})
 
 
 def test_published_in_words(metrics):
@@ -257,6 +268,79 @@ def test_published_in_words(metrics):
         by_model = {record["model"]: record["human_turn"] for record in records}
         assert 45 < by_model["Base"] < 55
         assert min(by_model, key=by_model.get) == "SFT"
+
+
+def test_prompts_in_words():
+    """What README and published.md say of the study's prompts, and what answers begin with."""
+    answers = study_tables.read_answers(PUBLISHED)
+    prompts = answers.drop_duplicates("id")
+    last = prompts["prompt"].map(study_tables.find_last_message)
+    helpful = last[prompts["kind"] == "helpful"]
+    for text in study_tables.WITHOUT_REQUEST:
+        assert (helpful == f"Human: {text}").sum() == 1, text
+    of_assistant = prompts["id"][last.str.startswith("Assistant:")]
+    unfinished = {"harmful-05", "harmful-17", "harmful-25", "helpful-02", "helpful-17"}
+    assert set(of_assistant) == unfinished
+    assert last.str.startswith(("Human:", "Assistant:")).all()
+    named = answers["response"].str.startswith("Assistant:").groupby(answers["model"]).mean()
+    assert min(named["SFT"], named["SFT+DPO"]) > 0.8 > 0.7 > max(named["Base"], named["DPO"])
+
+
+# ---- claims
+
+
+@pytest.fixture(scope="module")
+def assessments(metrics):
+    """The study's claims, assessed."""
+    return study_tables.assess_study(PUBLISHED, metrics)
+
+
+def assess(evidence, verdict="contradicted"):
+    """The assessment of a claim that evidence on one statement decides."""
+    measure, higher, lower = evidence.statement
+    ordering = Ordering(measures=[measure], higher=[higher], lower=[lower])
+    return Assessment(Claim(section="1", quotation="B", orderings=[ordering]), verdict, [evidence])
+
+
+def test_why_a_claim_is_contradicted():
+    """A significant difference comes before a printed one, and a verdict has a reason."""
+    printed = Evidence(Statement("HmR", "B", "A"), -4.0, -9.0, 1.0, False, (44, 48))
+    assert study_tables.write_verdict(assess(printed), MODELS) == (
+        "contradicted: the study itself prints a lower HmR for B (44) than for A (48)"
+    )
+    significant = printed._replace(significant=True)
+    assert study_tables.write_verdict(assess(significant), MODELS) == (
+        "contradicted: B is significantly below A in HmR"
+    )
+    ratio = Evidence(Statement("helpful_spread", "A", "B"), 0.5, 0.4, 0.8, True)
+    assert study_tables.write_verdict(assess(ratio), MODELS) == (
+        "contradicted: the standard deviation of the reward on helpful prompts is significantly "
+        "larger for B than for A"
+    )
+    assert study_tables.write_verdict(assess(printed, "inconclusive"), MODELS) == "inconclusive"
+    with pytest.raises(ValueError, match="nothing explains the verdict"):
+        study_tables.write_verdict(assess(printed._replace(printed=None)), MODELS)
+
+
+def test_contradicted_claims_are_counted(assessments):
+    """Each contradicted claim is counted once, under what contradicts it."""
+    sentence = study_tables.write_claims_counted(assessments)
+    printed, measured = re.search(r"\((\d) by the study's own .*?, (\d) by a", sentence).groups()
+    models = ["Base", "SFT", "DPO", "SFT+DPO"]
+    verdicts = [study_tables.write_verdict(assessment, models) for assessment in assessments]
+    assert sum("prints a lower" in verdict for verdict in verdicts) == int(printed)
+    assert sum("is significantly" in verdict for verdict in verdicts) == int(measured)
+
+
+def test_claims_that_readme_shows(assessments):
+    """The comparison that README shows of the first claim decides it; the two rank all models."""
+    by_quotation = {assessment.claim.quotation: assessment for assessment in assessments}
+    shown = [by_quotation[quotation] for quotation, _ in study_tables.IN_README]
+    sections = [assessment.claim.section for assessment in shown]
+    assert sections == ["abstract", "abstract", "5.2", "5.3"]
+    against = {part.statement.lower for part in shown[0].evidence if part.direction < 0}
+    assert against == {"SFT"}
+    assert len(shown[0].evidence) == 3 * len(study_tables.RATES)
 
 
 # ---- README
@@ -287,6 +371,13 @@ def test_readme_names_a_public_address(parts):
     """What README clones is what an origin gives, wherever these tests run."""
     address = re.search(r"git clone (\S+) sft-dpo ", parts["clone"]())[1]
     assert readme_parts.public_address(address) == address
+
+
+def test_a_placeholder_is_explained():
+    """What cannot be pasted is explained, and an address that can be is not."""
+    words = "Replace `<owner>/<repository>`"
+    assert words in readme_parts.write_clone(readme_parts.PLACEHOLDER)
+    assert words not in readme_parts.write_clone("https://github.com/a/b.git")
 
 
 def test_presets_are_described():
@@ -323,6 +414,12 @@ def test_tree_of_readme_exists():
             listed = line.split("  ")[0] if not line.startswith("docs/") else line
             for name in listed.split():
                 assert (ROOT / name.replace("<run>/", "")).exists(), name
+
+
+def test_pages_are_listed():
+    """README's list of pages names every document of docs/."""
+    listed = re.findall(r"^\| \[docs/([\w-]+\.md)\]", README, re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
 # ---- the documents

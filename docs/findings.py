@@ -1,0 +1,217 @@
+"""What the study's answers show, in a few sentences for README and docs/published.md.
+
+All numbers are computed. Where a sentence would not be true of other numbers, its function refuses
+to write it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from docs.study_tables import (
+    REACH,
+    STEPS,
+    Pair,
+    Record,
+    decide_at_thresholds,
+    describe_apologies,
+    format_number,
+    read_answers,
+    write_list,
+)
+from posttrain.comparisons import format_difference
+from posttrain.conclusions import list_words
+
+
+def write_findings(published: Path, metrics: Record) -> str:
+    """Answer in a paragraph what training brought, then list each finding with its numbers.
+
+    Args:
+        published: the folder with the study's results.
+        metrics: the folder's metrics.json.
+    """
+    findings = [
+        write_helpfulness(published, metrics),
+        write_mean_rewards(metrics),
+        write_running_on_in_short(metrics),
+        write_harmlessness(metrics),
+        write_overall(metrics),
+        write_apologies_in_short(published),
+    ]
+    return f"{write_answer(metrics)}\n\n{write_list(findings)}"
+
+
+def write_answer(metrics: Record) -> str:
+    """Answer whether the trained models are more helpful and safer, in two sentences."""
+    baseline = metrics["models"][0]["model"]
+    best, second = rank_by_cas(metrics)[:2]
+    higher = [record["second"] for record in list_gains(metrics, "HpR")]
+    check(not list_significant(metrics, "HmR"), "A pair of models differs in HmR")
+    check(not is_significant(metrics, "CAS", (second, best)), f"{best} is above {second} in CAS")
+    return (
+        "**Are the trained models more helpful, and are they safer?** By the judge's rewards, "
+        f"{list_words(higher)} are more helpful than {baseline}, but no difference in harmlessness "
+        f"is detected. {best} has the highest combined score (CAS), but it is not significantly "
+        f"higher than that of {second}."
+    )
+
+
+def write_helpfulness(published: Path, metrics: Record) -> str:
+    """Say which models are more helpful than Base, and whether that depends on the threshold."""
+    baseline = metrics["models"][0]["model"]
+    shares = decide_at_thresholds(published)["HpR"]
+    always, sometimes = [], []
+    gains = list_gains(metrics, "HpR")
+    for record in gains:
+        model = record["second"]
+        count = round(shares[baseline, model] * STEPS)
+        if count == STEPS:
+            always.append(model)
+        else:
+            sometimes.append(f"for {model} only at {count} of them")
+    chosen = metrics["thresholds"]["helpful"]
+    low, high = format_number(chosen - REACH), format_number(chosen + REACH)
+    return (
+        f"**Helpfulness rises.** In HpR, {list_words([record['second'] for record in gains])} are "
+        f"significantly above {baseline}. For {list_words(always)} this is true at all {STEPS} "
+        f"thresholds that were tried between {low} and {high}, {list_words(sometimes)}."
+    )
+
+
+def write_mean_rewards(metrics: Record) -> str:
+    """Say which models differ in mean reward on helpful prompts but not in HpR."""
+    clauses = []
+    for record in list_significant(metrics, "helpful_reward"):
+        first, second = record["first"], record["second"]
+        if not is_significant(metrics, "HpR", (first, second)):
+            side = "above" if record["difference"] > 0 else "below"
+            size = format_difference(record)
+            clauses.append(f"{second} is significantly {side} {first} ({size})")
+    check(len(clauses) > 1, "Fewer than two pairs differ in mean reward alone")
+    return (
+        "**Mean rewards show more than rates.** In mean reward on helpful prompts, "
+        f"{list_words(clauses)}. These differences are not significant in HpR, which only counts "
+        "how many rewards are above the threshold."
+    )
+
+
+def write_running_on_in_short(metrics: Record) -> str:
+    """Say how much of the gain in reward is associated with inventing fewer human turns."""
+    baseline = metrics["models"][0]["model"]
+    ran_on = {}
+    for record in metrics["behaviour"]:
+        if record["kind"] == "helpful":
+            ran_on[record["model"]] = f"{record['human_turn']:.0f}%"
+    parts = []
+    for record in metrics["gain_by_not_running_on"]:
+        if record["kind"] == "helpful":
+            check(record["by_share_low"] > 0, "A part of a gain may be zero")
+            parts.append(f"{record['by_share']:.2f} of {record['gain']:.2f} for {record['model']}")
+    at_base = ran_on.pop(baseline)
+    others = list_words([f"{model} in {share}" for model, share in ran_on.items()])
+    return (
+        f"**Part of the gain is associated with stopping in time.** {baseline} often goes on "
+        f"after its answer and invents the human's next message: in {at_base} of its answers to "
+        f"helpful prompts ({others}). The study scored the invented text as well. Of the gain over "
+        f"{baseline} in mean reward on helpful prompts, the part associated with inventing such "
+        f"messages less often is {list_words(parts)}."
+    )
+
+
+def write_harmlessness(metrics: Record) -> str:
+    """Say that no pair of models differs in HmR, and how large a difference may be missed."""
+    check(not list_significant(metrics, "HmR"), "A pair of models differs in HmR")
+    ends = []
+    for record in metrics["comparisons"]:
+        if record["measure"] == "HmR":
+            ends += [abs(record["low"]), abs(record["high"])]
+    prompts = metrics["models"][0]["harmful_prompts"]
+    return (
+        "**In harmlessness no difference is detected.** This is weak evidence that there is none: "
+        f"with {prompts} harmful prompts, the confidence intervals leave room for differences "
+        f"between two models of up to {max(ends):.0f} points, whichever model is ahead."
+    )
+
+
+def write_overall(metrics: Record) -> str:
+    """Say which model has the highest CAS, and from which models it differs significantly."""
+    baseline = metrics["models"][0]["model"]
+    best, second = rank_by_cas(metrics)[:2]
+    above = [record["second"] for record in list_gains(metrics, "CAS")]
+    difference = find_comparison(metrics, "CAS", (second, best))
+    check(best in above, f"{best} is not above {baseline} in CAS")
+    check(not is_significant(metrics, "CAS", (second, best)), f"{best} is above {second} in CAS")
+    return (
+        f"**{best} has the highest CAS.** {list_words(above)} are significantly above {baseline} "
+        f"in CAS, but {best} is not significantly above {second} "
+        f"({format_difference(difference)})."
+    )
+
+
+def write_apologies_in_short(published: Path) -> str:
+    """Say what the answers to harmful prompts that begin with an apology go on to say."""
+    answers = read_answers(published)
+    apologies = describe_apologies(answers[answers["kind"] == "harmful"])
+    says = apologies["says"].value_counts()
+    harmless = int((apologies["label"] == "harmless").sum())
+    return (
+        f"**A harmless label is not a refusal.** Of the {len(apologies)} answers to harmful "
+        f"prompts that begin with an apology, {says['does not understand']} say that they do not "
+        f"understand, {says['declines']} decline the request, and {says['something else']} say "
+        f"something else, but the judge calls {harmless} of them harmless. The answers were sorted "
+        "by search patterns, which agree with a reading of all of them."
+    )
+
+
+# ---- looking up
+
+
+def check(is_so: bool, otherwise: str) -> None:
+    """Refuse to write a sentence whose words are not true of the numbers.
+
+    Args:
+        is_so: whether they are true.
+        otherwise: what is the case if they are not.
+
+    Raises:
+        ValueError: they are not true.
+    """
+    if not is_so:
+        raise ValueError(f"{otherwise}: word this finding anew.")
+
+
+def find_comparison(metrics: Record, measure: str, pair: Pair) -> Record:
+    """Find the comparison of two models, the earlier one and the later one, in a measure."""
+    for record in metrics["comparisons"]:
+        if (record["measure"], record["first"], record["second"]) == (measure, *pair):
+            return record
+    raise ValueError(f"{measure}: no comparison of {pair[0]} and {pair[1]}.")
+
+
+def is_significant(metrics: Record, measure: str, pair: Pair) -> bool:
+    """Tell whether two models, the earlier one and the later one, differ in a measure."""
+    return find_comparison(metrics, measure, pair)["decision"] == "significant"
+
+
+def rank_by_cas(metrics: Record) -> list[str]:
+    """List the models from the highest CAS to the lowest."""
+    ranked = sorted(metrics["models"], key=lambda record: record["CAS"], reverse=True)
+    return [record["model"] for record in ranked]
+
+
+def list_significant(metrics: Record, measure: str) -> Sequence[Record]:
+    """List the comparisons of a measure that are significant."""
+    records = []
+    for record in metrics["comparisons"]:
+        if record["measure"] == measure and record["decision"] == "significant":
+            records.append(record)
+    return records
+
+
+def list_gains(metrics: Record, measure: str) -> Sequence[Record]:
+    """List the comparisons with the first model in which the other model is significantly above."""
+    baseline = metrics["models"][0]["model"]
+    records = []
+    for record in list_significant(metrics, measure):
+        if record["first"] == baseline and record["difference"] > 0:
+            records.append(record)
+    return records
