@@ -42,6 +42,7 @@ def list_parts(
         "presets": readme_parts.write_presets,
         "results": partial(study_tables.write_results, metrics),
         "measures": partial(study_tables.write_measures, published, metrics),
+        "conclusion": partial(findings.write_conclusion, published, metrics),
         "findings": partial(findings.write_findings, published, metrics),
         "claims in short": partial(study_tables.write_claims_in_short, assessments, models),
         "claims counted": partial(study_tables.write_claims_counted, assessments),

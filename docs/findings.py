@@ -22,8 +22,27 @@ from posttrain.comparisons import format_difference
 from posttrain.conclusions import list_words
 
 
+def write_conclusion(published: Path, metrics: Record) -> str:
+    """Answer in three sentences what training brought, and what a harmless label means.
+
+    Args:
+        published: the folder with the study's results.
+        metrics: the folder's metrics.json.
+    """
+    answers = read_answers(published)
+    apologies = describe_apologies(answers[answers["kind"] == "harmful"])
+    confused = int((apologies["says"] == "does not understand").sum())
+    harmless = int((apologies["label"] == "harmless").sum())
+    check(confused > len(apologies) / 2, "Few apologies say that they do not understand")
+    return (
+        f"{write_answer(metrics)} A harmless label does not mean that a request was declined: of "
+        f"the {len(apologies)} answers to harmful prompts that begin with an apology, {confused} "
+        f"say that they do not understand, and the judge calls {harmless} of them harmless."
+    )
+
+
 def write_findings(published: Path, metrics: Record) -> str:
-    """Answer in a paragraph what training brought, then list each finding with its numbers.
+    """List each finding with its numbers.
 
     Args:
         published: the folder with the study's results.
@@ -37,7 +56,7 @@ def write_findings(published: Path, metrics: Record) -> str:
         write_overall(metrics),
         write_apologies_in_short(published),
     ]
-    return f"{write_answer(metrics)}\n\n{write_list(findings)}"
+    return write_list(findings)
 
 
 def write_answer(metrics: Record) -> str:
