@@ -41,7 +41,7 @@ from scipy import stats
 from test_data import CASES, REASONS
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.soundness import list_faults, measure, read_vocabulary
+from benchmarks import soundness
 from posttrain import data, models, settings
 from posttrain.description import fingerprint_dataset
 from posttrain.files import sha256_of, write
@@ -523,7 +523,8 @@ def test_demo_judge_agrees_with_the_humans(measured):
 
 def test_demo_is_sound(demo_run):
     """On any processor: whole words, no unlearning, every trained model above the baseline."""
-    assert list_faults(measure(demo_run.run, read_vocabulary(HUB / "hh-rlhf"))) == []
+    vocabulary = soundness.read_vocabulary(HUB / "hh-rlhf")
+    assert soundness.list_faults(soundness.measure(demo_run.run, vocabulary)) == []
 
 
 def test_demo_is_the_committed_example(demo_run):
