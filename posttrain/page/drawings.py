@@ -65,7 +65,8 @@ READINGS = {  # figure: its heading on the page, and how to read it, with the ru
         "preference training (DPO), the log-ratio of a reply is the log-probability that the "
         "trained model gives it minus the one that the reference model gives it. The reward "
         "margin is β times the difference between the chosen reply's log-ratio and the rejected "
-        "reply's, and the reward accuracy is the share of pairs whose margin is positive. The "
+        "reply's, and the reward accuracy is the share of pairs whose margin is positive. "
+        "These rewards are implicit in the trained model and are not those of the judge. The "
         "dotted lines mark the held-out loss before training, and an accuracy of one half, which"
         " guessing would reach.",
     ),

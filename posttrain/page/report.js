@@ -720,10 +720,11 @@
     const isRewarded = knownRewards(answers).length > 0;
     for (const name of ["low", "high", "order"]) offer(name, isRewarded);
     byId("direction").hidden = !isRewarded;
-    for (const name of ["left", "right"]) offer(name, data.models.length > 1);
-    offer("differ", data.models.length > 1 && !form.elements.label.disabled);
-    offer("model", CONDITIONS.some((name) => !form.elements[name].disabled));
-    refreshList(); // which hides what depends on other choices
+    const isOfSeveral = data.models.length > 1;
+    offer("left", isOfSeveral);
+    for (const name of ["right", "ranked", "baseline"]) offer(name, false); // until one is needed
+    offer("differ", isOfSeveral && !form.elements.label.disabled);
+    offer("model", isOfSeveral && CONDITIONS.some((name) => !form.elements[name].disabled));
     const groups = [...form.querySelectorAll("fieldset")];
     for (const group of groups) group.hidden = !group.querySelector("label:not([hidden])");
     byId("more").hidden = groups.every((group) => group.hidden);
