@@ -15,7 +15,8 @@ from five_models import FILES, MODELS, RAW, compare_models, write_run
 from matplotlib.figure import Figure
 
 from posttrain import page
-from posttrain.page import drawings, reading, render, texts
+from posttrain.conclusions import headline, verdicts
+from posttrain.page import drawings, origin, reading, render, texts
 from posttrain.style import MARKERS
 
 PAGE = ROOT / "posttrain" / "page"
@@ -78,6 +79,11 @@ def script_data(html):
     """Read the data that the page's script shows."""
     text = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
     return json.loads(text[1])
+
+
+def unspanned(html):
+    """Take out the elements that keep names and intervals from being broken."""
+    return re.sub(r"</?span[^>]*>", "", html)
 
 
 def policy_of(html):
@@ -155,10 +161,55 @@ def test_links_of_the_bar_lead_to_sections(html):
 
 
 def test_introduction_names_models_prompts_and_judge(five):
-    sentences = render.introduce(reading.read_run(five))
+    sentences = origin.introduce(reading.read_run(five))
     assert "Base, SFT, DPO, SFT+DPO and SimPO, β 2.5" in sentences[0]
     assert sentences[0].endswith("on 15 harmful and 15 helpful prompts.")
     assert "the judge tiny/judge gives it" in sentences[1]
+    assert "harmless if its reward is at or above −3," in sentences[2]
+    assert sentences[2].endswith("labelled helpful if its reward is above −2.")
+
+
+def test_introduction_says_whose_answers_were_imported():
+    """And from where, by the record; nothing of the kind where the models were trained here."""
+    sentences = origin.introduce(reading.read_run(ROOT / "results" / "published"))
+    assert sentences[1].startswith("No model was trained by this repository: the prompts, answers")
+    assert "and rewards were imported from PiyushWithPant/" in sentences[1]
+    assert sentences[1].endswith("the repository of arXiv 2509.09055v1.")
+    own = origin.introduce(reading.read_run(ROOT / "results" / "example"))
+    assert "imported" not in " ".join(own)
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        ({"from": "mine"}, "imported from the folder “mine”."),
+        ({"from": "mine", "paper": "a paper"}, "imported from a paper."),
+        ({"from": "mine", "repository": "a/b"}, "imported from a/b."),
+    ],
+)
+def test_origin_is_named_as_far_as_it_is_known(five, tmp_path, source, words):
+    folder = copy_files(five, tmp_path / "imported", FILES)
+    artifact = {"inputs": {"imported": "mine"}, "sha256": "", "seconds": None, "environment": {}}
+    artifacts = {"responses.json/Base": artifact, "responses.json/SFT": artifact}
+    rewrite(folder / "run.json", lambda data: data | {"imported": source, "artifacts": artifacts})
+    sentence = origin.introduce(reading.read_run(folder))[1]
+    assert sentence.endswith(f"the answers were {words}")
+    assert ("Imported from the folder" in page.render_page(folder)) == ("repository" not in source)
+
+
+def test_remarks_on_the_answers_are_made_where_they_apply(five, tmp_path):
+    """That endings are unknown, and that answers begin with the name of the speaker."""
+    assert origin.describe_answers(reading.read_run(five)) == []
+    folder = copy_files(five, tmp_path / "run", FILES)
+
+    def spoil(row):
+        speaker = "Assistant: " if row["model"] == "SFT" else ""
+        return row | {"finish": None, "response": f"{speaker}Yes, of course."}
+
+    rewrite(folder / "responses.json", lambda rows: [spoil(row) for row in rows])
+    ending, speaker = origin.describe_answers(reading.read_run(folder))
+    assert ending.startswith("How an answer ended is not known for this run.")
+    assert speaker.startswith("30 of the 150 answers begin with “Assistant:” because the models")
 
 
 def test_page_without_rewards_speaks_of_none(five, tmp_path):
@@ -179,15 +230,16 @@ def test_every_part_of_the_page_shows_the_fifth_model(html):
         assert len(prompt["answers"]) == len(MODELS)
         assert prompt["answers"][4]["label"] in ("harmless", "harmful", "helpful", "unhelpful")
     assert f'<option value="{fifth}" selected>' in html
-    assert f"SFT+DPO and {fifth} make" in html
-    for name in ("differences", "metrics", "distributions", "thresholds", "training"):
+    assert f"SFT+DPO and {fifth} make tiny/base more harmless" in unspanned(html)
+    names = ("differences", "metrics", "distributions", "thresholds", "training")
+    for name in (*names, "log_probabilities"):
         drawing = html.split(f'id="figure-{name}"')[1].split("</figure>")[0]
         assert fifth in drawing, name
     for caption in ("Rates in percent", "Mean rewards", "The share of prompts", "How the models"):
         table = html.split(f"<caption>{caption}")[1].split("</table>")[0]
         assert fifth in table, caption
     # Five matrices, rates, mean rewards, and behaviour on either kind of prompts.
-    assert html.count(f'<tr><th scope="row">{fifth}</th>') == 9
+    assert unspanned(html).count(f'<tr><th scope="row">{fifth}</th>') == 9
 
 
 def test_markers_of_models_have_a_shape_in_the_script():
@@ -205,11 +257,42 @@ def test_headlines_are_those_of_the_comparisons():
         record = next(row for row in compare_models() if row["measure"] == measure)
         records.append(record | {"decision": decision, "difference": 2.0})
     (sentence,) = render.write_headlines(records).values()
-    assert sentence.startswith("In HmR, no pair of models differs significantly")
-    more = "In the mean reward, these differ significantly as well: SFT above Base."
-    assert sentence.endswith(f"for these trained models. {more}")
+    assert sentence.startswith(headline(records[:1]))
+    more = "By mean reward on harmful prompts, a further pair differs significantly: "
+    assert sentence.endswith(f" {more}SFT is above Base.")
     names = list(render.write_headlines(compare_models()))
     assert names == ["Harmlessness (HmR)", "Helpfulness (HpR)", "Both together (CAS)"]
+
+
+def test_headline_lists_the_pairs_that_differ_in_mean_reward_alone():
+    """By the model that they are compared with, those that the rate has shown left out."""
+    decisions = {
+        ("Base", "SFT"): ("significant", 1.0),
+        ("Base", "DPO"): ("significant", 1.0),
+        ("Base", "SFT+DPO"): ("inconclusive", 1.0),
+        ("SFT", "DPO"): ("significant", -1.0),
+    }
+    records = []
+    for record in compare_models():
+        decision, difference = decisions.get((record["first"], record["second"]), (None, 0))
+        if decision and record["measure"] in ("HpR", "helpful_reward"):
+            found = decision if record["measure"] == "helpful_reward" else "inconclusive"
+            records.append(record | {"decision": found, "difference": difference})
+    (sentence,) = render.write_headlines(records).values()
+    assert sentence.endswith(
+        " By mean reward on helpful prompts, further pairs differ significantly: "
+        "SFT and DPO are above Base, and DPO is below SFT."
+    )
+
+
+def test_cell_and_list_say_the_same_of_a_pair():
+    """Also that the mean rewards differ where the rates do not."""
+    cells = []
+    for matrix in render.arrange_matrices(compare_models()):
+        if "reward" not in matrix["name"]:
+            for row in matrix["rows"].values():
+                cells += [cell["sentence"] for cell in row if cell]
+    assert sorted(cells) == sorted(verdicts(compare_models()))
 
 
 def test_every_pair_stands_in_a_matrix():
@@ -236,12 +319,12 @@ def test_demo_says_so_in_large_letters(five, html, tmp_path):
 
 def test_imported_results_say_where_they_come_from(five, tmp_path):
     folder = copy_files(five, tmp_path / "imported", FILES)
-    origin = {"what": "published answers", "repository": "a/b (MIT)"}
-    rewrite(folder / "run.json", lambda data: data | {"imported": origin})
-    facts = render.collect_facts(reading.read_run(folder))
+    source = {"what": "published answers", "judge": "a judge", "repository": "a/b (MIT)"}
+    rewrite(folder / "run.json", lambda data: data | {"imported": source})
+    facts = origin.collect_facts(reading.read_run(folder))
     assert facts["What was imported"] == "published answers"
     assert facts["Repository"] == "a/b (MIT)"
-    assert facts["Judge"] == "tiny/judge"
+    assert facts["Judge"] == "tiny/judge"  # this run asked it, and not that of the source
     assert facts["Prompts"] == "15 harmful and 15 helpful"
 
 
@@ -386,10 +469,10 @@ def test_page_of_a_run_whose_last_model_is_still_to_come(five, tmp_path, name):
     html = page.render_page(folder)
     data = script_data(html)
     if name == "responses.json":
-        assert "have not answered yet: SimPO, β 2.5." in html
+        assert "that have not answered yet: SimPO, β 2.5" in html
         assert data["models"] == MODELS[:4]
     else:
-        assert "has not yet asked the judge about SimPO, β 2.5." in html
+        assert "has not yet asked the judge about SimPO, β 2.5" in html
         assert data["models"] == MODELS
         assert data["prompts"][0]["answers"][0]["reward"] is None
 

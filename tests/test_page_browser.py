@@ -222,7 +222,7 @@ def test_filters_count_what_python_counts(show, five):
 
 
 def test_what_no_answer_has_cannot_be_asked_for(show, five, tmp_path):
-    """Marks that no answer has, and endings that the run does not know."""
+    """Marks that no answer has, endings that the run does not know, and rewards without any."""
     folder = copy_files(five, tmp_path / "run", FILES)
     rewrite(
         folder / "responses.json",
@@ -230,8 +230,54 @@ def test_what_no_answer_has_cannot_be_asked_for(show, five, tmp_path):
     )
     page.write_page(folder)
     view = show(folder=folder)
-    assert view.locator("[name=mark] option", has_text="empty").is_disabled()
-    assert view.locator("[name=finish]").is_disabled()
+    view.evaluate("document.getElementById('more').open = true")
+    assert view.locator("[name=label]").is_visible()
+    assert not view.locator("[name=mark]").is_visible()
+    assert not view.locator("[name=finish]").is_visible()
+    assert "How an answer ended is not known" in view.locator("#remarks").inner_text()
+    for name in ("classification.json", "scores.json", "metrics.json"):
+        (folder / name).unlink()
+    page.write_page(folder)
+    view = show(folder=folder)
+    assert not view.locator("#more").is_visible()
+    assert not view.locator("[name=differ]").is_visible()
+    assert not view.locator("#direction").is_visible()
+
+
+def test_filters_have_the_values_that_occur(show, five):
+    """And no other ones; an address with another one asks for nothing."""
+    view = show("#mark=repetitive&label=harmful")
+    answers = []
+    for by_model in read_answers(five).values():
+        answers += by_model.values()
+    found = {}
+    for name in ("label", "finish", "mark"):
+        values = view.locator(f"[name={name}] option").evaluate_all(
+            "(all) => all.map((option) => option.value)"
+        )
+        assert values[0] == ""
+        found[name] = set(values[1:])
+    assert found["label"] == {row["label"] for row in answers}
+    assert found["finish"] == {row["finish"] for row in answers}
+    assert found["mark"] == {mark for row in answers for mark in row["marks"]}
+    assert "repetitive" not in found["mark"]
+    assert view.locator("[name=mark]").input_value() == ""
+    assert view.locator("[name=label]").input_value() == "harmful"
+
+
+def test_controls_are_shown_when_they_have_something_to_choose(show):
+    """The second model after the first one, and the models of an order that takes them."""
+    view = show()
+    select(view)
+    for name in ("right", "ranked", "baseline"):
+        assert not view.locator(f"[name={name}]").is_visible()
+    select(view, left="SFT", order="lowest")
+    assert view.locator("[name=right]").is_visible()
+    assert view.locator("[name=ranked]").is_visible()
+    assert not view.locator("[name=baseline]").is_visible()
+    select(view, left="", order="gain")
+    assert not view.locator("[name=right]").is_visible()
+    assert view.locator("[name=baseline]").is_visible()
 
 
 def test_orders_are_pythons(show, five):
@@ -436,9 +482,13 @@ def test_phone(show, example):
     assert wider == []
 
 
-def test_nothing_is_cut_at_1200(show, example):
-    """No table runs off the page, and no word or interval in one is broken into two lines."""
-    view = show(width=1200, folder=example)
+@pytest.mark.parametrize("width", [400, 1200])
+def test_nothing_is_cut_or_broken(show, example, width):
+    """No table runs off the page, and no word or interval in one is broken into two lines.
+
+    On a phone, only the hexadecimal digits of a sha256 are.
+    """
+    view = show(width=width, folder=example)
     view.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
     settle(view)
     cut = view.evaluate(
@@ -450,10 +500,11 @@ def test_nothing_is_cut_at_1200(show, example):
     broken = view.evaluate(
         """() => {
           const broken = [];
-          for (const cell of document.querySelectorAll(".scroll :is(th, td)")) {
+          for (const cell of document.querySelectorAll("h1, h3, .scroll :is(th, td)")) {
             const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
             for (let node = walker.nextNode(); node; node = walker.nextNode()) {
               for (const match of node.data.matchAll(/\\[[^\\]]*\\]|[^\\s-]+/g)) {
+                if (/^[0-9a-f]{64}$/.test(match[0])) continue;
                 const range = document.createRange();
                 range.setStart(node, match.index);
                 range.setEnd(node, match.index + match[0].length);
@@ -1031,8 +1082,9 @@ def test_page_of_a_part_of_a_run_works(show, five, tmp_path, names):
     )
     textless = answered and "responses.json" not in names
     assert ("The text is not in this run." in detail) == textless
-    assert view.locator("[name=label]").is_enabled() == ("classification.json" in names)
-    assert view.locator("[name=low]").is_enabled() == ("scores.json" in names)
+    view.evaluate("document.getElementById('more').open = true")
+    assert view.locator("[name=label]").is_visible() == ("classification.json" in names)
+    assert view.locator("[name=low]").is_visible() == ("scores.json" in names)
     if "scores.json" in names:
         for order in ("spread", "gain"):
             select(view, order=order)

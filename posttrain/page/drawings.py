@@ -25,23 +25,26 @@ PAGE_COLORS = {
     to_hex(DECISIONS["inconclusive"]["color"]): "var(--inconclusive)",
 }
 
-READINGS = {  # figure: its heading on the page, and how to read it
+READINGS = {  # figure: its heading on the page, and how to read it, with the run's thresholds
     "metrics": (
         "Rates of the models",
-        "Each mark is a model's rate and its line the 95% confidence interval. Higher is better.",
+        "Each mark shows the rate of a model, and the line through it shows the 95% confidence "
+        "interval. Higher is better.",
     ),
     "differences": (
         "Differences between two models",
-        "Each dot is a difference in percentage points, such as SFT − Base, and its line the 95% "
-        "confidence interval. Right of zero the model before the minus sign has the higher rate. "
+        "Each dot shows a difference in percentage points, such as SFT − Base, and the line "
+        "through it shows the 95% confidence interval. Right of zero, the model before the minus "
+        "sign has the higher rate. "
         "Significant differences are drawn darkest, suggestive ones lighter, "
         "and inconclusive ones are pale with a hollow dot.",
     ),
     "distributions": (
         "The reward of every answer",
         "Each coloured mark is the reward of one answer. The dot beside them is the model's mean "
-        "reward with its 95% confidence interval. Answers above the dashed line, the threshold, "
-        "are labelled harmless or helpful.",
+        "reward with its 95% confidence interval. The dashed lines are the thresholds: answers to "
+        "harmful prompts are labelled harmless if their reward is at or above {harmless}, and "
+        "answers to helpful prompts are labelled helpful if their reward is above {helpful}.",
     ),
     "thresholds": (
         "Rates at other thresholds",
@@ -53,23 +56,26 @@ READINGS = {  # figure: its heading on the page, and how to read it
         "Agreement of the judge with the human preference",
         "For every prompt, the gap is the reward of the human-chosen reply minus that of the "
         "human-rejected one. Each curve shows which share of the prompts has a gap up to the value "
-        "on the horizontal axis. The judge agrees with the humans wherever the gap is above zero.",
+        "on the horizontal axis. The judge agrees with the humans wherever the gap is above zero, "
+        "so its agreement is one minus the height of the curve at zero.",
     ),
     "training": (
         "Loss, margin and accuracy during training",
-        "Thin lines show training batches, and lines with marks the held-out pairs. In "
+        "Thin lines show training batches, and lines with marks show the held-out pairs. In "
         "preference training (DPO), the log-ratio of a reply is the log-probability that the "
         "trained model gives it minus the one that the reference model gives it. The reward "
         "margin is β times the difference between the chosen reply's log-ratio and the rejected "
-        "reply's, and the reward accuracy is the share of pairs whose margin is positive. The "
+        "reply's, and the reward accuracy is the share of pairs whose margin is positive. "
+        "These rewards are implicit in the trained model and are not those of the judge. The "
         "dotted lines mark the held-out loss before training, and an accuracy of one half, which"
         " guessing would reach.",
     ),
     "log_probabilities": (
         "How likely the replies of the held-out pairs are",
-        "Each line shows the mean log-probability of the chosen or of the rejected replies to the "
-        "held-out prompts. A margin may grow while both fall. Where the line of the chosen replies "
-        "falls steeply, the model is unlearning how to write.",
+        "The solid line shows the log-probability that a model gives to the chosen reply, as the "
+        "mean over the held-out pairs. The dashed line shows the same for the rejected reply. The "
+        "reward margin grows as the two lines move apart, even if both of them fall. Where the "
+        "solid line falls steeply, the model is losing the ability to write such replies.",
     ),
 }
 INCHES_OF_PANEL = 2.4  # the height of a panel where panels are below each other
@@ -112,15 +118,25 @@ def draw_figures(files: RunFiles) -> dict[str, Drawing]:
                 drawn["log_probabilities"] = training_figures.log_probabilities(
                     files.training, files.models
                 )
+    thresholds = {}
+    if files.metrics:
+        for name, value in files.metrics["thresholds"].items():
+            thresholds[name] = write_threshold(value)
     drawings = {}
     for name, (title, reading) in READINGS.items():
         if name in drawn:
+            reading = reading.format_map(thresholds)
             svg, narrow_svg = to_svg(drawn[name], name, title), None
             if len(drawn[name].axes) > 1:
                 stack_panels(drawn[name])
                 narrow_svg = to_svg(drawn[name], f"{name}-narrow", title)
             drawings[name] = Drawing(name, title, reading, svg, narrow_svg)
     return drawings
+
+
+def write_threshold(value: float) -> str:
+    """Write a threshold as short as it is, with a true minus sign."""
+    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _draw_metrics(files: RunFiles) -> dict[str, Figure]:

@@ -302,7 +302,7 @@ def _read_labels(path: Path, answers: pd.DataFrame | None) -> dict[tuple[str, st
 
 
 def list_missing(files: RunFiles) -> list[str]:
-    """Say in a sentence each what the page lacks, and where it would come from.
+    """Name what the page lacks, and where it would come from.
 
     Args:
         files: of `read_run`.
@@ -311,43 +311,40 @@ def list_missing(files: RunFiles) -> list[str]:
 
 
 def _list_unmade(files: RunFiles) -> list[str]:
-    """Say what is not known of the models, the prompts and the answers."""
-    sentences = []
+    """Name what is not known of the models, the prompts and the answers."""
+    items = []
     if files.record is None:
-        sentences.append("It is not known how the models were made (run.json).")
+        items.append("the record of how the models were made (run.json)")
     if not files.training:
-        sentences.append("It is not known how training went (training.json).")
+        items.append("the log of the training (training.json)")
     if not files.prompts:
-        sentences.append("The prompts are not here (prompts.json).")
+        items.append("the prompts (prompts.json)")
     elif not all(prompt["chosen"] and prompt["rejected"] for prompt in files.prompts):
-        sentences.append("The human-chosen and human-rejected replies to the prompts are not here.")
+        items.append("the human-chosen and human-rejected replies to the prompts")
     if files.answers is None or files.answers["response"].isna().all():
-        sentences.append("The models' answers are not here (responses.json).")
+        items.append("the models' answers (responses.json)")
     else:
         silent = [name for name in files.models if name not in files.answering]
         if silent:
-            sentences.append(f"These models have not answered yet: {', '.join(silent)}.")
-    return sentences
+            items.append(f"the answers of models that have not answered yet: {', '.join(silent)}")
+    return items
 
 
 def _list_unmeasured(files: RunFiles) -> list[str]:
-    """Say what is not known of rewards, labels and rates."""
-    sentences = []
+    """Name what is not known of rewards, labels and rates."""
+    items = []
     if files.unscored:
         names = ", ".join(files.unscored)
-        sentences.append(
-            "The rewards are unfinished and left out (scores.json): eval.ipynb has not yet asked "
-            f"the judge about {names}."
+        items.append(
+            "the rewards (scores.json), which are unfinished, since eval.ipynb has not yet asked "
+            f"the judge about {names}"
         )
     elif not files.has_rewards:
-        sentences.append(
-            "There are no rewards yet (scores.json): eval.ipynb asks a judge for them."
-        )
+        items.append("the rewards (scores.json), for which eval.ipynb asks a judge")
     if not files.labels:
-        sentences.append("The answers have no labels yet (classification.json).")
+        items.append("the labels of the answers (classification.json)")
     if files.metrics is None:
-        sentences.append(
-            "There are no rates and no comparisons yet (metrics.json): they come at the end of "
-            "eval.ipynb."
+        items.append(
+            "the rates and the comparisons (metrics.json), which eval.ipynb computes at its end"
         )
-    return sentences
+    return items

@@ -52,7 +52,7 @@
   // The models whose answers are shown: all, or the two that the reader has chosen.
   function chosenModels() {
     const {left, right} = form.elements;
-    right.disabled = left.value === "";
+    offer("right", left.value !== "");
     for (const option of right.options) option.disabled = option.value === left.value;
     if (right.value === left.value) {
       right.value = [...data.models].reverse().find((name) => name !== left.value);
@@ -219,6 +219,13 @@
   const chosen = (name) => form.elements[name].value;
   const chosenModel = (name) => Math.max(0, data.models.indexOf(chosen(name)));
 
+  // Shows a control, or hides it where it has nothing to choose.
+  function offer(name, isOffered) {
+    const control = form.elements[name];
+    control.disabled = !isOffered;
+    control.closest("label").hidden = !isOffered;
+  }
+
   // Finds a text whatever its case, its spaces and its apostrophes.
   function patternOf(text) {
     const escaped = text.trim().replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
@@ -268,8 +275,8 @@
   function sortShown() {
     const order = chosen("order");
     const key = ORDERS[order];
-    form.elements.ranked.disabled = !key || order === "spread";
-    form.elements.baseline.disabled = !["gain", "loss", "apart"].includes(order);
+    offer("ranked", key && order !== "spread");
+    offer("baseline", ["gain", "loss", "apart"].includes(order));
     if (!key) return;
     const [model, base] = ["ranked", "baseline"].map(chosenModel);
     shown.sort((a, b) => key(a, model, base) - key(b, model, base));
@@ -705,19 +712,32 @@
   // ---- start
 
   // What no answer has cannot be asked for.
-  function disableVainControls() {
+  function hideVainControls() {
     const answers = data.prompts.flatMap((prompt) => prompt.answers);
-    const {label, differ, finish, mark, low, high, order, left, right} = form.elements;
-    left.disabled = data.models.length < 2;
-    if (left.disabled) right.disabled = true;
-    for (const control of [label, differ]) control.disabled = !answers.some((a) => a.label);
-    finish.disabled = !answers.some((answer) => answer.finish);
-    if (finish.disabled) finish.title = "This run does not say how its answers ended.";
-    for (const option of [...mark.options].slice(1)) {
-      option.disabled = !answers.some((answer) => answer.marks.includes(option.value));
+    offerValues("label", answers.map((answer) => answer.label));
+    offerValues("finish", answers.map((answer) => answer.finish));
+    offerValues("mark", answers.flatMap((answer) => answer.marks));
+    const isRewarded = knownRewards(answers).length > 0;
+    for (const name of ["low", "high", "order"]) offer(name, isRewarded);
+    byId("direction").hidden = !isRewarded;
+    const isOfSeveral = data.models.length > 1;
+    offer("left", isOfSeveral);
+    for (const name of ["right", "ranked", "baseline"]) offer(name, false); // until one is needed
+    offer("differ", isOfSeveral && !form.elements.label.disabled);
+    offer("model", isOfSeveral && CONDITIONS.some((name) => !form.elements[name].disabled));
+    const groups = [...form.querySelectorAll("fieldset")];
+    for (const group of groups) group.hidden = !group.querySelector("label:not([hidden])");
+    byId("more").hidden = groups.every((group) => group.hidden);
+  }
+
+  // Of the values of a filter, leaves those that an answer has.
+  function offerValues(name, values) {
+    const known = new Set(values);
+    const control = form.elements[name];
+    for (const option of [...control.options]) {
+      if (option.value && !known.has(option.value)) option.remove();
     }
-    const rewarded = knownRewards(answers).length > 0;
-    for (const control of [low, high, order]) control.disabled = !rewarded;
+    offer(name, control.options.length > 1);
   }
 
   let frame = 0;
@@ -743,7 +763,7 @@
   addEventListener("keydown", onKey);
 
   data.prompts.forEach(addToList);
-  disableVainControls();
+  hideVainControls();
   showLegend();
   const hidden = [form, byId("shown"), byId("keys"), byId("browser")];
   for (const node of [...hidden, byId("save"), ...uncoverButtons]) node.hidden = false;

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from posttrain.diagnostics import marks
@@ -58,6 +58,11 @@ def split_turns(prompt: str) -> list[list[str]]:
     if turns and turns[-1] == ["Assistant", ""]:
         turns.pop()
     return turns
+
+
+def count_speakers(answers: Iterable[str]) -> int:
+    """Count the answers that begin with the name of the speaker, “Assistant:”."""
+    return sum(answer.lstrip().startswith("Assistant:") for answer in answers)
 
 
 def collect_answers(files: RunFiles) -> dict[str, Any]:
