@@ -36,6 +36,9 @@ def read_training(log: Mapping[str, Sequence[Record]]) -> list[str]:
         if len(validated) < 2:
             continue
         first, last = validated[0], validated[-1]
+        if None in (*first.values(), *last.values()):
+            paragraphs.append(f"{name}: A measure of the held-out pairs is not a finite number.")
+            continue
         if "eval_logps/chosen" in last:
             sentences = _read_preferences(first, last)
         else:
@@ -77,7 +80,7 @@ def _read_preferences(first: Record, last: Record) -> list[str]:
             "Both kinds of replies have become less likely, and the margin grows because the "
             "rejected ones have lost more."
         )
-    fall = rise / chosen[0]
+    fall = rise / min(chosen[0], -1e-9)  # a log-probability is zero where nothing else is likely
     if fall > LARGEST_FALL:
         sentences.append(
             f"Log p(chosen) has fallen by {-rise:.1f} nats per reply, {100 * fall:.0f}% of its "

@@ -77,6 +77,12 @@ def test_imitation():
     assert "does not carry over" in read(rising)
 
 
+def test_what_is_not_finite_is_said():
+    records = preferences((-8.0, None), (-9.0, -20.0))
+    assert read(records) == "X: A measure of the held-out pairs is not a finite number."
+    assert "fallen by" in read(preferences((0.0, -2.0), (-9.0, -20.0)))
+
+
 def test_models_without_held_out_pairs_are_left_out():
     assert conclusions.read_training({"X": [{"step": 1, "loss": 2.0}]}) == []
     assert conclusions.read_training({"X": [{"step": 0, "eval_loss": 2.0}]}) == []
