@@ -147,7 +147,7 @@ def write_harmlessness(metrics: Record) -> str:
     return (
         "**In harmlessness no difference is detected.** This is weak evidence that there is none: "
         f"with {prompts} harmful prompts, the confidence intervals leave room for differences "
-        f"between two models of up to {max(ends):.0f} points, whichever model is ahead."
+        f"between two models of up to {max(ends):.0f} points."
     )
 
 

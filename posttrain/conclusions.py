@@ -8,24 +8,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.comparisons import REWARD_OF_RATE, format_difference
-from posttrain.metrics import MEASURES
+from posttrain.metrics import MEASURES, wilson
 from posttrain.power import ALPHA
 
 Record = Mapping[str, Any]
 
 # A model that has lost so large a part of log p(chosen) may no longer write whole sentences.
 LARGEST_FALL = 0.5
+SMALLEST_FALL = 0.01  # below it there is nothing to say
 REMEDY = "A lower learning rate, a larger β or fewer steps keep a model closer to its reference."
 
 
 # ---- the training
 
 
-def read_training(log: Mapping[str, Sequence[Record]]) -> list[str]:
+def read_training(log: Mapping[str, Sequence[Record]], pairs: int | None = None) -> list[str]:
     """Say of every trained model what changed on the held-out pairs, and whether it went too far.
 
     Args:
         log: training.json, {model: log records}; models without held-out pairs are left out.
+        pairs: how many pairs are held out; with it, an accuracy has its 95% interval.
 
     Returns:
         A paragraph for each model.
@@ -33,18 +35,21 @@ def read_training(log: Mapping[str, Sequence[Record]]) -> list[str]:
     paragraphs = []
     for name, records in log.items():
         validated = [record for record in records if "eval_loss" in record]
-        if len(validated) < 2:
-            continue
-        first, last = validated[0], validated[-1]
-        if None in (*first.values(), *last.values()):
-            paragraphs.append(f"{name}: A measure of the held-out pairs is not a finite number.")
-            continue
-        if "eval_logps/chosen" in last:
-            sentences = _read_preferences(first, last)
-        else:
-            sentences = _read_imitation(first, last)
-        paragraphs.append(f"{name}: {' '.join(sentences)}")
+        if validated:
+            sentences = _read_validations(validated[0], validated[-1], pairs)
+            paragraphs.append(f"{name}: {' '.join(sentences)}")
     return paragraphs
+
+
+def _read_validations(first: Record, last: Record, pairs: int | None) -> list[str]:
+    """Say what changed between the first and the last validation of a training."""
+    if last["step"] == first["step"]:
+        return ["The held-out pairs were looked at only once, so that no change is known."]
+    if None in (*first.values(), *last.values()):
+        return ["A measure of the held-out pairs is not a finite number."]
+    if "eval_logps/chosen" in last:
+        return _read_preferences(first, last, pairs)
+    return _read_imitation(first, last)
 
 
 def _read_imitation(first: Record, last: Record) -> list[str]:
@@ -59,41 +64,63 @@ def _read_imitation(first: Record, last: Record) -> list[str]:
     ]
 
 
-def _read_preferences(first: Record, last: Record) -> list[str]:
+def _read_preferences(first: Record, last: Record, pairs: int | None) -> list[str]:
     """Say how the margin of a model that learned preferences came about."""
-    chosen = first["eval_logps/chosen"], last["eval_logps/chosen"]
-    rejected = first["eval_logps/rejected"], last["eval_logps/rejected"]
+    accuracy, margin = last["eval_rewards/accuracies"], last["eval_rewards/margins"]
+    interval = ""
+    if pairs is not None:
+        ends = wilson(round(accuracy * pairs), pairs)
+        interval = f" (95% interval {ends['low']:.0f} to {ends['high']:.0f})"
     sentences = [
-        f"{100 * last['eval_rewards/accuracies']:.0f}% of the held-out pairs have moved towards "
-        f"the chosen reply, and the mean margin is {_signed(last['eval_rewards/margins'])}.",
-        f"Log p(chosen) went from {_signed(chosen[0], 1)} to {_signed(chosen[1], 1)} nats and "
-        f"log p(rejected) from {_signed(rejected[0], 1)} to {_signed(rejected[1], 1)}.",
+        f"The loss on the held-out pairs went from {first['eval_loss']:.3f} to "
+        f"{last['eval_loss']:.3f}. {100 * accuracy:.0f}%{interval} of them have moved towards the "
+        f"chosen reply, and the mean margin is {_signed(margin)}.",
+        _read_change("chosen", first, last) + " and " + _read_change("rejected", first, last) + ".",
     ]
-    rise = chosen[1] - chosen[0]
-    if rise >= 0:
+    sentences[1] = sentences[1][0].upper() + sentences[1][1:]
+    rise = last["eval_logps/chosen"] - first["eval_logps/chosen"]
+    rejected_rise = last["eval_logps/rejected"] - first["eval_logps/rejected"]
+    if last["eval_loss"] >= first["eval_loss"]:
         sentences.append(
-            "The chosen replies have become likelier, so the margin does not come from unlearning."
+            "The loss has not fallen: on these pairs the model is no better than one that has not "
+            "moved."
         )
-        return sentences
-    if rejected[1] - rejected[0] < rise:
+    elif rejected_rise < rise < 0:
         sentences.append(
-            "Both kinds of replies have become less likely, and the margin grows because the "
+            "Both kinds of replies have become less likely, and the margin is positive because the "
             "rejected ones have lost more."
         )
-    fall = rise / min(chosen[0], -1e-9)  # a log-probability is zero where nothing else is likely
-    if fall > LARGEST_FALL:
-        sentences.append(
-            f"Log p(chosen) has fallen by {-rise:.1f} nats per reply, {100 * fall:.0f}% of its "
-            "start. The lost probability goes to texts that are neither reply, so the answers may "
+    return sentences + _read_fall(-rise, first["eval_logps/chosen"])
+
+
+def _read_change(reply: str, first: Record, last: Record) -> str:
+    """Say from where to where the log-probability of a kind of replies went."""
+    start, end = first[f"eval_logps/{reply}"], last[f"eval_logps/{reply}"]
+    return f"log p({reply}) went from {_signed(start, 1)} to {_signed(end, 1)} nats"
+
+
+def _read_fall(fall: float, start: float) -> list[str]:
+    """Say whether the chosen replies have become so unlikely that the answers may fall apart.
+
+    Args:
+        fall: of log p(chosen), in nats per reply; negative for a rise.
+        start: log p(chosen) before the training.
+    """
+    share = fall / max(-start, 1e-9)
+    if share < SMALLEST_FALL:
+        return []
+    size = (
+        f"Log p(chosen) has fallen by {fall:.1f} nats per reply, {100 * share:.1f}% of its start."
+    )
+    if share > LARGEST_FALL:
+        return [
+            f"{size} The lost probability goes to texts that are neither reply, so the answers may "
             f"fall apart however large the margin is: read them before you trust a rate. {REMEDY}"
-        )
-    else:
-        sentences.append(
-            f"Log p(chosen) has fallen by {-rise:.1f} nats per reply, {100 * fall:.0f}% of its "
-            f"start. That is below {100 * LARGEST_FALL:.0f}%, from which on this text warns, but "
-            "only the answers themselves show whether a model still writes well."
-        )
-    return sentences
+        ]
+    return [
+        f"{size} This text warns from {100 * LARGEST_FALL:.0f}% on, but only the answers "
+        "themselves show whether a model still writes well."
+    ]
 
 
 def _signed(value: float, digits: int = 3) -> str:
@@ -247,8 +274,8 @@ def _describe_room(comparisons: Sequence[Record]) -> str:
         return ""
     digits, unit = (2, "") if "reward" in comparisons[0]["measure"] else (0, " points")
     return (
-        f"; the intervals leave room for differences of up to {max(ends):.{digits}f}{unit}, "
-        "whichever model is ahead"
+        f"; the intervals leave room for differences of up to {max(ends):.{digits}f}{unit} between "
+        "two models"
     )
 
 

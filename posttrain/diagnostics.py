@@ -92,7 +92,10 @@ def _judge_cautions(judge: Sequence[Mapping[str, Any]]) -> list[str]:
             doubtful.append(f"{record['kind']} prompts ({record['agreement']:.0f}% {interval})")
     if not doubtful:
         return []
-    return [f"The judge does not agree with the humans above chance on {' and '.join(doubtful)}."]
+    return [
+        "The judge's agreement with the humans cannot be told from chance on "
+        f"{' and '.join(doubtful)}."
+    ]
 
 
 def _reference_cautions(answers: pd.DataFrame) -> list[str]:

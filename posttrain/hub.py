@@ -87,8 +87,8 @@ def _hint_at_stand_ins(name: str) -> str:
     if Path("demo/build.py").exists():
         return f" The demo's stand-ins in {STAND_INS} are made by `python demo/build.py`."
     return (
-        f" The demo's stand-ins in {STAND_INS} are part of the repository. In Colab choose "
-        "Runtime > Change runtime type > GPU, and a real model is trained instead."
+        f" The demo's stand-ins in {STAND_INS} are part of the repository: start in its folder. In "
+        "Colab choose Runtime > Change runtime type > GPU, and a real model is trained instead."
     )
 
 

@@ -198,8 +198,12 @@ def validation(log: Mapping[str, Sequence[Record]]) -> Styler:
     ends = {}
     for name, records in log.items():
         validated = [record for record in records if "eval_loss" in record]
-        if validated:  # a trainer may have no held-out pairs
-            ends[name] = pd.DataFrame([validated[0], validated[-1]], index=["before", "after"])
+        if not validated:  # a trainer may have no held-out pairs
+            continue
+        when = ["before" if validated[0]["step"] == 0 else f"step {validated[0]['step']}"]
+        if len(validated) > 1:
+            when.append("after")
+        ends[name] = pd.DataFrame([validated[0], *validated[1:][-1:]], index=when)
     if not ends:
         return pd.DataFrame().style
     table = pd.concat(ends, names=["model", "when"])

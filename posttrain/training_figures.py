@@ -60,7 +60,9 @@ def training(log: Mapping[str, Sequence[Record]], models: Sequence[str]) -> Figu
         models: all names of the run's models in order, for their styles.
     """
     styles = style_of(models)
-    tables = {name: _by_step(log[name]) for name in log}
+    tables = {name: _by_step(log[name]) for name in log if log[name]}
+    if not tables:
+        raise ValueError("Nothing has been trained yet: run the cells with the trainers first.")
     imitating = [name for name, table in tables.items() if "rewards/margins" not in table]
     preferring = [name for name, table in tables.items() if "rewards/margins" in table]
     panels = []
@@ -79,13 +81,21 @@ def training(log: Mapping[str, Sequence[Record]], models: Sequence[str]) -> Figu
         axis.set(xlabel="optimizer step", ylabel=label)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
-    fallen = [name for name, table in tables.items() if _falls(_logged(table, "eval_loss"))]
-    stages = "model" if len(tables) == 1 else "models"
-    title = f"Held-out loss fell for {len(fallen)} of {len(tables)} trained {stages}"
-    handles = make_handles({name: styles[name] for name in log})
+    handles = make_handles({name: styles[name] for name in tables})
     handles.append(Line2D([], [], color="0.4", **BATCHES, label="thin: training batches"))
-    entitle(figure, title, handles)
+    entitle(figure, _say_fallen(tables), handles)
     return figure
+
+
+def _say_fallen(tables: Mapping[str, pd.DataFrame]) -> str:
+    """Say for how many of the models that were validated after a step the held-out loss fell."""
+    losses = [_logged(table, "eval_loss") for table in tables.values()]
+    validated = [values for values in losses if len(values) > 1]
+    if not validated:
+        return "Training, without a validation at its end"
+    fallen = sum(_falls(values) for values in validated)
+    stages = "model" if len(validated) == 1 else "models"
+    return f"Held-out loss fell for {fallen} of {len(validated)} trained {stages}"
 
 
 def _by_step(records: Sequence[Record]) -> pd.DataFrame:
@@ -97,8 +107,9 @@ def _draw_stage(axis: Axes, table: pd.DataFrame, key: str, style: Style) -> None
     """Draw one quantity of a stage's log, of training batches and of held-out pairs."""
     batches, held_out = _logged(table, key), _logged(table, f"eval_{key}")
     if key == "rewards/accuracies":
-        # The first step's batch is still that of the untrained model.
-        batches, held_out = batches[batches.index > 1], held_out[held_out.index > 0]
+        # The first step's batch is still that of the untrained model, whose margins are all zero.
+        margins = _logged(table, "eval_rewards/margins")
+        batches, held_out = batches[batches.index > 1], held_out[margins != 0]
         axis.axhline(0.5, **DOTTED)
     if key == "loss" and "rewards/margins" in table and 0 in held_out.index:
         axis.axhline(held_out.loc[0], **DOTTED)
@@ -125,9 +136,8 @@ def log_probabilities(log: Mapping[str, Sequence[Record]], models: Sequence[str]
     styles = style_of(models)
     tables = {}
     for name, records in log.items():
-        table = _by_step(records)
-        if "eval_logps/chosen" in table:
-            tables[name] = table
+        if has_log_probabilities({name: records}):
+            tables[name] = _by_step(records)
     columns = min(2, len(tables))
     rows = math.ceil(len(tables) / columns)
     figure, axes = make_panels(rows, columns, 2.0 * rows + 0.6, squeeze=False, sharey=True)
@@ -149,7 +159,7 @@ def log_probabilities(log: Mapping[str, Sequence[Record]], models: Sequence[str]
         Line2D([], [], color="0.3", marker="o", **CHOSEN, label="chosen reply"),
         Line2D([], [], color="0.3", marker="o", **REJECTED, label="rejected reply"),
     ]
-    title = "The chosen replies became likelier for all models"
+    title = "The chosen replies became less likely for no model"
     if fallen:
         names = [printable(name) for name in fallen]
         title = f"The chosen replies became less likely for {list_words(names)}"

@@ -389,7 +389,7 @@ def test_headline_by_hand():
     )
     assert conclusions.headline(family[2:]) == (
         "In HmR, no pair of these trained models differs significantly; the intervals leave room "
-        "for differences of up to 13 points, whichever model is ahead."
+        "for differences of up to 13 points between two models."
     )
     constant = comparison(measure="helpful_reward", low=None, high=None, decision="inconclusive")
     assert conclusions.headline([constant]) == (

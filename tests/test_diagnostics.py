@@ -49,7 +49,8 @@ def test_caution_on_the_judge():
     doubtful = {"kind": "harmful", "agreement": 60.0, "low": 46.0, "high": 72.0}
     assert diagnostics.cautions(SOUND, [sound], NO_LENGTHS) == []
     assert diagnostics.cautions(SOUND, [doubtful, sound], NO_LENGTHS) == [
-        "The judge does not agree with the humans above chance on harmful prompts (60% [46, 72])."
+        "The judge's agreement with the humans cannot be told from chance on harmful prompts "
+        "(60% [46, 72])."
     ]
     (sentence,) = diagnostics.cautions(SOUND, [], NO_LENGTHS)
     assert "unknown" in sentence

@@ -276,9 +276,22 @@ def test_accuracy_begins_after_the_first_step():
 
 
 def test_a_log_without_held_out_pairs_is_drawn():
-    log = {"X": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]}
-    figure = training_figures.training(log, ["Base", "X"])
-    assert "Held-out loss fell for 0 of 1 trained model" in " ".join(texts_of(figure))
+    log = {"X": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], "Y": []}
+    figure = training_figures.training(log, ["Base", "X", "Y"])
+    assert "Training, without a validation at its end" in " ".join(texts_of(figure))
+    assert not training_figures.has_log_probabilities(log)
+    with pytest.raises(ValueError, match="run the cells with the trainers"):
+        training_figures.training({"Y": []}, ["Base", "Y"])
+
+
+def test_a_single_validation_shows_no_change():
+    validation = {"step": 0, "eval_loss": 2.0}
+    validation |= {"eval_logps/chosen": -3.0, "eval_logps/rejected": -4.0}
+    log = {"X": [validation, {"step": 1, "loss": 2.0}]}
+    shown = " ".join(texts_of(training_figures.training(log, ["Base", "X"])))
+    assert "without a validation at its end" in shown
+    shown = " ".join(texts_of(training_figures.log_probabilities(log, ["Base", "X"])))
+    assert "less likely for no model" in shown.replace("\n", " ")
 
 
 def test_hostile_names_are_short_texts_within_the_figure():

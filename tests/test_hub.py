@@ -155,7 +155,7 @@ def test_folder_that_is_not_there(tmp_path, monkeypatch, name):
     refusal = f"DATASET = '{name}' (cannot be loaded|is not a model)"
     with pytest.raises(ValueError, match=refusal) as error:
         hub.fetch("DATASET", name)
-    hint = "demo/hub are part of the repository. In Colab"
+    hint = "demo/hub are part of the repository: start in its folder"
     assert (hint in str(error.value)) == name.startswith("demo/hub")
 
 
