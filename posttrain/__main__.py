@@ -19,6 +19,7 @@ A NAME without a value is read from the environment, where make puts the values 
 import ast
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -236,13 +237,19 @@ def require_own_name(run: str, results: str) -> None:
 # ---- the commands
 
 
+def print_summary(folder: Path) -> None:
+    """Print the final table of a run, without the backslashes that markdown needs."""
+    text = (folder / "summary.md").read_text(encoding="utf-8")
+    print(re.sub(r"\\(.)", r"\1", text))
+
+
 def run_both(parameters: Parameters) -> None:
     """Train and evaluate a run, and print its final table."""
     prepared = prepare(parameters)
     run = Run(prepared.RESULTS, prepared.RUN)
     for notebook in (MAIN, EVAL):
         execute(notebook, run.folder, prepared.given())
-    print((run.folder / "summary.md").read_text(encoding="utf-8"))
+    print_summary(run.folder)
     print(f"The tables, the records and both executed notebooks are in {run.folder}.")
     print(f"Double-click {run.folder}/report.html to open a page with every answer.")
 
@@ -309,7 +316,7 @@ def rejudge(parameters: Parameters) -> None:
             f"{run.folder} was cut from other responses than {source} has now. Choose another RUN."
         )
     execute(EVAL, run.folder, parameters.given() | {"RUN": name})
-    print((run.folder / "summary.md").read_text(encoding="utf-8"))
+    print_summary(run.folder)
 
 
 def report(parameters: Parameters) -> None:
