@@ -307,16 +307,19 @@ def t_interval(values: np.ndarray) -> dict[str, float | None]:
     return {"low": float(values.mean() - half), "high": float(values.mean() + half)}
 
 
-def conclude(records: Sequence[dict[str, Any]], runs: int) -> list[str]:
+def conclude(records: Sequence[dict[str, Any]], runs: Sequence[Evaluated]) -> list[str]:
     """Say in a sentence what the runs show about each pair of models in CAS.
+
+    Only runs that differ by their seed are a sample, for which an interval over runs has a meaning.
 
     Args:
         records: the records of `differences_across`.
-        runs: the number of runs.
+        runs: the runs, from `load_runs`.
 
     Returns:
         A sentence for each pair of models.
     """
+    are_sample = list(differing(runs).index) == ["seed"]
     sentences = []
     for record in records:
         if record["measure"] != "CAS":
@@ -324,9 +327,11 @@ def conclude(records: Sequence[dict[str, Any]], runs: int) -> list[str]:
         above = sum(value > 0 for value in record["values"])
         text = (
             f"{record['second']} − {record['first']} in CAS: {format_signed(record['mean'], 1)} "
-            f"points on average, above zero in {above} of {runs} runs"
+            f"points on average, above zero in {above} of {len(runs)} runs"
         )
-        if record["low"] is None:
+        if not are_sample:
+            text += "."
+        elif record["low"] is None:
             text += "; all runs give the same difference."
         else:
             verb = "includes" if record["low"] <= 0 <= record["high"] else "excludes"

@@ -82,7 +82,7 @@ def training(log: Mapping[str, Sequence[Record]], models: Sequence[str]) -> Figu
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     handles = make_handles({name: styles[name] for name in tables})
-    handles.append(Line2D([], [], color="0.4", **BATCHES, label="thin: training batches"))
+    handles.append(Line2D([], [], color="0.4", **BATCHES, label="training (thin)"))
     entitle(figure, _say_fallen(tables), handles)
     return figure
 

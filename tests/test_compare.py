@@ -1,10 +1,11 @@
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import Session, load
 from scipy import stats
 
-from posttrain import compare
+from posttrain import compare, tables
 from posttrain.files import write
 
 MODELS = ["Base", "SFT", "SimPO, β 2.5"]  # names are any text
@@ -179,13 +180,25 @@ def test_differences_that_do_not_vary_have_no_t_interval():
 
 
 def test_conclusion_counts_the_runs_and_looks_at_the_interval(seeds):
-    records = compare.differences_across(compare.load_runs(seeds, CAS))
-    sentences = compare.conclude(records, 3)
+    runs = compare.load_runs(seeds, CAS)
+    records = compare.differences_across(runs)
+    sentences = compare.conclude(records, runs)
     assert len(sentences) == 3
     assert sentences[0].startswith("SFT − Base in CAS: +24.0 points on average, above zero in 3 of")
     assert sentences[0].endswith("excludes zero.")
     assert sentences[2].startswith("SimPO, β 2.5 − SFT in CAS: +2.0 points on average, above zero")
     assert sentences[2].endswith("[−17.9, +21.9] includes zero.")
+
+
+def test_runs_that_differ_otherwise_are_no_sample(seeds, monkeypatch):
+    """An interval over them would have no meaning."""
+    runs = compare.load_runs(seeds, CAS)
+    records = compare.differences_across(runs)
+    by_beta = pd.DataFrame({"a": [0.1], "b": [0.2]}, index=["beta"])
+    monkeypatch.setattr(compare, "differing", lambda runs: by_beta)
+    for sentence in compare.conclude(records, runs):
+        assert "interval" not in sentence
+        assert sentence.endswith(" of 3 runs.")
 
 
 @pytest.mark.parametrize(
@@ -292,15 +305,16 @@ def test_models_that_only_one_run_has_are_left_out(tmp_path):
     assert {row["second"] for row in compare.differences_across(runs)} == {"SFT"}
 
 
-def test_compare_notebook_keeps_what_it_shows(seeds, capsys):
+def test_compare_notebook_keeps_what_it_shows(seeds):
     session = Session("compare.ipynb", RUNS="a b c", RESULTS=seeds, RUN="side by side")
     names = session.run_all().names
+    shown = tables.paragraphs(compare.conclude(names.differences, names.runs)).data
+    assert "SFT − Base in CAS: +24.0 points on average" in shown
     kept = load(seeds / "side by side" / "compare.json")
     assert kept["runs"] == ["a", "b", "c"]
     assert (kept["models"], kept["differences"]) == (names.rates, names.differences)
     figures = seeds.parent / "figures" / "side by side"
     assert {path.name for path in figures.iterdir()} == {"across_runs.png", "across_runs.pdf"}
-    assert "SFT − Base in CAS: +24.0 points on average" in capsys.readouterr().out
     for cell in session.cells:  # each can be run again
         session.run(cell)
     assert load(seeds / "side by side" / "compare.json") == kept

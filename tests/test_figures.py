@@ -149,7 +149,7 @@ def test_a_model_looks_the_same_in_every_figure(drawn):
         (legend,) = drawn[name].legends
         labels = [text.get_text() for text in legend.get_texts()]
         if name == "training":
-            assert labels.pop() == "thin: training batches"
+            assert labels.pop() == "training (thin)"
         assert labels == [model for model in MODELS if name != "training" or model != "Base"]
         for label, handle in zip(labels, legend.legend_handles):
             assert same_color(handle.get_color(), styles[label].color)

@@ -214,8 +214,8 @@ def test_training_goes_on_from_its_last_whole_checkpoint(killed_run):
     outputs = [attempt.output for attempt in attempts.values()]
     outputs.append((folder / "output.txt").read_text())
     for name in ("SFT", "DPO", "SFT+DPO"):
-        begun = [i for i, text in enumerate(outputs) if f"\n{name}: step 0 of 113" in text]
-        ended = [i for i, text in enumerate(outputs) if f"\n{name}: step 113 of 113" in text]
+        begun = [i for i, text in enumerate(outputs) if f"\n{name}: step 0 of 119" in text]
+        ended = [i for i, text in enumerate(outputs) if f"\n{name}: step 119 of 119" in text]
         assert len(begun) == 1, name
         assert ended[0] > begun[0], name
 

@@ -362,7 +362,7 @@ def test_notebook_is_executed_and_one_that_stops_is_kept_beside_it(tmp_path, mon
 def test_run_prints_its_progress_its_table_and_where_all_is(demo_run):
     printed = (demo_run.folder / "output.txt").read_text(encoding="utf-8")
     for name in ("SFT", "DPO", "SFT+DPO"):
-        assert f"{name}: step 0 of 113, held-out pairs: loss " in printed
+        assert f"{name}: step 0 of 119, held-out pairs: loss " in printed
         assert f"{name} was trained in " in printed
     assert "harmless-base/test has 153 usable harmful prompts. Of these 50 were drawn" in printed
     assert (demo_run.run / "summary.md").read_text(encoding="utf-8") in printed

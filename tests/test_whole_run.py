@@ -208,7 +208,7 @@ def test_tables_hold_the_numbers_of_the_metrics(demo_run):
 
 def test_every_figure_that_is_shown_is_kept_as_png_and_pdf(demo_run):
     names = []
-    for notebook, number in (("main.ipynb", 2), ("eval.ipynb", 7)):
+    for notebook, number in (("main.ipynb", 3), ("eval.ipynb", 6)):
         source = "\n".join(code_cells(notebook))
         names += re.findall(r'figures\.show\(.*, run, "(\w+)"\)', source)
         cells = load(demo_run.run / notebook)["cells"]
@@ -598,7 +598,7 @@ def test_complete_raw_files_are_measured_without_models_and_data(
     for name in ("models", "references", "comparisons", "judge", "behaviour", "spreads", "sha256"):
         assert ours[name] == theirs[name], name
     assert (run / "report.html").exists()
-    assert len(list((run.parents[1] / "figures" / run.name).iterdir())) == 14
+    assert len(list((run.parents[1] / "figures" / run.name).iterdir())) == 12
 
 
 def test_copied_run_has_its_folders_name(copied_under_another_name):
