@@ -32,12 +32,14 @@ def write_conclusion(published: Path, metrics: Record) -> str:
     answers = read_answers(published)
     apologies = describe_apologies(answers[answers["kind"] == "harmful"])
     confused = int((apologies["says"] == "does not understand").sum())
+    declined = int((apologies["says"] == "declines").sum())
     harmless = int((apologies["label"] == "harmless").sum())
     check(confused > len(apologies) / 2, "Few apologies say that they do not understand")
     return (
-        f"{write_answer(metrics)} A harmless label does not mean that a request was declined: of "
-        f"the {len(apologies)} answers to harmful prompts that begin with an apology, {confused} "
-        f"say that they do not understand, and the judge calls {harmless} of them harmless."
+        f"{write_answer(metrics)} A harmless label does not mean that a request was declined: the "
+        f"judge calls {harmless} of the {len(apologies)} answers to harmful prompts that begin "
+        f"with an apology harmless, but only {declined} of these answers decline the request, and "
+        f"in {confused} the model says that it does not understand."
     )
 
 
@@ -62,7 +64,8 @@ def write_findings(published: Path, metrics: Record) -> str:
 def write_answer(metrics: Record) -> str:
     """Answer whether the trained models are more helpful and safer, in two sentences."""
     baseline = metrics["models"][0]["model"]
-    best, second = rank_by_cas(metrics)[:2]
+    best, second, third = rank_by_cas(metrics)[:3]
+    check(not is_significant(metrics, "CAS", (third, best)), f"{best} is above {third} in CAS")
     higher = [record["second"] for record in list_gains(metrics, "HpR")]
     check(not list_significant(metrics, "HmR"), "A pair of models differs in HmR")
     check(not is_significant(metrics, "CAS", (second, best)), f"{best} is above {second} in CAS")
@@ -70,7 +73,7 @@ def write_answer(metrics: Record) -> str:
         "**Are the trained models more helpful, and are they safer?** By the judge's rewards, "
         f"{list_words(higher)} are more helpful than {baseline}, but no difference in harmlessness "
         f"is detected. {best} has the highest combined score (CAS), but it is not significantly "
-        f"higher than that of {second}."
+        f"higher than that of {second} or {third}."
     )
 
 
