@@ -191,6 +191,7 @@ def measure_test_pairs(run: Run, base: Path, dataset: Path) -> dict[str, dict[st
             RESULTS=str(folder / "results"),
             DATASET=str(folder / "data"),
             BASE_MODEL=str(base),
+            SETTINGS={"beta": run.record.settings["training"]["beta"]},
         )
         pairs = notebook.names["pairs"]
         rows = concatenate_datasets([pairs.for_dpo("train"), pairs.for_dpo("validation")])

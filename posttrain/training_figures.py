@@ -109,7 +109,8 @@ def _draw_stage(axis: Axes, table: pd.DataFrame, key: str, style: Style) -> None
     if key == "rewards/accuracies":
         # The first step's batch is still that of the untrained model, whose margins are all zero.
         margins = _logged(table, "eval_rewards/margins")
-        batches, held_out = batches[batches.index > 1], held_out[margins != 0]
+        moved = margins.reindex(held_out.index) != 0
+        batches, held_out = batches[batches.index > 1], held_out[moved]
         axis.axhline(0.5, **DOTTED)
     if key == "loss" and "rewards/margins" in table and 0 in held_out.index:
         axis.axhline(held_out.loc[0], **DOTTED)

@@ -717,7 +717,7 @@ def test_run_made_twice_is_the_same_to_the_byte(demo_run, tmp_path):
     ("notebook", "changes", "message"),
     [
         ("main.ipynb", {"SEED": 1}, r"adapters/sft was made with arguments.seed|with seed = 0"),
-        ("main.ipynb", {"SETTINGS": {"beta": 0.2}}, r"adapters/dpo was made with beta = 0.1"),
+        ("main.ipynb", {"SETTINGS": {"beta": 0.2}}, r"adapters/dpo was made with beta = 0.3"),
         ("main.ipynb", {"MAX_PAIRS": 1000}, r"adapters/sft was made with \w*dataset = "),
         ("eval.ipynb", {"SEED": 1}, r"prompts.json was made with seed = 0, but now it is 1"),
         ("eval.ipynb", {"N_PROMPTS": 9}, r"prompts.json was made with n_prompts = 50, but now it"),
@@ -911,7 +911,7 @@ def test_mistake_in_a_setting_can_be_mended_in_the_same_folder(copied_run, tmp_p
     mistakes = [
         ({"N_PROMPTS": 5000}, "N_PROMPTS = 5000, but the test split"),
         ({"REWARD_MODEL": "demo/hub/reward-modl"}, "REWARD_MODEL = .*reward-modl' cannot be"),
-        ({"REWARD_MODEL": judge_with(tmp_path / "three", **labels)}, "three has 3 labels; a"),
+        ({"REWARD_MODEL": judge_with(tmp_path / "three", **labels)}, "three has 3 labels, but a"),
         (
             {"REWARD_MODEL": judge_with(tmp_path / "nan", bias=math.nan)},
             "The judge gives Base's answer to harmful-00 the reward nan",
