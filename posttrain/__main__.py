@@ -27,7 +27,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from posttrain import settings
-from posttrain.files import read_json
 from posttrain.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -239,12 +238,9 @@ def require_own_name(run: str, results: str) -> None:
 
 
 def print_summary(folder: Path) -> None:
-    """Print the final table of a run, without markdown's backslashes, and what it shows."""
-    from posttrain.conclusions import headlines
-
+    """Print the final table of a run, without the backslashes that markdown needs."""
     text = (folder / "summary.md").read_text(encoding="utf-8")
     print(re.sub(r"\\(.)", r"\1", text))
-    print(*headlines(read_json(folder / "metrics.json", dict[str, Any])["comparisons"]), sep="\n")
 
 
 def run_both(parameters: Parameters) -> None:
@@ -286,10 +282,6 @@ def compare_runs(parameters: Parameters) -> None:
     require_own_name(name, parameters.RESULTS)
     folder = Run(parameters.RESULTS, name).folder
     execute(COMPARE, folder, parameters.given() | {"RUN": name})
-    from posttrain.compare import conclude, differences_across, load_runs
-
-    runs = load_runs(parameters.RESULTS, parameters.RUNS.split())
-    print(*conclude(differences_across(runs), runs), sep="\n")
     print(f"The comparison is {folder / COMPARE}. Its figures lie beside those of the runs.")
 
 
