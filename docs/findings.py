@@ -14,12 +14,12 @@ from docs.study_tables import (
     Record,
     decide_at_thresholds,
     describe_apologies,
-    format_number,
     read_answers,
     write_list,
 )
 from posttrain.comparisons import format_difference
 from posttrain.conclusions import list_words
+from posttrain.style import format_number
 
 
 def write_conclusion(published: Path, metrics: Record) -> str:

@@ -28,6 +28,7 @@ from posttrain.conclusions import list_words
 from posttrain.diagnostics import HUMAN, begins_like_a_refusal
 from posttrain.files import read_json
 from posttrain.metrics import KINDS, models_of, pivot_rewards, wilson
+from posttrain.style import format_number
 from posttrain.tables import interval, summary
 
 PUBLISHED = ROOT / "results" / "published"
@@ -76,11 +77,6 @@ KIND_AND_MODEL: dict[str, Callable[[Record], str]] = {
 
 
 # ---- numbers in words
-
-
-def format_number(value: float) -> str:
-    """Write a number with as few digits as it has, and with a true minus sign."""
-    return f"{value:g}".replace("-", "−")
 
 
 def format_p(p: float) -> str:

@@ -259,9 +259,20 @@ def compare(answers: pd.DataFrame, draws: int, seed: int, power: bool = True) ->
 # ---- in words
 
 
+def format_fixed(value: float, digits: int, sign: str = "") -> str:
+    """Format a number with some decimals, using the typographic minus.
+
+    Args:
+        value: The number.
+        digits: How many decimals.
+        sign: "+" writes a sign before positive numbers too.
+    """
+    return f"{value:{sign}.{digits}f}".replace("-", "−")
+
+
 def format_signed(value: float, digits: int) -> str:
     """Format a number with its sign, using the typographic minus."""
-    return f"{value:+.{digits}f}".replace("-", "−")
+    return format_fixed(value, digits, "+")
 
 
 def format_difference(comparison: Mapping[str, Any]) -> str:

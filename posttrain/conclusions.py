@@ -7,7 +7,7 @@ That DPO may lower the probability of both replies is described by Razin et al. 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from posttrain.comparisons import REWARD_OF_RATE, format_difference
+from posttrain.comparisons import REWARD_OF_RATE, format_difference, format_fixed
 from posttrain.metrics import MEASURES, wilson
 from posttrain.power import ALPHA
 
@@ -74,7 +74,7 @@ def _read_preferences(first: Record, last: Record, pairs: int | None) -> list[st
     sentences = [
         f"The loss on the held-out pairs went from {first['eval_loss']:.3f} to "
         f"{last['eval_loss']:.3f}. {100 * accuracy:.0f}%{interval} of them have moved towards the "
-        f"chosen reply, and the mean margin is {_signed(margin)}.",
+        f"chosen reply, and the mean margin is {format_fixed(margin, 3)}.",
         _read_change("chosen", first, last) + " and " + _read_change("rejected", first, last) + ".",
     ]
     sentences[1] = sentences[1][0].upper() + sentences[1][1:]
@@ -96,7 +96,7 @@ def _read_preferences(first: Record, last: Record, pairs: int | None) -> list[st
 def _read_change(reply: str, first: Record, last: Record) -> str:
     """Say from where to where the log-probability of a kind of replies went."""
     start, end = first[f"eval_logps/{reply}"], last[f"eval_logps/{reply}"]
-    return f"log p({reply}) went from {_signed(start, 1)} to {_signed(end, 1)} nats"
+    return f"log p({reply}) went from {format_fixed(start, 1)} to {format_fixed(end, 1)} nats"
 
 
 def _read_fall(fall: float, start: float) -> list[str]:
@@ -118,14 +118,9 @@ def _read_fall(fall: float, start: float) -> list[str]:
             f"fall apart however large the margin is: read them before you trust a rate. {REMEDY}"
         ]
     return [
-        f"{size} This text warns from {100 * LARGEST_FALL:.0f}% on, but only the answers "
-        "themselves show whether a model still writes well."
+        f"{size} Below {100 * LARGEST_FALL:.0f}% there is no warning here, but only the answers "
+        "show whether a model still writes well."
     ]
-
-
-def _signed(value: float, digits: int = 3) -> str:
-    """Write a number with a true minus sign."""
-    return f"{value:.{digits}f}".replace("-", "−")
 
 
 # ---- two models
@@ -236,12 +231,12 @@ def headline(comparisons: Sequence[Record]) -> str:
         room = _describe_room(comparisons)
         return f"In {name}, no pair of these trained models differs significantly{room}."
     return (
-        f"In {name}, {list_words(_name_relations(significant))} for these trained models "
+        f"In {name}, {list_words(name_relations(significant))} for these trained models "
         f"({len(significant)} of {len(comparisons)} pairs)."
     )
 
 
-def _name_relations(significant: Sequence[Record]) -> list[str]:
+def name_relations(significant: Sequence[Record]) -> list[str]:
     """Say which models are above or below which others, as few clauses as there can be.
 
     Models that are all above, or all below, the same model share a clause. Of the other pairs,

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from posttrain.comparisons import format_fixed
 from posttrain.conclusions import list_words
 from posttrain.metrics import KINDS, REFERENCES, pivot_rewards
 from posttrain.style import (
@@ -160,7 +161,7 @@ def _say_mean_rewards(records: Sequence[Record]) -> str:
         ordered = sorted(records, key=lambda record: record[f"{kind}_reward"])
         ends = []
         for record in (ordered[0], ordered[-1]):
-            reward = f"{record[f'{kind}_reward']:.1f}".replace("-", "−")
+            reward = format_fixed(record[f"{kind}_reward"], 1)
             ends.append(f"{reward} ({printable(record['model'])})")
         clauses.append(f"from {ends[0]} to {ends[1]} on {kind}")
     return f"Mean reward {list_words(clauses)} prompts"

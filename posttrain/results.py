@@ -10,6 +10,7 @@ from posttrain import formats, metrics, tables
 from posttrain.files import sha256_of, write
 from posttrain.record import environment, list_changes
 from posttrain.run import Run
+from posttrain.style import format_number
 
 RAW = ("prompts.json", "responses.json", "scores.json")
 
@@ -55,9 +56,7 @@ def write_results(
         },
     )
     harmful, helpful = records[0]["harmful_prompts"], records[0]["helpful_prompts"]
-    lowest, limit = (
-        f"{value:g}".replace("-", "−") for value in (settings.harmless_from, settings.helpful_above)
-    )
+    lowest, limit = map(format_number, (settings.harmless_from, settings.helpful_above))
     note = (
         f"An answer to a harmful prompt is harmless if its reward is at least {lowest}, and an "
         f"answer to a helpful prompt is helpful if its reward is above {limit}. Brackets give 95% "

@@ -84,10 +84,8 @@ class Training(Settings):
         "and in fp32 elsewhere",
     )
     checkpoint_share: float = Field(
-        0.1, gt=0, le=1,
-        description="share of a training between two checkpoints, the most that an interruption "
-        "costs",
-    )  # fmt: skip
+        0.1, gt=0, le=1, description="share of all steps between two checkpoints"
+    )
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
         "none", description="tracker that records the training curves; it must be installed"
     )

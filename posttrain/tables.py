@@ -4,6 +4,7 @@ Texts of models and people are shown as text: nothing in them is read as HTML, m
 or a command of LaTeX.
 """
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -13,7 +14,7 @@ from IPython.display import HTML
 from pandas.io.formats.style import Styler
 from pydantic import BaseModel
 
-from posttrain.comparisons import format_difference, format_signed
+from posttrain.comparisons import format_difference, format_fixed, format_signed
 from posttrain.diagnostics import marks
 from posttrain.metrics import MEASURES, models_of, paired_difference
 
@@ -34,6 +35,7 @@ HEADINGS = {
     "harmful_reward": "reward on harmful prompts",
     "helpful_reward": "reward on helpful prompts",
 }
+LETTERS_OF_LINE = 96  # of printed text, which fits into a notebook that is 1,200 pixels wide
 IN_PERCENT = ("HmR", "HpR", "CAS", "rate")
 BEHAVIOUR = {
     "kind": "prompts",
@@ -72,16 +74,17 @@ def _number_format(precision: int) -> Callable[[Any], str]:
             return value
         if pd.isna(value):
             return ""
-        digits = precision if isinstance(value, float) else 0
-        return f"{value:.{digits}f}".replace("-", "−")
+        return format_fixed(value, precision if isinstance(value, float) else 0)
 
     return write
 
 
-def paragraphs(sentences: Sequence[str]) -> HTML:
-    """Show texts as paragraphs, each on its own, with nothing read as markup."""
-    parts = [f"<p>{escape(sentence)}</p>" for sentence in sentences]
-    return HTML(f'<div class="tex2jax_ignore mathjax_ignore">{"".join(parts)}</div>')
+def print_paragraphs(sentences: Sequence[str]) -> None:
+    """Print texts as paragraphs that break between words, in a notebook as in a terminal."""
+    lines = []
+    for sentence in sentences:
+        lines.append(textwrap.fill(sentence, LETTERS_OF_LINE, break_on_hyphens=False))
+    print("\n\n".join(lines))
 
 
 def behaviour(records: Sequence[Record]) -> Styler:

@@ -258,8 +258,8 @@ def test_headlines_are_those_of_the_comparisons():
         records.append(record | {"decision": decision, "difference": 2.0})
     (sentence,) = render.write_headlines(records).values()
     assert sentence.startswith(headline(records[:1]))
-    more = "By mean reward on harmful prompts, a further pair differs significantly: "
-    assert sentence.endswith(f" {more}SFT is above Base.")
+    more = "By mean reward on harmful prompts alone, SFT is significantly above Base."
+    assert sentence.endswith(f" {more}")
     names = list(render.write_headlines(compare_models()))
     assert names == ["Harmlessness (HmR)", "Helpfulness (HpR)", "Both together (CAS)"]
 
@@ -280,8 +280,8 @@ def test_headline_lists_the_pairs_that_differ_in_mean_reward_alone():
             records.append(record | {"decision": found, "difference": difference})
     (sentence,) = render.write_headlines(records).values()
     assert sentence.endswith(
-        " By mean reward on helpful prompts, further pairs differ significantly: "
-        "SFT and DPO are above Base, and DPO is below SFT."
+        " By mean reward on helpful prompts alone, SFT and DPO are significantly above Base and "
+        "DPO is significantly below SFT."
     )
 
 

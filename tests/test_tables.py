@@ -258,3 +258,14 @@ def test_settings_of_a_run():
     assert list(shown.index) == list(settings.Training.model_fields)
     assert shown.loc["lora_layers", "value"] == "q_proj v_proj"
     assert shown.loc["beta", "meaning"] == settings.Training.model_fields["beta"].description
+
+
+def test_printed_paragraphs_break_between_words(capsys):
+    """In a terminal they are seen as they are in a notebook."""
+    tables.print_paragraphs(["two words, " * 20, "<b>SFT+DPO</b>"])
+    first, second = capsys.readouterr().out.strip().split("\n\n")
+    assert second == "<b>SFT+DPO</b>"
+    lines = first.splitlines()
+    assert len(lines) == 3
+    assert max(len(line) for line in lines) <= tables.LETTERS_OF_LINE
+    assert " ".join(lines) == ("two words, " * 20).strip()

@@ -1311,7 +1311,7 @@ def test_seeds_share_all_but_the_training(tmp_path):
     changes = {"validation_pairs": 10, "draws": 200}
     done = command("seeds", "SEEDS=3 4", f"RESULTS={results}", *given, f"SETTINGS={changes}")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "The comparison is " in done.stdout
+    assert "SFT − Base in CAS: " in done.stdout
     runs = [results / f"demo-seed{seed}" for seed in (3, 4)]
     assert len({(run / "prompts.json").read_bytes() for run in runs}) == 1
     records = [load(run / "run.json") for run in runs]

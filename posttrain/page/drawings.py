@@ -1,7 +1,6 @@
 """The figures of a page: those of the notebook as inline SVG, which follow light and dark."""
 
 import re
-import textwrap
 import xml.etree.ElementTree as ET
 from io import BytesIO
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from posttrain import figures, training_figures
 from posttrain.diagnostics import sweep
 from posttrain.metrics import KINDS
 from posttrain.page.reading import RunFiles, damage_named
-from posttrain.style import DECISIONS, ONE_COLUMN, entitle
+from posttrain.style import DECISIONS, ONE_COLUMN, entitle, format_number, wrap_title
 
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 # The page's ink and paper, and the greys of what is less certain, which change with the scheme.
@@ -79,7 +78,6 @@ READINGS = {  # figure: its heading on the page, and how to read it, with the ru
     ),
 }
 INCHES_OF_PANEL = 2.4  # the height of a panel where panels are below each other
-LETTERS_OF_TITLE = 48  # beside each other in a figure that is one column wide
 
 
 class Drawing(NamedTuple):
@@ -121,7 +119,7 @@ def draw_figures(files: RunFiles) -> dict[str, Drawing]:
     thresholds = {}
     if files.metrics:
         for name, value in files.metrics["thresholds"].items():
-            thresholds[name] = write_threshold(value)
+            thresholds[name] = format_number(value)
     drawings = {}
     for name, (title, reading) in READINGS.items():
         if name in drawn:
@@ -132,11 +130,6 @@ def draw_figures(files: RunFiles) -> dict[str, Drawing]:
                 narrow_svg = to_svg(drawn[name], f"{name}-narrow", title)
             drawings[name] = Drawing(name, title, reading, svg, narrow_svg)
     return drawings
-
-
-def write_threshold(value: float) -> str:
-    """Write a threshold as short as it is, with a true minus sign."""
-    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _draw_metrics(files: RunFiles) -> dict[str, Figure]:
@@ -192,10 +185,10 @@ def stack_panels(figure: Figure) -> None:
     for legend in list(figure.legends):
         handles, title = legend.legend_handles, legend.get_title().get_text()
         legend.remove()
-        entitle(figure, textwrap.fill(title, LETTERS_OF_TITLE), handles)
+        entitle(figure, title, handles)
     heading = figure.get_suptitle()
     if heading:
-        figure.suptitle(textwrap.fill(heading, LETTERS_OF_TITLE))
+        figure.suptitle(wrap_title(figure, heading))
 
 
 def to_svg(figure: Figure, name: str, label: str) -> str:

@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 
 from posttrain.conclusions import list_words
-from posttrain.page.drawings import write_threshold
 from posttrain.page.reading import RunFiles
 from posttrain.page.texts import count_speakers, make_visible
 from posttrain.record import Artifact, Record
+from posttrain.style import format_number
 
 IMPORTED_NAMES = {
     "from": "Imported from the folder",
@@ -130,8 +130,8 @@ def introduce(files: RunFiles) -> list[str]:
         thresholds = files.metrics["thresholds"]
         sentences.append(
             "An answer to a harmful prompt is labelled harmless if its reward is at or above "
-            f"{write_threshold(thresholds['harmless'])}, and an answer to a helpful prompt is "
-            f"labelled helpful if its reward is above {write_threshold(thresholds['helpful'])}."
+            f"{format_number(thresholds['harmless'])}, and an answer to a helpful prompt is "
+            f"labelled helpful if its reward is above {format_number(thresholds['helpful'])}."
         )
     return sentences
 

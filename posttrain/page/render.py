@@ -12,14 +12,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from posttrain import tables
 from posttrain.comparisons import REWARD_OF_RATE
-from posttrain.conclusions import headline, list_words, verdict, verdicts
+from posttrain.conclusions import headline, list_words, name_relations, verdict, verdicts
 from posttrain.diagnostics import MARKS
 from posttrain.files import write
 from posttrain.metrics import MEASURES
-from posttrain.page.drawings import draw_figures, write_threshold
+from posttrain.page.drawings import draw_figures
 from posttrain.page.origin import describe_making
 from posttrain.page.reading import damage_named, list_missing, read_run
 from posttrain.page.texts import collect_answers, make_visible
+from posttrain.style import format_number
 
 HERE = Path(__file__).parent
 SCRIPTS = ("elements", "words", "saving", "tables", "sections", "report")  # one after another
@@ -106,7 +107,7 @@ def _template() -> Template:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.globals["column_classes"] = _column_classes
-    environment.globals["threshold"] = write_threshold
+    environment.globals["threshold"] = format_number
     return environment.get_template("report.html")
 
 
@@ -175,35 +176,16 @@ def write_headlines(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def _add_rewards(comparisons: Sequence[Mapping[str, Any]], measure: str) -> str:
     """Say which pairs differ significantly in mean reward but not in the rate; empty for none."""
     reward = REWARD_OF_RATE.get(measure, "")
-    significant = _significant_pairs(comparisons, measure)
-    groups: dict[tuple[str, str], list[str]] = {}
-    for (first, second), direction in _significant_pairs(comparisons, reward).items():
-        if (first, second) not in significant:
-            groups.setdefault((direction, first), []).append(second)
-    if not groups:
+    pairs = {measure: [], reward: []}
+    for row in comparisons:
+        if row["measure"] in pairs and row["decision"] == "significant":
+            pairs[row["measure"]].append(row)
+    known = [_key(row)[1:] for row in pairs[measure]]
+    further = [row for row in pairs[reward] if _key(row)[1:] not in known]
+    if not further:
         return ""
-    clauses = []
-    for (direction, first), seconds in groups.items():
-        verb = "is" if len(seconds) == 1 else "are"
-        clauses.append(f"{list_words(seconds)} {verb} {direction} {first}")
-    more = "further pairs differ"
-    if sum(map(len, groups.values())) == 1:
-        more = "a further pair differs"
-    *before, last = clauses
-    listed = ", and ".join([", ".join(before), last]) if before else last
-    return f"By mean reward on {MEASURES[reward]} prompts, {more} significantly: {listed}."
-
-
-def _significant_pairs(
-    comparisons: Sequence[Mapping[str, Any]], measure: str
-) -> dict[tuple[str, str], str]:
-    """Find the pairs that differ significantly: {(first, second): second above or below first}."""
-    pairs = {}
-    for record in comparisons:
-        if record["measure"] == measure and record["decision"] == "significant":
-            direction = "above" if record["difference"] > 0 else "below"
-            pairs[record["first"], record["second"]] = direction
-    return pairs
+    clauses = list_words(name_relations(further))
+    return f"By mean reward on {MEASURES[reward]} prompts alone, {clauses}."
 
 
 def arrange_matrices(comparisons: Sequence[Mapping[str, Any]]) -> list[Fields]:
