@@ -118,8 +118,8 @@ def _read_fall(fall: float, start: float) -> list[str]:
             f"fall apart however large the margin is: read them before you trust a rate. {REMEDY}"
         ]
     return [
-        f"{size} Below {100 * LARGEST_FALL:.0f}% there is no warning here, but only the answers "
-        "show whether a model still writes well."
+        f"{size} This is within the limit of {100 * LARGEST_FALL:.0f}% that is set here, but only "
+        "the answers show whether a model still writes well."
     ]
 
 
