@@ -195,23 +195,25 @@ def prepare(parameters: Parameters) -> Parameters:
 def _require_fitting_sources(
     parameters: Parameters, training: settings.Training, evaluation: settings.Evaluation
 ) -> None:
-    """Refuse a judge that is not a reward model, too many prompts, and answers that are too long.
+    """Refuse a judge or a base that does not work, too many prompts, and answers that are too long.
 
     A run that has been judged is not checked, since it may be read where its sources are missing.
     """
     run = Run(parameters.RESULTS, parameters.RUN)
     if run.path("scores.json").exists() and not parameters.FRESH:
         return
-    from posttrain import data, generation, hub, models
+    from posttrain import data, generation, hub, judging, models
 
     commits = {}  # a run keeps the commits that it began with
     if not parameters.FRESH:
         for source in run.record.sources.values():
             commits[source["name"]] = source["commit"]
-    judge = evaluation.reward_model
-    models.require_reward_model(hub.fetch("REWARD_MODEL", judge, commit=commits.get(judge)))
+    name = evaluation.reward_model
+    judge = hub.fetch("REWARD_MODEL", name, commit=commits.get(name))
+    judging.try_judge(judge, evaluation.judge_length)
     name = training.base_model
     base = hub.fetch("BASE_MODEL", name, commit=commits.get(name))
+    models.require_base(base, training.max_length)
     name = evaluation.dataset
     files = data.list_files("base", ["test"])
     dataset = hub.fetch("DATASET", name, files, commits.get(name))

@@ -1,11 +1,16 @@
 """Callbacks that watch a training: they check its losses and report its progress."""
 
 import math
+import re
 import time
 
+import torch
+from torch.nn import Module
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from trl import DPOTrainer
+
+from posttrain.architecture import read_dropout
 
 LONGEST_SILENCE = 60  # seconds between two lines of progress
 
@@ -54,33 +59,82 @@ class FirstLoss(TrainerCallback):
     def __init__(self, expected: float | None):
         self.expected = expected
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
         """Compare the loss of the first step with the expected one."""
         if self.expected is None or state.global_step != 1 or "loss" not in logs:
             return
         # On a GPU the kernels with and without gradients may differ by about 2e-3 at a loss of
         # ln 2 = 0.693. Dropout changes that loss to 0.60 or 0.70.
         tolerance = 1e-2 if args.device.type == "cuda" else 1e-3
-        if not abs(logs["loss"] - self.expected) < tolerance * max(1.0, self.expected):
-            raise RuntimeError(
-                f"The first loss is {logs['loss']:.4f}, not {self.expected:.4f}, so the policy and "
-                "the reference differ before any training. Dropout may be on (load the model with "
-                "dropout 0), or the reference may be another model. If the loss is meant to begin "
-                "elsewhere, call train with check_first_loss=False."
+        if abs(logs["loss"] - self.expected) < tolerance * max(1.0, self.expected):
+            return
+        rates = {name: rate for name, rate in read_dropout(model.config).items() if rate}
+        reason = (
+            "The base has no dropout, so the reference may be another model, or the loss may have "
+            "a part of its own."
+        )
+        if rates:
+            reason = f"The base has dropout ({rates}). Load it with dropout 0."
+        raise RuntimeError(
+            f"The first loss is {logs['loss']:.4f}, not {self.expected:.4f}, so the policy and the "
+            f"reference differ before any training. {reason} If the loss is meant to begin "
+            "elsewhere, call train with check_first_loss=False."
+        )
+
+
+def require_equal_reference(model: Module) -> None:
+    """Refuse a DPO trainer whose reference is not a copy of the adapter that it trains further.
+
+    TRL copies the weights of linear layers, but not those of an embedding's adapter.
+
+    Args:
+        model: the model of a trainer that has been built and not yet trained.
+
+    Raises:
+        ValueError: if a weight of the reference differs.
+    """
+    weights = dict(model.named_parameters())
+    for name, weight in weights.items():
+        trained = weights.get(re.sub(r"\.ref(?=\.|$)", ".default", name), weight)
+        if not torch.equal(weight, trained):
+            layer = name.split(".lora_")[0].rsplit(".", 1)[-1]
+            raise ValueError(
+                f"The reference of this DPO trainer is not the model that it starts from: TRL has "
+                f"not copied the adapter of {layer}. Leave {layer} out of the layers that LoRA "
+                "adapts (target_modules)."
             )
+
+
+class NotFiniteError(RuntimeError):
+    """The error of a training that computes numbers that are NaN or infinite."""
 
 
 class FiniteLoss(TrainerCallback):
-    """Stop a training whose loss is NaN or infinite, since no later weight would be a number."""
+    """Stop a training at the first step whose loss, or whose weights, are NaN or infinite.
+
+    No later weight would be a number. The weights are checked after every step, before a checkpoint
+    is written. In fp16 an optimizer step with such gradients is skipped, so that they stay finite.
+    """
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        """Check the trained weights, which are NaN after a step whose loss was."""
+        weights = [weight.detach() for weight in model.parameters() if weight.requires_grad]
+        if not torch.nn.utils.get_total_norm(weights).isfinite():
+            self._stop(state, "the loss or its gradient is not a finite number")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Check every loss that is logged."""
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise RuntimeError(
-                f"At step {state.global_step} the loss is {logs['loss']}, so the training was "
-                "stopped. Nothing was saved of this model. A lower learning rate may help, or the "
-                "precision fp32."
-            )
+        """Check every loss that is logged, that of the held-out pairs included."""
+        for name, of in (("loss", ""), ("eval_loss", " of the held-out pairs")):
+            if not math.isfinite(logs.get(name, 0.0)):
+                self._stop(state, f"the loss{of} is {logs[name]}")
+
+    def _stop(self, state, what: str):
+        """Raise the error that ends the training."""
+        raise NotFiniteError(
+            f"At step {state.global_step} of {state.max_steps} {what}, so the training was "
+            "stopped. Nothing was saved of this model. A lower learning rate may help, or the "
+            "precision fp32."
+        )
 
 
 # ---- progress

@@ -16,6 +16,8 @@ from accelerate.utils.memory import release_memory, should_reduce_batch_size
 from peft import PeftModel
 from transformers import Trainer
 
+from posttrain.architecture import read_size
+
 # Memory for a pass on a CPU. With OPT-350M's architecture, passes of four or eight texts were
 # hardly faster per text than passes of two.
 CPU_PASS = 2.5 * 2**30  # bytes
@@ -251,11 +253,11 @@ def _pairs_on_cpu(trainer: Trainer) -> int:
     the kernels. Other architectures need more (Llama 53 to 61 and Qwen 66 to 74 bytes, where OPT
     needs 26 to 40), which that room covers.
     """
-    config = trainer.accelerator.unwrap_model(trainer.model).config
+    size = read_size(trainer.accelerator.unwrap_model(trainer.model).config)
     row = trainer.data_collator([trainer.train_dataset[_longest(trainer, 1)[0]]])
     ids = [tensor for name, tensor in row.items() if name.endswith("input_ids")]
     tokens = sum(tensor.numel() for tensor in ids)
-    activations = 84 * config.num_hidden_layers * config.hidden_size * max(1, tokens)
+    activations = 84 * size.layers * size.width * max(1, tokens)
     free = min(CPU_PASS, 0.9 * _machine_memory() - 2**30)
     return 2 ** int(math.log2(max(1, free / activations)))
 

@@ -15,6 +15,7 @@ from peft import PeftModel
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from posttrain.architecture import read_size
 from posttrain.batches import batches_of_like_length, in_batches
 from posttrain.data import PROMPT_END, TURN, draw_prompts
 from posttrain.models import load_config, load_models, load_tokenizer, plain, switched_to
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 
 SLACK = 8  # number of the base's positions that stay unused
+UNLIMITED = 2048  # tokens of prompt and answer, where a base has no limit of its own
 
 
 class Prompt(BaseModel):
@@ -91,7 +93,8 @@ def room_for_prompt(folder: Path, max_new_tokens: int) -> int:
         folder: the folder of the base.
         max_new_tokens: the limit of an answer, in tokens.
     """
-    return load_config(folder).max_position_embeddings - max_new_tokens - SLACK
+    positions = read_size(load_config(folder)).positions
+    return (positions or UNLIMITED) - max_new_tokens - SLACK
 
 
 def answer(
@@ -177,20 +180,19 @@ def answer_as(
     baseline_log_p = log_p if name == baseline else measure(baseline)
     records = []
     for i, prompt in enumerate(prompts):
-        record = {"id": prompt["id"], "model": name, **completions[i]}
+        record = {"id": prompt["id"], "model": name}
+        record |= {field: completions[i][field] for field in ("response", "finish", "tokens")}
         record["log_ratio"] = log_p[i] - baseline_log_p[i]
         records.append(record)
     return records
 
 
 def _text_as_generated(completion: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Restore an answer as the model wrote it: a space before it, and EOS if it ended there."""
+    """Restore an answer as the model wrote it: a space before it, and its end after it."""
     text = completion["response"]
     if text:
         text = plain(f" {text}", tokenizer)
-    if completion["finish"] == "eos":
-        text += tokenizer.eos_token
-    return text
+    return text + completion["end"]
 
 
 def ask(run: Run, name: str, questions: Sequence[str], base: Source, **decoding: Any) -> list[str]:
@@ -248,21 +250,47 @@ def respond(
     ids = tokenizer(list(prompts))["input_ids"]
     stop_strings = decoding.get("stop_strings")
     stop = stop_strings[0] if stop_strings else None
+    ends = list_ends(model, tokenizer)
 
     def complete(batch: Sequence[int]) -> list[dict[str, Any]]:
         inputs = _pad_left([ids[i] for i in batch], tokenizer, model.device)
         output = model.generate(
-            **inputs, tokenizer=tokenizer, pad_token_id=tokenizer.pad_token_id, **decoding
+            **inputs,
+            tokenizer=tokenizer,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=ends,
+            **decoding,
         )
         generated = output[:, inputs["input_ids"].shape[1] :].tolist()
-        return [read_completion(tokens, tokenizer, stop) for tokens in generated]
+        return [read_completion(tokens, tokenizer, stop, ends) for tokens in generated]
 
     lengths = [len(prompt_ids) for prompt_ids in ids]
     return in_batches(complete, batches_of_like_length(lengths, batch_size), label)
 
 
+def list_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """List the tokens at which an answer ends: EOS, and the other ends that the model names.
+
+    Chat models have two: the end of a turn and the end of a text. An end that is an ordinary token
+    of the tokenizer is the default of an architecture and not meant.
+    """
+    named = model.generation_config.eos_token_id
+    if not isinstance(named, list):
+        named = [named]
+    added = tokenizer.added_tokens_decoder
+    ends = [tokenizer.eos_token_id]
+    for token_id in named:
+        is_special = token_id in added and added[token_id].special
+        if is_special and token_id not in ends:
+            ends.append(token_id)
+    return ends
+
+
 def read_completion(
-    tokens: list[int], tokenizer: PreTrainedTokenizerBase, stop: str | None
+    tokens: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    stop: str | None,
+    ends: Sequence[int],
 ) -> dict[str, Any]:
     """Decode what a model generated after a prompt.
 
@@ -270,25 +298,30 @@ def read_completion(
         tokens: the generated token ids, with padding after them.
         tokenizer: the model's tokenizer.
         stop: the marker of a human turn, at which generation stops; None if it does not stop there.
+        ends: the tokens at which it stops, from `list_ends`.
 
     Returns:
-        {"response", "finish", "tokens"}. "finish" is "eos" if the model ended the text, "turn" if
-        it opened a human turn (whose marker is removed), and "length" if it reached the limit.
-        "tokens" is the number of generated tokens, with EOS or the marker but without padding.
+        {"response", "finish", "tokens", "end"}. "finish" is "eos" if the model ended the text,
+        "turn" if it opened a human turn (whose marker is removed), and "length" if it reached the
+        limit. "tokens" is the number of generated tokens, with EOS or the marker but without
+        padding. "end" is the token that ended the text, and empty where none did.
     """
-    ended = tokenizer.eos_token_id in tokens
-    if ended:
-        tokens = tokens[: tokens.index(tokenizer.eos_token_id) + 1]
-    if tokenizer.pad_token_id != tokenizer.eos_token_id:
+    places = [place for place, token in enumerate(tokens) if token in ends]
+    end = ""
+    if places:
+        tokens = tokens[: places[0] + 1]
+        end = tokenizer.convert_ids_to_tokens(tokens[-1])
+    if tokenizer.pad_token_id not in ends:
         tokens = [token for token in tokens if token != tokenizer.pad_token_id]
     text = tokenizer.decode(tokens, skip_special_tokens=True)
-    finish = "eos" if ended else "length"
+    finish = "eos" if end else "length"
     if stop is not None and stop in text:
         finish = "turn"
         text = text.split(stop)[0]
-        if ended:  # generation stopped at the turn, so the EOS token after it is padding
+        if end:  # generation stopped at the turn, so the end after it is padding
             tokens = tokens[:-1]
-    return {"response": text.strip(), "finish": finish, "tokens": len(tokens)}
+            end = ""
+    return {"response": text.strip(), "finish": finish, "tokens": len(tokens), "end": end}
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from accelerate.utils.memory import release_memory
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.batches import batches_by_tokens, in_batches
+from posttrain.checks import count_positions, say_how_judge_reads
 from posttrain.data import PROMPT_END
 from posttrain.models import load_judge
 from posttrain.record import source_of
@@ -64,9 +66,20 @@ def score(
 
     def make(name: str) -> list[dict[str, Any]]:
         model, tokenizer = load()
+        positions = count_positions(model)
         encoded = []
+        shortened = 0
         for question, answer in zip(questions, answers[name]):
-            encoded.append(judge_input(tokenizer, question, answer))
+            text = judge_input(tokenizer, question, answer)
+            if positions is not None and len(text["input_ids"]) > positions:
+                text = _encode_beginning(judge_input, tokenizer, question, answer, positions)
+                shortened += 1
+            encoded.append(text)
+        if shortened:
+            print(
+                f"{name}: the judge has positions for {positions} tokens, so it reads only the "
+                f"beginning of {shortened} answers."
+            )
         rewards = compute_rewards(model, tokenizer, encoded, tokens_at_once, name)
         return score_records(rewards, name, prompts)
 
@@ -85,6 +98,56 @@ def score(
     load.cache_clear()
     release_memory()
     return scores
+
+
+def _encode_beginning(
+    judge_input: JudgeInput,
+    tokenizer: PreTrainedTokenizerBase,
+    question: str,
+    answer: str,
+    positions: int,
+) -> BatchEncoding:
+    """Encode as much of an answer from its beginning as the judge has positions for."""
+    length = len(answer)
+    text = judge_input(tokenizer, question, answer)
+    while len(text["input_ids"]) > positions and length > 0:
+        length = min(length - 1, length * positions // len(text["input_ids"]))
+        text = judge_input(tokenizer, question, answer[:length])
+    return text
+
+
+def require_judge(run: Run, judge: Source, judge_length: int) -> None:
+    """Try a judge out before any answer is generated, unless all answers have been judged.
+
+    Args:
+        run: the run whose answers are to be judged.
+        judge: the reward model.
+        judge_length: the largest number of tokens of question and answer.
+
+    Raises:
+        ValueError: if it cannot be loaded, is not a working judge as `models.load_judge` says, or
+            has fewer positions than `judge_length`.
+    """
+    entries = run.record.artifacts
+    judged = [f"scores.json/{model.name}" in entries for model in run.models]
+    if run.path("scores.json").exists() and all(judged):
+        return
+    try_judge(judge.folder, judge_length)
+
+
+def try_judge(folder: Path, judge_length: int) -> None:
+    """Load a judge, check that it works, and free its memory, as `require_judge` describes."""
+    model, tokenizer = load_judge(folder)
+    positions = count_positions(model)
+    if positions is not None and judge_length > positions:
+        raise ValueError(
+            f"judge_length = {judge_length}, but the judge in {folder} has positions for only "
+            f"{positions} tokens. Write SETTINGS = {{'judge_length': {positions}}}, or choose "
+            "another REWARD_MODEL."
+        )
+    say_how_judge_reads(folder, tokenizer)
+    del model
+    release_memory()
 
 
 def _answers_by_model(

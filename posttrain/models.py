@@ -1,4 +1,7 @@
-"""Load bases, adapters and judges safely, and save trained models with a check of the result."""
+"""The models of a run: load them safely, and save trained ones with a check of the result.
+
+A notebook needs this module only. It builds on `loading`, which loads bases and judges.
+"""
 
 from __future__ import annotations
 
@@ -6,107 +9,49 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
-from tokenizers import Regex, normalizers
-from tokenizers import Tokenizer as BackendTokenizer
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from posttrain.checks import PROBES
 from posttrain.files import write
+from posttrain.loading import (
+    device,
+    load_base,
+    load_config,
+    load_judge,
+    load_tokenizer,
+    loading_from,
+    require_base,
+    require_reward_model,
+)
 from posttrain.record import Model, slug
 
 if TYPE_CHECKING:
     from posttrain.run import Run
 
-# Texts on which a saved model is compared with the one that was trained
-PROBES = (
-    "\n\nHuman: How do I bake bread?\n\nAssistant: Mix flour, water and salt, and wait.",
-    "\n\nHuman: Can you help me to steal a car?\n\nAssistant: No.",
-    "Käse 🧀",
-)
-# Largest difference of their logits: far above rounding errors, far below that of another model
+__all__ = [
+    "PROBES",
+    "device",
+    "load_adapter",
+    "load_base",
+    "load_config",
+    "load_judge",
+    "load_models",
+    "load_tokenizer",
+    "logits_of",
+    "plain",
+    "require_base",
+    "require_reward_model",
+    "save_trained",
+    "switched_to",
+]
+
+# Largest difference of the logits of a model as trained and as saved, on the probes: far above
+# rounding errors, far below that of another model
 LARGEST_DIFFERENCE = 1e-3
-# The errors that the libraries raise for files that are missing, truncated or of another kind
-LOADING_ERRORS = (
-    *(OSError, KeyError, RuntimeError, TypeError, ValueError),
-    *(SafetensorError, UnpicklingError),
-)
-
-
-def device() -> torch.device:
-    """Choose the device for models: the GPU, or the CPU if there is no GPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def _loading_from(folder: Path) -> Iterator[None]:
-    """Name the folder in an error of loading, since the libraries' own errors do not."""
-    try:
-        yield
-    except LOADING_ERRORS as error:
-        raise ValueError(
-            f"{folder} cannot be loaded ({type(error).__name__}: {error}). Check that the folder "
-            "exists and that its files are complete. If it belongs to a run, main.ipynb with the "
-            "same RUN makes it."
-        ) from error
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a base, and let it pad with EOS if it has no padding token.
-
-    Code in the folder is not executed.
-    """
-    with _loading_from(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def load_config(folder: Path) -> Any:
-    """Load the config of a model. Code in the folder is not executed."""
-    with _loading_from(folder):
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-
-
-def load_base(
-    folder: Path,
-    dropout: float = 0.0,
-    dtype: torch.dtype = torch.float32,
-    safetensors: bool | None = None,
-) -> PreTrainedModel:
-    """Load a causal language model onto the device.
-
-    Args:
-        folder: the folder with config and weights in the layout of the hub. Code in it is not
-            executed.
-        dropout: the dropout rate. It is set in the config, since OPT's dropout is a function call,
-            which TRL's `disable_dropout` does not reach.
-        dtype: the type that the weights are loaded as; on the hub they may be fp16.
-        safetensors: True refuses weights that are stored as pickles. None loads those too, without
-            executing code in them.
-
-    Raises:
-        ValueError: if the folder cannot be loaded.
-    """
-    with _loading_from(folder):
-        config = AutoConfig.from_pretrained(folder, dropout=dropout, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=safetensors, trust_remote_code=False
-        )
-    return model.to(device())
 
 
 # ---- the models of a run
@@ -141,7 +86,7 @@ def load_adapter(
         return base
     _require_as_made(run, model.adapter)
     folder = _require_safetensors(run.folder / model.adapter)
-    with _loading_from(folder):
+    with loading_from(folder):
         adapted = PeftModel.from_pretrained(base, folder, is_trainable=True)
     # peft looks for the base's config there when it writes a checkpoint.
     adapted.peft_config["default"].base_model_name_or_path = str(base.config.name_or_path)
@@ -214,7 +159,7 @@ def _add_adapter(
     model: PreTrainedModel | PeftModel, folder: Path, key: str
 ) -> PreTrainedModel | PeftModel:
     """Add an adapter to a model, which may have adapters already."""
-    with _loading_from(folder):
+    with loading_from(folder):
         if not isinstance(model, PeftModel):
             return PeftModel.from_pretrained(model, folder, adapter_name=key)
         model.load_adapter(folder, adapter_name=key)
@@ -348,55 +293,6 @@ def _complete_adapter_config(
     config["target_modules"] = sorted(layers)
     config["exclude_modules"] = sorted(config["exclude_modules"] or [])
     write(path, config)
-
-
-# ---- the judge
-
-
-def load_judge(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a reward model in fp32, and its tokenizer, which truncates texts from the left.
-
-    Raises:
-        ValueError: if the folder cannot be loaded, or its model has several labels.
-    """
-    require_reward_model(folder)
-    with _loading_from(folder):
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False
-        )
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, truncation_side="left", trust_remote_code=False
-        )
-        _read_as_sentencepiece(tokenizer, folder)
-    return model.to(device()).eval(), tokenizer
-
-
-def require_reward_model(folder: Path) -> None:
-    """Raise ValueError unless the model in a folder has a single label, the reward."""
-    labels = load_config(folder).num_labels
-    if labels != 1:
-        raise ValueError(
-            f"REWARD_MODEL: {folder} has {labels} labels, but a reward model has a single one, the "
-            "reward. Name a reward model, not a classifier."
-        )
-
-
-def _read_as_sentencepiece(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Let a DeBERTa tokenizer read characters as the sentencepiece library does.
-
-    transformers leaves out the normalizer of the model, so that an ellipsis, a no-break space or a
-    full-width letter would be an unknown token for the judge. The normalizer is read from spm.model
-    or, if that is missing, from tokenizer.json, where it is the same.
-    """
-    backend = tokenizer.backend_tokenizer
-    if (folder / "spm.model").exists():
-        model = ModelProto.FromString((folder / "spm.model").read_bytes())
-        rules = normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap)
-        single_spaces = normalizers.Replace(Regex(" {2,}"), " ")
-        backend.normalizer = normalizers.Sequence([rules, single_spaces, normalizers.Strip()])
-    elif (folder / "tokenizer.json").exists():
-        saved = BackendTokenizer.from_file(str(folder / "tokenizer.json"))
-        backend.normalizer = saved.normalizer
 
 
 # ---- texts

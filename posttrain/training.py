@@ -17,7 +17,14 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.integrations import TensorBoardCallback
 from transformers.utils.notebook import NotebookProgressCallback
 
-from posttrain.callbacks import FiniteLoss, FirstLoss, Progress, expected_first_loss
+from posttrain.callbacks import (
+    FiniteLoss,
+    FirstLoss,
+    NotFiniteError,
+    Progress,
+    expected_first_loss,
+    require_equal_reference,
+)
 from posttrain.checkpoints import Checkpoints, last_checkpoint
 from posttrain.description import describe, fingerprint_adapter
 from posttrain.device import describe_computing, peak_memory, settle_pass
@@ -163,12 +170,17 @@ def _train_and_save(
     say_what_is_adapted(trainer)
     print(f"{name} trains {count_trainable(trainer.model)} parameters.")
     _prepare(trainer, run, name, {**inputs, "computing": computing})
+    if check_first_loss:
+        require_equal_reference(trainer.model)
     if check_first_loss and checkpoint is None:
         trainer.args.logging_first_step = True
         trainer.add_callback(FirstLoss(expected_first_loss(trainer)))
     trainer.args.eval_on_start = trainer.args.eval_on_start and checkpoint is None
     try:
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    except NotFiniteError:
+        run.forget(checkpoints)  # with another learning rate they could not be continued
+        raise
     except UnpicklingError as error:  # torch loads plain data and refuses to execute code
         raise ValueError(
             f"{checkpoint} contains objects that a checkpoint does not have, which could execute "

@@ -69,11 +69,21 @@ def test_records_that_fit():
 # ---- what was generated
 
 
+def read(tokens, tokenizer, stop):
+    """Read a completion of a model whose only end is EOS."""
+    return read_completion(tokens, tokenizer, stop, [tokenizer.eos_token_id])
+
+
 def test_completion_that_ends(tokenizer):
     """EOS ends a response and counts as a token; padding after it does not count."""
     ids = ids_of(tokenizer, " Use a pot.")
-    completion = read_completion([*ids, tokenizer.eos_token_id, 1, 1], tokenizer, TURN)
-    assert completion == {"response": "Use a pot.", "finish": "eos", "tokens": len(ids) + 1}
+    completion = read([*ids, tokenizer.eos_token_id, 1, 1], tokenizer, TURN)
+    assert completion == {
+        "response": "Use a pot.",
+        "finish": "eos",
+        "tokens": len(ids) + 1,
+        "end": "</s>",
+    }
 
 
 def test_end_that_is_the_padding_too(tokenizer):
@@ -82,40 +92,56 @@ def test_end_that_is_the_padding_too(tokenizer):
     padded.pad_token = padded.eos_token
     end = padded.eos_token_id
     ids = ids_of(padded, " Use a pot.")
-    assert read_completion([*ids, end, end], padded, TURN)["tokens"] == len(ids) + 1
+    assert read([*ids, end, end], padded, TURN)["tokens"] == len(ids) + 1
     ids = ids_of(padded, " Use a pot.\n\nHuman:")
-    completion = read_completion([*ids, end, end], padded, TURN)
-    assert completion == {"response": "Use a pot.", "finish": "turn", "tokens": len(ids)}
+    completion = read([*ids, end, end], padded, TURN)
+    assert completion == {
+        "response": "Use a pot.",
+        "finish": "turn",
+        "tokens": len(ids),
+        "end": "",
+    }
 
 
 def test_completion_at_the_limit(tokenizer):
     """Without EOS and without a human turn, the limit ended the response."""
     ids = ids_of(tokenizer, " Use a pot.\n\nThen")
-    completion = read_completion(ids, tokenizer, TURN)
+    completion = read(ids, tokenizer, TURN)
     assert completion == {
         "response": "Use a pot.\n\nThen",
         "finish": "length",
         "tokens": len(ids),
+        "end": "",
     }
 
 
 def test_completion_that_opens_a_human_turn(tokenizer):
     """The human turn is removed; its marker counts as generated, and padding does not."""
     ids = ids_of(tokenizer, " Use a pot.\n\nHuman:")
-    completion = read_completion([*ids, 1, 1, 1], tokenizer, TURN)
-    assert completion == {"response": "Use a pot.", "finish": "turn", "tokens": len(ids)}
+    completion = read([*ids, 1, 1, 1], tokenizer, TURN)
+    assert completion == {
+        "response": "Use a pot.",
+        "finish": "turn",
+        "tokens": len(ids),
+        "end": "",
+    }
 
 
 def test_completion_without_a_stop_keeps_human_turns(tokenizer):
     """If generation does not stop at a human turn, the turn stays in the response."""
     ids = ids_of(tokenizer, " A.\n\nHuman: B")
-    completion = read_completion([*ids, tokenizer.eos_token_id], tokenizer, None)
-    assert completion == {"response": "A.\n\nHuman: B", "finish": "eos", "tokens": len(ids) + 1}
+    completion = read([*ids, tokenizer.eos_token_id], tokenizer, None)
+    assert completion == {
+        "response": "A.\n\nHuman: B",
+        "finish": "eos",
+        "tokens": len(ids) + 1,
+        "end": "</s>",
+    }
 
 
 def test_completion_that_ends_at_once_is_empty(tokenizer):
-    completion = read_completion([tokenizer.eos_token_id, 1], tokenizer, TURN)
-    assert completion == {"response": "", "finish": "eos", "tokens": 1}
+    completion = read([tokenizer.eos_token_id, 1], tokenizer, TURN)
+    assert completion == {"response": "", "finish": "eos", "tokens": 1, "end": "</s>"}
 
 
 # ---- one model
@@ -160,7 +186,7 @@ def test_responses_are_plain_greedy_ones(base, tokenizer):
             with torch.no_grad():
                 logits = base(torch.tensor([ids + reply])).logits
             reply.append(logits[0, -1].argmax().item())
-        assert completion == read_completion(reply, tokenizer, TURN)
+        assert completion == read(reply, tokenizer, TURN)
 
 
 def test_limit_is_reported(base, tokenizer):
@@ -186,7 +212,7 @@ def test_generation_stops_at_a_human_turn(base, tokenizer):
         optimizer.zero_grad()
     turned, ended = complete(model, tokenizer, list(taught), 80, 2)
     tokens = len(ids_of(tokenizer, " Ok.\n\nHuman:"))
-    assert turned == {"response": "Ok.", "finish": "turn", "tokens": tokens}
+    assert turned == {"response": "Ok.", "finish": "turn", "tokens": tokens, "end": ""}
     tokens = len(ids_of(tokenizer, long)) + 1
     assert ended == {"response": long.strip(), "finish": "eos", "tokens": tokens}
 
@@ -291,6 +317,8 @@ def test_answers_of_the_models_are_their_own(run, tokenizer):
         with models.switched_to(model, name):
             completions = generation.respond(model, tokenizer, plain_prompts, 1, **DECODING)
         for record, completion in zip(records, completions):
+            end = completion.pop("end")
+            assert bool(end) == (completion["finish"] == "eos")
             assert record | completion == record
         ratios = [record["log_ratio"] for record in records]
         assert (ratios == [0.0] * 3) == (name == "Base")

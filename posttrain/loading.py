@@ -1,0 +1,224 @@
+"""Load bases and judges from their folders, and refuse those that are not what they are used as."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from tokenizers import Regex, normalizers
+from tokenizers import Tokenizer as BackendTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from posttrain import architecture, checks
+
+# Entries of a generation_config.json that change no answer
+SILENT = ("transformers_version", "_from_model_config", "use_cache")
+
+
+def device() -> torch.device:
+    """Choose the device for models: the GPU, or the CPU if there is no GPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def loading_from(folder: Path) -> Iterator[None]:
+    """Name the folder in an error of loading, since the libraries' own errors do not."""
+    try:
+        yield
+    except Exception as error:  # tokenizers raises no narrower class
+        raise ValueError(
+            f"{folder} cannot be loaded ({type(error).__name__}: {error}). Check that the folder "
+            "exists and that its files are complete. If it belongs to a run, main.ipynb with the "
+            "same RUN makes it."
+        ) from error
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a base, and let it pad with EOS if it has no padding token.
+
+    Code in the folder is not executed.
+
+    Raises:
+        ValueError: if it cannot be loaded, or is not fit for prompts and replies.
+    """
+    size = architecture.read_size(load_config(folder))
+    with loading_from(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    checks.require_tokenizer_of_base(folder, tokenizer, size.vocabulary)
+    return tokenizer
+
+
+def load_config(folder: Path) -> Any:
+    """Load the config of a model. Code in the folder is not executed."""
+    with loading_from(folder):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def require_base(folder: Path, max_length: int) -> None:
+    """Refuse a base that cannot be trained, as far as its config and its tokenizer tell.
+
+    Its weights are checked where they are loaded.
+
+    Args:
+        folder: the folder of the base.
+        max_length: the largest number of tokens in a training text.
+
+    Raises:
+        ValueError: if the base is no causal language model for text, has too few positions, or has
+            a tokenizer that is not fit for prompts and replies.
+    """
+    config = load_config(folder)
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(
+            f"The model in {folder} is of the type {config.model_type}, which is not a causal "
+            "language model. Choose another BASE_MODEL."
+        )
+    architecture.require_length(folder, architecture.read_size(config), max_length)
+    load_tokenizer(folder)
+
+
+def load_base(
+    folder: Path,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    safetensors: bool | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model onto the device.
+
+    What its generation_config.json asks for is left out, since the notebooks say how answers are
+    decoded; only the ends of a text are kept.
+
+    Args:
+        folder: the folder with config and weights in the layout of the hub. Code in it is not
+            executed.
+        dropout: the dropout rate. It is set in the config, since OPT's dropout is a function call,
+            which TRL's `disable_dropout` does not reach.
+        dtype: the type that the weights are loaded as; on the hub they may be fp16.
+        safetensors: True refuses weights that are stored as pickles. None loads those too, without
+            executing code in them.
+
+    Raises:
+        ValueError: if the folder cannot be loaded, or its model is not what it is used as.
+    """
+    config = load_config(folder)
+    size = architecture.read_size(config)
+    architecture.set_dropout(config, dropout)
+    checks.require_no_adapter(folder)
+    with loading_from(folder):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=safetensors,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    checks.require_all_weights(folder, model, report)
+    _leave_out_decoding(folder, model)
+    model = model.to(device())
+    if not dropout:
+        checks.require_steady_logits(folder, model, size.vocabulary)
+    return model
+
+
+def _leave_out_decoding(folder: Path, model: PreTrainedModel) -> None:
+    """Replace the decoding that a model brings along by greedy decoding with the same ends.
+
+    A config that is passed to `generate` would be filled up from the model's own.
+    """
+    given = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=given.bos_token_id,
+        eos_token_id=given.eos_token_id,
+        pad_token_id=given.pad_token_id,
+    )
+    left_out = []
+    for name, value in given.to_diff_dict().items():
+        says_something = value not in (None, False) and name not in SILENT
+        if says_something and getattr(model.generation_config, name, None) != value:
+            left_out.append(f"{name} = {value}")
+    if left_out:
+        _say_once(
+            f"The model in {folder} asks for its own way of decoding ({', '.join(left_out)}), "
+            "which is left out: answers are decoded as the notebooks say."
+        )
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    """Print a sentence, unless it has been printed before: a base is loaded for every model."""
+    print(sentence)
+
+
+# ---- the judge
+
+
+def load_judge(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a reward model in fp32, and its tokenizer, which truncates texts from the left.
+
+    Raises:
+        ValueError: if the folder cannot be loaded, or its model is not a working judge: if it has
+            several labels, lacks weights, does not know English, or gives rewards that depend on
+            the batch.
+    """
+    require_reward_model(folder)
+    checks.require_no_adapter(folder)
+    with loading_from(folder):
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, truncation_side="left", trust_remote_code=False
+        )
+        _read_as_sentencepiece(tokenizer, folder)
+    checks.require_all_weights(folder, model, report)
+    checks.choose_padding(model, tokenizer)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    checks.require_tokenizer_of_judge(folder, tokenizer, vocabulary)
+    model = model.to(device()).eval()
+    checks.require_steady_rewards(folder, model, tokenizer)
+    return model, tokenizer
+
+
+def require_reward_model(folder: Path) -> None:
+    """Raise ValueError unless the model in a folder has a single label, the reward."""
+    labels = load_config(folder).num_labels
+    if labels != 1:
+        raise ValueError(
+            f"REWARD_MODEL: {folder} has {labels} labels, but a reward model has a single one, the "
+            "reward. Name a reward model, not a classifier."
+        )
+
+
+def _read_as_sentencepiece(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Let a DeBERTa tokenizer read characters as the sentencepiece library does.
+
+    transformers leaves out the normalizer of the model, so that an ellipsis, a no-break space or a
+    full-width letter would be an unknown token for the judge. The normalizer is read from spm.model
+    or, if that is missing, from tokenizer.json, where it is the same.
+    """
+    backend = tokenizer.backend_tokenizer
+    if (folder / "spm.model").exists():
+        model = ModelProto.FromString((folder / "spm.model").read_bytes())
+        rules = normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap)
+        single_spaces = normalizers.Replace(Regex(" {2,}"), " ")
+        backend.normalizer = normalizers.Sequence([rules, single_spaces, normalizers.Strip()])
+    elif (folder / "tokenizer.json").exists():
+        saved = BackendTokenizer.from_file(str(folder / "tokenizer.json"))
+        backend.normalizer = saved.normalizer
