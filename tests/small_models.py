@@ -1,0 +1,541 @@
+"""Build tiny bases and judges of many architectures, with random weights, in a second each.
+
+Every builder writes a folder in the layout of the hub, with a tokenizer that fits. The odd ones have
+a fault or a peculiarity that checkpoints on the hub have as well.
+"""
+
+import json
+import shutil
+
+import torch
+from conftest import HUB, load
+from safetensors.torch import load_file, save_file
+from tokenizers import normalizers, processors
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
+
+POSITIONS = 512
+VOCABULARY = 1571  # of the demo's tokenizer
+# A spread of weights at which greedy answers depend on the prompt and no two tokens tie
+SPREAD = 0.3
+IDS = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}
+COMMON = {"vocab_size": VOCABULARY, **IDS}
+# The names that most architectures share
+USUAL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": POSITIONS,
+    "initializer_range": SPREAD,
+}
+GROUPED = {**USUAL, "num_key_value_heads": 1}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": POSITIONS}
+EXPERTS = {"num_experts_per_tok": 1, "router_aux_loss_coef": 0.01}
+QWEN_EXPERTS = {
+    "num_experts": 4,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    **EXPERTS,
+}
+OPT = {
+    "hidden_size": 32,
+    "word_embed_proj_dim": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "ffn_dim": 64,
+    "max_position_embeddings": POSITIONS,
+    "init_std": SPREAD,
+}
+
+# {name: (model type, values of its config)}. Dropout rates that are not named are the defaults of
+# the architecture: 0.1 in OPT and GPT-2.
+BASES = {
+    "opt": ("opt", OPT),
+    "llama": ("llama", GROUPED),
+    "qwen2": ("qwen2", GROUPED),
+    "gpt2": ("gpt2", {**GPT2, "initializer_range": SPREAD}),
+    "gpt-neox": ("gpt_neox", USUAL),
+    "gpt-neo": (
+        "gpt_neo",
+        {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 16,
+            "max_position_embeddings": POSITIONS,
+            "initializer_range": SPREAD,
+            "embed_dropout": 0.1,
+            "resid_dropout": 0.1,
+            "attention_dropout": 0.1,
+        },
+    ),
+    "phi": ("phi", {**USUAL, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attention_dropout": 0.1}),
+    "gemma3": ("gemma3_text", {**GROUPED, "head_dim": 16, "sliding_window": 16}),
+    "mistral": ("mistral", {**GROUPED, "sliding_window": 16}),
+    "falcon": (
+        "falcon",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "alibi": True,
+            "hidden_dropout": 0.1,
+            "attention_dropout": 0.1,
+            "initializer_range": SPREAD,
+        },
+    ),
+    "bloom": (
+        "bloom",
+        {
+            "hidden_size": 32,
+            "n_layer": 2,
+            "n_head": 2,
+            "hidden_dropout": 0.1,
+            "attention_dropout": 0.1,
+            "initializer_range": SPREAD,
+        },
+    ),
+    "mixtral": (
+        "mixtral",
+        {**GROUPED, "num_local_experts": 4, "output_router_logits": False, **EXPERTS},
+    ),
+    "mixtral-router": (
+        "mixtral",
+        {**GROUPED, "num_local_experts": 4, "output_router_logits": True, **EXPERTS},
+    ),
+    "qwen2-moe": ("qwen2_moe", {**GROUPED, **QWEN_EXPERTS, "output_router_logits": False}),
+    "qwen2-moe-router": ("qwen2_moe", {**GROUPED, **QWEN_EXPERTS, "output_router_logits": True}),
+    "rwkv": (
+        "rwkv",
+        {
+            "hidden_size": 32,
+            "attention_hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "context_length": POSITIONS,
+        },
+    ),
+    "mamba": ("mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}),
+    "mpt": ("mpt", {"d_model": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": POSITIONS}),
+    "gptj": (
+        "gptj",
+        {**GPT2, "rotary_dim": 8, "attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1},
+    ),
+}
+
+
+def demo_tokenizer():
+    """Load the demo's tokenizer, a byte-level BPE with BOS and EOS in one token."""
+    return AutoTokenizer.from_pretrained(HUB / "opt")
+
+
+def build(name, **changes):
+    """Build a base in memory, the same one every time."""
+    kind, values = BASES[name]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**COMMON, **values, **changes})
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def save_base(folder, name="opt", tokenizer=None, **changes):
+    """Save a base and a tokenizer into a folder.
+
+    Args:
+        folder: the folder.
+        name: a key of BASES.
+        tokenizer: None takes the demo's.
+        changes: values of the config that replace those of BASES.
+
+    Returns:
+        The folder.
+    """
+    build(name, **changes).save_pretrained(folder)
+    (tokenizer or demo_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+# ---- odd bases
+
+
+def change_tensors(folder, change):
+    """Replace the tensors of a folder by those that a function makes of them."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file(change(tensors), path, metadata={"format": "pt"})
+    return folder
+
+
+def change_json(path, **values):
+    """Set values in a JSON file; None removes a value."""
+    content = load(path)
+    content |= values
+    for name, value in values.items():
+        if value is None:
+            del content[name]
+    path.write_text(json.dumps(content))
+
+
+def save_prefixed(folder, prefix):
+    """Save a base whose tensors have a prefix, as torch's DataParallel and peft write it."""
+    save_base(folder)
+    return change_tensors(
+        folder, lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()}
+    )
+
+
+def save_without_a_layer(folder):
+    """Save a base that lacks the tensors of its second layer."""
+    save_base(folder)
+
+    def leave_out(tensors):
+        return {name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}
+
+    return change_tensors(folder, leave_out)
+
+
+def save_with_nan(folder):
+    """Save a base with a NaN in one weight."""
+    save_base(folder)
+
+    def spoil(tensors):
+        tensors["model.decoder.layers.1.fc1.weight"][0, 0] = float("nan")
+        return tensors
+
+    return change_tensors(folder, spoil)
+
+
+def save_in_shards(folder):
+    """Save a base in several files with an index."""
+    build("opt").save_pretrained(folder, max_shard_size="50KB")
+    demo_tokenizer().save_pretrained(folder)
+    assert (folder / "model.safetensors.index.json").exists()
+    return folder
+
+
+def save_without_a_shard(folder):
+    """Save a base in several files, one of which is missing."""
+    save_in_shards(folder)
+    sorted(folder.glob("model-0*.safetensors"))[-1].unlink()
+    return folder
+
+
+def save_beside_an_adapter(folder):
+    """Save a base with the config of an adapter over another base beside its weights."""
+    save_base(folder)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "someone/another-base",
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj"],
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def save_without_eos(folder):
+    """Save a base whose tokenizer has no EOS token."""
+    tokenizer = demo_tokenizer()
+    tokenizer.eos_token = None
+    return save_base(folder, tokenizer=tokenizer)
+
+
+def save_with_eos_beyond(folder):
+    """Save a base whose tokenizer has an EOS token that the embeddings lack."""
+    tokenizer = demo_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    assert tokenizer.eos_token_id == VOCABULARY
+    return save_base(folder, tokenizer=tokenizer)
+
+
+def save_appending_eos(folder):
+    """Save a base whose tokenizer appends EOS to every text."""
+    tokenizer = demo_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="</s> $A </s>", pair="</s> $A </s> $B </s>", special_tokens=[("</s>", 2)]
+    )
+    return save_base(folder, tokenizer=tokenizer)
+
+
+def save_without_vocabulary(folder):
+    """Save a base with the tokenizer's config alone."""
+    save_base(folder)
+    (folder / "tokenizer.json").unlink()
+    return folder
+
+
+def save_without_tokenizer(folder):
+    """Save a base without any file of a tokenizer."""
+    build("opt").save_pretrained(folder)
+    return folder
+
+
+def save_dropping_line_feeds(folder):
+    """Save a base whose tokenizer turns every white space into a single space."""
+    tokenizer = demo_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\n", " ")
+    return save_base(folder, tokenizer=tokenizer)
+
+
+def save_with_generation(folder, **values):
+    """Save a base with values in its generation_config.json."""
+    save_base(folder)
+    change_json(folder / "generation_config.json", **values)
+    return folder
+
+
+def save_without_number_of_layers(folder):
+    """Save a base whose config lacks the number of its layers, of which the default is 12."""
+    save_base(folder)
+    change_json(folder / "config.json", num_hidden_layers=None)
+    return folder
+
+
+def save_without_architecture(folder):
+    """Save a base whose config lacks its model type."""
+    save_base(folder)
+    change_json(folder / "config.json", model_type=None, architectures=None)
+    return folder
+
+
+VISION = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 8,
+    "patch_size": 4,
+}
+
+
+def save_multimodal(folder, kind):
+    """Save a model for images and text, whose config contains that of a language model."""
+    text = {**GROUPED, **COMMON}
+    if kind == "gemma3":
+        text |= {"head_dim": 16, "sliding_window": 16, "model_type": "gemma3_text"}
+        vision = {**VISION, "model_type": "siglip_vision_model"}
+        others = {"mm_tokens_per_image": 4}
+    else:
+        text |= {"model_type": "llama"}
+        vision = {**VISION, "model_type": "clip_vision_model"}
+        others = {}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, text_config=text, vision_config=vision, **others, **IDS)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    demo_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_as(folder, dtype):
+    """Save a base with weights of another type."""
+    build("opt").to(dtype).save_pretrained(folder)
+    demo_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_encoder(folder):
+    """Save an encoder, which fills in gaps and cannot go on with a text."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("bert", **{**COMMON, **USUAL}, architectures=["BertForMaskedLM"])
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    demo_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_reward_model_as_base(folder):
+    """Save the demo's judge where a base is expected."""
+    return shutil.copytree(HUB / "reward-model", folder)
+
+
+# The options of a generation_config.json that change what greedy decoding writes
+GENERATION = {
+    "repetition penalty": {"repetition_penalty": 5.0},
+    "beams": {"num_beams": 3},
+    "no repeated ngrams": {"no_repeat_ngram_size": 1},
+    "minimum length": {"min_length": 500},
+    "minimum of new tokens": {"min_new_tokens": 6},
+    "time limit": {"max_time": 1e-9},
+    "forced end": {"forced_eos_token_id": 2},
+    "forced beginning": {"forced_bos_token_id": 5},
+    "suppressed tokens": {"suppress_tokens": list(range(4, 1500))},
+    "bad words": {"bad_words_ids": [[i] for i in range(4, 1500)]},
+    "dictionary": {"return_dict_in_generate": True},
+    "two ends": {"eos_token_id": [2, 50]},
+    "two answers": {"num_return_sequences": 2, "num_beams": 2},
+    "sampling": {"do_sample": True, "temperature": 2.0, "top_k": 5},
+    "no cache": {"use_cache": False},
+    "guidance": {"guidance_scale": 3.0},
+}
+# {name: a function of the folder}. The weights of all of them are those of `save_base(folder)`
+SAME_AS_OPT = {
+    "module prefix": lambda folder: save_prefixed(folder, "module."),
+    "adapter prefix": lambda folder: save_prefixed(folder, "base_model.model."),
+    "shards": save_in_shards,
+    "beside an adapter": save_beside_an_adapter,
+    **{
+        f"generation: {name}": lambda folder, values=values: save_with_generation(folder, **values)
+        for name, values in GENERATION.items()
+    },
+}
+FAULTY = {
+    "a layer left out": save_without_a_layer,
+    "nan": save_with_nan,
+    "a shard missing": save_without_a_shard,
+    "no vocabulary": save_without_vocabulary,
+    "no tokenizer": save_without_tokenizer,
+    "no number of layers": save_without_number_of_layers,
+    "no model type": save_without_architecture,
+    "end beyond the embeddings": save_with_eos_beyond,
+    "encoder": save_encoder,
+    "judge as a base": save_reward_model_as_base,
+}
+UNUSUAL = {
+    "no end": save_without_eos,
+    "appends its end": save_appending_eos,
+    "no line feeds": save_dropping_line_feeds,
+    "gemma3 with images": lambda folder: save_multimodal(folder, "gemma3"),
+    "llava": lambda folder: save_multimodal(folder, "llava"),
+    "tied head": lambda folder: save_base(folder, "llama", tie_word_embeddings=True),
+    "untied head": lambda folder: save_base(folder, "llama", tie_word_embeddings=False),
+    "untied opt": lambda folder: save_base(folder, "opt", tie_word_embeddings=False),
+    "embeddings beyond the vocabulary": lambda folder: save_base(folder, "opt", vocab_size=1600),
+    "fp16": lambda folder: save_as(folder, torch.float16),
+    "bf16": lambda folder: save_as(folder, torch.bfloat16),
+}
+
+
+# ---- judges
+
+
+def roberta_tokenizer():
+    """Make a tokenizer of RoBERTa's kind from the demo's: <s> question </s></s> answer </s>."""
+    backend = demo_tokenizer().backend_tokenizer
+    ids = {name: backend.token_to_id(name) for name in ("<s>", "</s>")}
+    backend.post_processor = processors.RobertaProcessing(
+        ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), add_prefix_space=False
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        cls_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+    )
+
+
+def unpadded_tokenizer():
+    """Make the demo's tokenizer without its padding token."""
+    tokenizer = demo_tokenizer()
+    tokenizer.pad_token = None
+    return tokenizer
+
+
+def save_judge(folder, kind, values, tokenizer):
+    """Save a judge with random weights, so that different texts have clearly different rewards."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{"num_labels": 1, **values})
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_roberta(folder, positions=514):
+    """Save a judge of RoBERTa's kind, which counts positions from its padding id on."""
+    values = {**COMMON, **USUAL, "max_position_embeddings": positions, "type_vocab_size": 1}
+    return save_judge(folder, "roberta", values, roberta_tokenizer())
+
+
+def save_gpt2_judge(folder, tokenizer, padding):
+    """Save a judge of GPT-2's kind, with or without a padding token in tokenizer and config."""
+    values = {**COMMON, **GPT2, "initializer_range": SPREAD, "pad_token_id": padding}
+    return save_judge(folder, "gpt2", values, tokenizer)
+
+
+def save_llama_judge(folder):
+    """Save a judge of Llama's kind without a padding token."""
+    values = {**COMMON, **GROUPED, "pad_token_id": None}
+    return save_judge(folder, "llama", values, unpadded_tokenizer())
+
+
+def copy_judge(folder):
+    """Copy the demo's judge."""
+    return shutil.copytree(HUB / "reward-model", folder)
+
+
+def save_two_labels(folder):
+    """Save a classifier with two labels."""
+    config = load(HUB / "reward-model" / "config.json")
+    kind = config.pop("model_type")
+    del config["id2label"], config["label2id"]
+    tokenizer = AutoTokenizer.from_pretrained(HUB / "reward-model")
+    return save_judge(folder, kind, {**config, "num_labels": 2}, tokenizer)
+
+
+def save_without_num_labels(folder):
+    """Save a judge with one label whose config does not say so."""
+    copy_judge(folder)
+    change_json(folder / "config.json", id2label=None, label2id=None)
+    return folder
+
+
+def save_headless(folder, replacement=None):
+    """Save a judge without its head, or with tensors of another name in its place."""
+    copy_judge(folder)
+
+    def behead(tensors):
+        head = {name: tensor for name, tensor in tensors.items() if name.startswith("classifier.")}
+        assert head
+        kept = {name: tensor for name, tensor in tensors.items() if name not in head}
+        if replacement is not None:
+            for name, tensor in head.items():
+                kept[name.replace("classifier.", replacement)] = tensor
+        return kept
+
+    return change_tensors(folder, behead)
+
+
+def save_judge_with_nan(folder):
+    """Save a judge with a NaN in its head."""
+    copy_judge(folder)
+
+    def spoil(tensors):
+        tensors["classifier.weight"][0, 0] = float("nan")
+        return tensors
+
+    return change_tensors(folder, spoil)
+
+
+JUDGES = {
+    "deberta": copy_judge,
+    "roberta": save_roberta,
+    "gpt2 without padding": lambda folder: save_gpt2_judge(folder, unpadded_tokenizer(), None),
+    "gpt2 padded by its tokenizer": lambda folder: save_gpt2_judge(folder, demo_tokenizer(), None),
+    "gpt2 with padding": lambda folder: save_gpt2_judge(folder, demo_tokenizer(), 1),
+    "llama without padding": save_llama_judge,
+}
+FAULTY_JUDGES = {
+    "two labels": save_two_labels,
+    "no num_labels": save_without_num_labels,
+    "no head": save_headless,
+    "value head": lambda folder: save_headless(folder, "v_head."),
+    "nan": save_judge_with_nan,
+    "no tokenizer": lambda folder: _without_tokenizer(copy_judge(folder)),
+    "base as a judge": save_base,
+}
+
+
+def _without_tokenizer(folder):
+    """Remove the files of a judge's tokenizer."""
+    for name in ("spm.model", "tokenizer_config.json"):
+        (folder / name).unlink()
+    return folder
