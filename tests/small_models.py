@@ -1,7 +1,7 @@
 """Build tiny bases and judges of many architectures, with random weights, in a second each.
 
-Every builder writes a folder in the layout of the hub, with a tokenizer that fits. The odd ones have
-a fault or a peculiarity that checkpoints on the hub have as well.
+Every builder writes a folder in the layout of the hub, with a tokenizer that fits. The odd ones
+have a fault or a peculiarity that checkpoints on the hub have as well.
 """
 
 import json
