@@ -242,6 +242,19 @@ def save_beside_an_adapter(folder):
     return folder
 
 
+def save_beside_adapter_weights(folder):
+    """Save a base with an adapter, its config and its weights, beside the base's own weights."""
+    save_beside_an_adapter(folder)
+    tensors = {}
+    torch.manual_seed(1)
+    for layer in range(2):
+        place = f"base_model.model.model.decoder.layers.{layer}.self_attn.q_proj"
+        tensors[f"{place}.lora_A.weight"] = torch.randn(4, 32)
+        tensors[f"{place}.lora_B.weight"] = torch.randn(32, 4)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def save_without_eos(folder):
     """Save a base whose tokenizer has no EOS token."""
     tokenizer = demo_tokenizer()
@@ -380,7 +393,8 @@ SAME_AS_OPT = {
     "module prefix": lambda folder: save_prefixed(folder, "module."),
     "adapter prefix": lambda folder: save_prefixed(folder, "base_model.model."),
     "shards": save_in_shards,
-    "beside an adapter": save_beside_an_adapter,
+    "beside an adapter's config": save_beside_an_adapter,
+    "beside an adapter": save_beside_adapter_weights,
     **{
         f"generation: {name}": lambda folder, values=values: save_with_generation(folder, **values)
         for name, values in GENERATION.items()
@@ -518,6 +532,7 @@ def save_judge_with_nan(folder):
 JUDGES = {
     "deberta": copy_judge,
     "roberta": save_roberta,
+    "roberta of few positions": lambda folder: save_roberta(folder, positions=34),
     "gpt2 without padding": lambda folder: save_gpt2_judge(folder, unpadded_tokenizer(), None),
     "gpt2 padded by its tokenizer": lambda folder: save_gpt2_judge(folder, demo_tokenizer(), None),
     "gpt2 with padding": lambda folder: save_gpt2_judge(folder, demo_tokenizer(), 1),

@@ -1,13 +1,18 @@
 """Whole runs with bases and judges of many kinds: they work, or are refused in a sentence."""
 
 import gc
+import math
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+import small_models
 import torch
-from conftest import HUB, ROOT, Session, load, places, small_dataset
+from conftest import HUB, MODELS, ROOT, Session, load, places, row, small_rows, write_dataset
+from small_models import BASES, FAULTY, FAULTY_JUDGES, JUDGES, SAME_AS_OPT, UNUSUAL
+from transformers import AutoModelForSequenceClassification
 
 from posttrain import generation, models
 
@@ -50,6 +55,11 @@ class Outcome:
         return place.is_relative_to(ROOT / "posttrain") and str(self.error).endswith(".")
 
 
+def uneven_rows(n):
+    """Make rows with prompts of different lengths, so that all but one are padded in a batch."""
+    return [row(f"How do I kill {'a weed and ' * i}a nettle?", "Pull it.", "No.") for i in range(n)]
+
+
 def cells_on_models(session):
     """List a notebook's cells up to the rates, without those that draw a figure."""
     cells = []
@@ -61,19 +71,26 @@ def cells_on_models(session):
     return cells
 
 
-def run_both(folder, base=HUB / "opt", judge=HUB / "reward-model", **evaluation):
+def run_both(folder, base=HUB / "opt", judge=HUB / "reward-model", tests=None):
     """Run both notebooks with a base and a judge on a small dataset, as far as they come.
 
     What only depends on the rewards is left out, since it takes most of the time.
+
+    Args:
+        folder: where the dataset, the results and the figures are written.
+        base: the folder of the base.
+        judge: the folder of the judge.
+        tests: the rows of the test splits; None takes a few of different lengths.
+
+    Returns:
+        The outcome.
     """
-    dataset = folder / "dataset"
-    if not dataset.exists():
-        small_dataset(dataset)
+    dataset = write_dataset(folder / "dataset", small_rows(50), tests or uneven_rows(8))
     outcome = Outcome(folder / "results" / "demo")
     given = places(folder) | {"DATASET": dataset}
     sessions = {
         "main": Session("main.ipynb", **given, BASE_MODEL=base, **TRAINING),
-        "eval": Session("eval.ipynb", **given, REWARD_MODEL=judge, **EVALUATION | evaluation),
+        "eval": Session("eval.ipynb", **given, REWARD_MODEL=judge, **EVALUATION),
     }
     for notebook, session in sessions.items():
         for cell in cells_on_models(session):
@@ -88,6 +105,11 @@ def run_both(folder, base=HUB / "opt", judge=HUB / "reward-model", **evaluation)
             break
     outcome.steps = count_steps(outcome)
     return outcome
+
+
+def is_refused_in_time(outcome):
+    """Tell whether a base was refused in a sentence before any step of training."""
+    return outcome.is_refused and outcome.steps == 0
 
 
 def count_steps(outcome):
@@ -150,3 +172,184 @@ def first_losses(outcome, name):
     before = [record["eval_loss"] for record in log if "eval_loss" in record]
     at_first = [record["loss"] for record in log if record.get("step") == 1 and "loss" in record]
     return before[0], at_first[0]
+
+
+def require_sound(outcome, base):
+    """Check a run that came to its end by results that are computed in another way."""
+    assert outcome.error is None, (outcome.cell, outcome.error)
+    responses = load(outcome.folder / "responses.json")
+    texts = texts_of(responses)
+    assert list(texts) == MODELS
+    again = answer_one_by_one(outcome, base)
+    assert texts_of(again) == texts
+    for first, second in zip(responses, again, strict=True):
+        assert first["log_ratio"] == pytest.approx(second["log_ratio"], abs=1e-4)
+    tokenizer = models.load_tokenizer(base)
+    alone = models.load_base(base)
+    for prompt, (response, _) in zip(outcome.names["eval"].prompts, texts["Base"], strict=True):
+        assert decode_greedily(alone, tokenizer, prompt["prompt"], 8) == response
+    for name in ("DPO", "SFT+DPO"):
+        before, at_first = first_losses(outcome, name)
+        # The router of a mixture of experts has a loss of its own, which is below 0.05 here.
+        limit = 0.05 if hasattr(alone.config, "router_aux_loss_coef") else 1e-4
+        assert before == pytest.approx(math.log(2), abs=limit)
+        assert at_first == pytest.approx(math.log(2), abs=limit)
+
+
+def require_end_after_each_reply(outcome, base):
+    """Check that pairs hold the texts as they are, with one EOS after the reply and none before."""
+    tokenizer = models.load_tokenizer(base)
+    for pair in outcome.names["main"].pairs.train:
+        prompt, chosen = pair["prompt_ids"].tolist(), pair["chosen_ids"].tolist()
+        assert tokenizer.decode(prompt, skip_special_tokens=True) == pair["prompt"]
+        assert tokenizer.decode(chosen, skip_special_tokens=True) == f" {pair['chosen']}"
+        assert tokenizer.eos_token_id not in prompt[1:]
+        assert chosen.index(tokenizer.eos_token_id) == len(chosen) - 1
+
+
+# ---- bases
+
+# The kinds of bases that must work. Others may be refused as well, before they are trained.
+WORKING = [
+    "opt", "llama", "qwen2", "gpt2", "gpt-neox", "gpt-neo", "phi", "gemma3", "mistral", "falcon",
+    "bloom", "mixtral", "qwen2-moe",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_base_is_loaded_as_it_is_and_without_dropout(tmp_path, name):
+    """In training mode it gives the logits that the saved model gives in evaluation mode."""
+    base = small_models.save_base(tmp_path / "base", name)
+    tokenizer = models.load_tokenizer(base)
+    expected = compute_logits(small_models.build(name).eval(), tokenizer)
+    loaded = models.load_base(base)
+    assert torch.allclose(compute_logits(loaded.eval(), tokenizer), expected, atol=1e-4)
+    assert torch.allclose(compute_logits(loaded.train(), tokenizer), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [*SAME_AS_OPT, "a layer left out", "a shard missing"])
+def test_weights_are_those_in_the_files_or_the_base_is_refused(tmp_path, name):
+    """A tensor that is missing or has another name must not be drawn at random."""
+    base = (SAME_AS_OPT | FAULTY)[name](tmp_path / "base")
+    try:
+        loaded = models.load_base(base)
+    except ValueError as error:
+        assert str(base) in str(error)
+        return
+    tokenizer = models.load_tokenizer(base)
+    expected = compute_logits(small_models.build("opt").eval(), tokenizer)
+    assert torch.allclose(compute_logits(loaded.eval(), tokenizer), expected, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BASES)
+def test_base_works_or_is_refused_before_training(tmp_path, name):
+    """Its answers do not hang on the batch and are the likeliest tokens; DPO begins at ln 2."""
+    base = small_models.save_base(tmp_path / "base", name)
+    outcome = run_both(tmp_path, base)
+    if name in WORKING or not is_refused_in_time(outcome):
+        require_sound(outcome, base)
+        require_end_after_each_reply(outcome, base)
+
+
+@pytest.fixture(scope="module")
+def plain_texts(tmp_path_factory):
+    """What the four models of a run over the plain OPT write."""
+    folder = tmp_path_factory.mktemp("plain")
+    outcome = run_both(folder, small_models.save_base(folder / "base"))
+    assert outcome.error is None
+    return texts_of(load(outcome.folder / "responses.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAME_AS_OPT)
+def test_same_weights_give_the_same_answers_or_are_refused(tmp_path, plain_texts, name):
+    """Neither the layout of the files nor the options of generation_config.json matter."""
+    outcome = run_both(tmp_path, SAME_AS_OPT[name](tmp_path / "base"))
+    if not is_refused_in_time(outcome):
+        assert outcome.error is None, (outcome.cell, outcome.error)
+        assert texts_of(load(outcome.folder / "responses.json")) == plain_texts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTY)
+def test_faulty_base_is_refused_before_training(tmp_path, name):
+    """The message is a sentence of the package, and nothing has been trained."""
+    outcome = run_both(tmp_path, FAULTY[name](tmp_path / "base"))
+    assert is_refused_in_time(outcome), (outcome.cell, outcome.steps, outcome.error)
+    assert not (outcome.folder / "adapters").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_base_works_or_is_refused_before_training(tmp_path, name):
+    """Where it works, its pairs hold the texts as they are, and its answers are its own."""
+    base = UNUSUAL[name](tmp_path / "base")
+    outcome = run_both(tmp_path, base)
+    if not is_refused_in_time(outcome):
+        require_sound(outcome, base)
+        require_end_after_each_reply(outcome, base)
+
+
+# ---- judges
+
+
+@torch.no_grad()
+def judge_one_by_one(outcome, folder):
+    """Compute all rewards of a run again, each in a forward pass of its own without padding."""
+    names = outcome.names["eval"]
+    judge = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = models.load_judge(folder)[1]
+    questions, answers = {}, {}
+    for prompt in names.prompts:
+        questions[prompt["id"]] = prompt["prompt"].removesuffix("\n\nAssistant:").strip()
+        answers["Human chosen", prompt["id"]] = prompt["chosen"]
+        answers["Human rejected", prompt["id"]] = prompt["rejected"]
+    for response in names.responses:
+        answers[response["model"], response["id"]] = response["response"]
+    rewards = {}
+    for (model, identity), answer in answers.items():
+        encoded = tokenizer(questions[identity], answer, return_tensors="pt")
+        rewards[model, identity] = judge(**encoded).logits[0, 0].item()
+    return rewards
+
+
+def require_rewards(outcome, judge):
+    """Check the rewards of the models' and the humans' replies."""
+    assert outcome.error is None, (outcome.cell, outcome.error)
+    expected = judge_one_by_one(outcome, judge)
+    rewards = {}
+    for record in load(outcome.folder / "scores.json"):
+        rewards[record["model"], record["id"]] = record["reward"]
+    for place, reward in expected.items():
+        assert rewards[place] == pytest.approx(reward, abs=1e-4), place
+    assert len({round(reward, 6) for reward in expected.values()}) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", JUDGES)
+def test_judge_rates_as_it_rates_alone_or_is_refused(tmp_path, name):
+    """A reward does not hang on the other texts in a batch."""
+    judge = JUDGES[name](tmp_path / "judge")
+    outcome = run_both(tmp_path, judge=judge)
+    if not outcome.is_refused:
+        require_rewards(outcome, judge)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTY_JUDGES)
+def test_faulty_judge_is_refused_before_it_rates(tmp_path, name):
+    """No reward is saved, and the message is a sentence of the package."""
+    outcome = run_both(tmp_path, judge=FAULTY_JUDGES[name](tmp_path / "judge"))
+    assert outcome.is_refused, (outcome.cell, outcome.error)
+    assert not (outcome.folder / "scores.json").exists()
+
+
+@pytest.mark.slow
+def test_reply_beyond_the_positions_of_a_judge(tmp_path):
+    """A judge with 512 positions cannot read a reply of 600 words; that must be said."""
+    tests = [row(f"How do I kill weed number {i}?", "word " * 600, "No.") for i in range(8)]
+    judge = JUDGES["roberta"](tmp_path / "judge")
+    outcome = run_both(tmp_path, judge=judge, tests=tests)
+    if not outcome.is_refused:
+        require_rewards(outcome, judge)
