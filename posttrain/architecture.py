@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch.nn import Module
 
 
 @dataclass(frozen=True)
@@ -105,3 +108,8 @@ def set_dropout(config: Any, rate: float) -> None:
         )
     for name in active:
         setattr(config, name, rate)
+
+
+def takes_positions(model: Module) -> bool:
+    """Tell whether a model accepts the positions of its tokens as an argument."""
+    return "position_ids" in inspect.signature(model.forward).parameters

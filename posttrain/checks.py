@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from posttrain.architecture import takes_positions
 from posttrain.transcripts import PROMPT_END, TURN
 
 # Texts on which tokenizers are tried, and on which two models are compared
@@ -95,10 +96,11 @@ def require_all_weights(folder: Path, model: PreTrainedModel, report: Mapping[st
 
 @torch.no_grad()
 def require_steady_logits(folder: Path, model: PreTrainedModel, vocabulary: int) -> None:
-    """Refuse a model that is random in training mode or not causal, and weights with NaN in them.
+    """Refuse a model whose logits depend on more than the tokens so far.
 
     DPO compares two passes through the same weights, which must agree before anything is learned.
-    A model that sees the tokens to come would learn to copy them.
+    A model that sees the tokens to come would learn to copy them. And answers must not depend on
+    the others in their batch.
 
     Args:
         folder: the model's folder, for the message.
@@ -106,17 +108,16 @@ def require_steady_logits(folder: Path, model: PreTrainedModel, vocabulary: int)
         vocabulary: the number of its token ids.
 
     Raises:
-        ValueError: if two passes over a few tokens differ, if a token changes the logits of those
-            before it, or if logits are not finite.
+        ValueError: if two passes over a few tokens differ, if the logits of a token depend on the
+            tokens after it or on padding before the text, or if they are not finite.
     """
     ids = torch.arange(16, device=model.device).remainder(vocabulary)[None]
-    other_end = ids.clone()
-    other_end[0, -1] = 0
     training = model.training
     model.train()
-    first, second, changed = (
-        model(input_ids=tokens, use_cache=False).logits.float() for tokens in (ids, ids, other_end)
-    )
+    first, second = (_compute_logits(model, ids) for _ in range(2))
+    other_end = torch.cat([ids[:, :-1], ids[:, :1]], 1)
+    changed = _compute_logits(model, other_end)
+    padded = _compute_logits(model, ids, padding=4)
     model.train(training)
     largest = first.abs().max().item()
     if not first.isfinite().all():
@@ -137,6 +138,22 @@ def require_steady_logits(folder: Path, model: PreTrainedModel, vocabulary: int)
             f"The model in {folder} sees the tokens that come after a token, so it cannot be "
             "trained to continue a text. Choose a BASE_MODEL that is a causal language model."
         )
+    if not (first - padded)[:, -1].abs().max() <= ROUNDING * largest:
+        raise ValueError(
+            f"The model in {folder} ({model.config.model_type}) reads padding as text, as some "
+            "recurrent models do, so an answer would depend on the others in its batch. Choose a "
+            "BASE_MODEL that has an attention mask."
+        )
+
+
+def _compute_logits(model: PreTrainedModel, ids: torch.Tensor, padding: int = 0) -> torch.Tensor:
+    """Compute the logits of a text, shape (1, tokens, vocabulary), with padding on its left."""
+    padded = torch.nn.functional.pad(ids, (padding, 0))
+    inputs = {"input_ids": padded, "attention_mask": torch.ones_like(padded)}
+    inputs["attention_mask"][:, :padding] = 0
+    if takes_positions(model):
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return model(**inputs, use_cache=False).logits[:, padding:].float()
 
 
 # ---- tokenizers

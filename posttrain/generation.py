@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -15,7 +14,7 @@ from peft import PeftModel
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from posttrain.architecture import read_size
+from posttrain.architecture import read_size, takes_positions
 from posttrain.batches import batches_of_like_length, in_batches
 from posttrain.data import PROMPT_END, TURN, draw_prompts
 from posttrain.models import load_config, load_models, load_tokenizer, plain, switched_to
@@ -349,11 +348,12 @@ def mean_log_probabilities(
     prompt_ids = tokenizer(list(prompts))["input_ids"]
     lengths = [len(text_ids) for text_ids in ids]
     reply_lengths = [length - len(before) for length, before in zip(lengths, prompt_ids)]
-    takes_positions = _takes_positions(model)
+    bare = model.get_base_model() if isinstance(model, PeftModel) else model
+    counts_padding = takes_positions(bare)
 
     def measure(batch: Sequence[int]) -> list[float]:
         inputs = _pad_left([ids[i] for i in batch], tokenizer, model.device)
-        if takes_positions:  # otherwise some models would count the padding on the left
+        if counts_padding:  # unless it is told where its tokens stand
             positions = inputs["attention_mask"].cumsum(1) - 1
             inputs["position_ids"] = positions.clamp(min=0)
         longest = max(reply_lengths[i] for i in batch)
@@ -369,12 +369,6 @@ def mean_log_probabilities(
 
     batches = batches_of_like_length(lengths, batch_size)
     return in_batches(measure, batches, "log-probabilities")
-
-
-def _takes_positions(model: PreTrainedModel) -> bool:
-    """Tell whether a model accepts the positions of its tokens as an argument."""
-    bare = model.get_base_model() if isinstance(model, PeftModel) else model
-    return "position_ids" in inspect.signature(bare.forward).parameters
 
 
 def _pad_left(

@@ -117,7 +117,9 @@ def load_models(
     models_by_base: dict[str, PreTrainedModel | PeftModel] = {}
     for model in wanted:
         if model.base not in models_by_base:
-            models_by_base[model.base] = _load_base_of(run, model, base_folder)
+            base = _load_base_of(run, model, base_folder)
+            base.config.output_router_logits = False  # the loss of a router is for training alone
+            models_by_base[model.base] = base
         if model.adapter is not None:
             _require_as_made(run, model.adapter)
             folder = _require_safetensors(run.folder / model.adapter)

@@ -48,11 +48,12 @@ class Outcome:
 
     @property
     def is_refused(self):
-        """Whether the package itself raised the error, in a sentence."""
+        """Whether the package or PEFT raised the error, in a sentence."""
         if not isinstance(self.error, ValueError | RuntimeError):
             return False
         place = Path(traceback.extract_tb(self.error.__traceback__)[-1].filename)
-        return place.is_relative_to(ROOT / "posttrain") and str(self.error).endswith(".")
+        is_known = place.is_relative_to(ROOT / "posttrain") or "PEFT" in str(self.error)
+        return is_known and str(self.error).endswith(".")
 
 
 def uneven_rows(n):
@@ -216,7 +217,7 @@ WORKING = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", [name for name in BASES if name != "rwkv"])
 def test_base_is_loaded_as_it_is_and_without_dropout(tmp_path, name):
     """In training mode it gives the logits that the saved model gives in evaluation mode."""
     base = small_models.save_base(tmp_path / "base", name)
@@ -225,6 +226,13 @@ def test_base_is_loaded_as_it_is_and_without_dropout(tmp_path, name):
     loaded = models.load_base(base)
     assert torch.allclose(compute_logits(loaded.eval(), tokenizer), expected, atol=1e-4)
     assert torch.allclose(compute_logits(loaded.train(), tokenizer), expected, atol=1e-4)
+
+
+def test_a_base_that_reads_padding_as_text_is_refused(tmp_path):
+    """A recurrent model's state would hold the padding of its batch."""
+    base = small_models.save_base(tmp_path / "base", "rwkv")
+    with pytest.raises(ValueError, match="reads padding as text"):
+        models.load_base(base)
 
 
 @pytest.mark.parametrize("name", [*SAME_AS_OPT, "a layer left out", "a shard missing"])
@@ -346,10 +354,26 @@ def test_faulty_judge_is_refused_before_it_rates(tmp_path, name):
 
 
 @pytest.mark.slow
-def test_reply_beyond_the_positions_of_a_judge(tmp_path):
-    """A judge with 512 positions cannot read a reply of 600 words; that must be said."""
+def test_reply_beyond_the_positions_of_a_judge_is_read_from_its_beginning(tmp_path, capsys):
+    """RoBERTa has 512 positions and cannot read 600 words; a line says so."""
     tests = [row(f"How do I kill weed number {i}?", "word " * 600, "No.") for i in range(8)]
     judge = JUDGES["roberta"](tmp_path / "judge")
     outcome = run_both(tmp_path, judge=judge, tests=tests)
-    if not outcome.is_refused:
-        require_rewards(outcome, judge)
+    assert outcome.error is None, (outcome.cell, outcome.error)
+    assert "reads only the beginning of 4 answers" in capsys.readouterr().out
+    rewards = {}
+    for record in load(outcome.folder / "scores.json"):
+        rewards[record["model"], record["id"]] = record["reward"]
+    model, tokenizer = models.load_judge(judge)
+    prompt = outcome.names["eval"].prompts[0]
+    question = prompt["prompt"].removesuffix("\n\nAssistant:").strip()
+    words = prompt["chosen"].split(" ")
+    # The answer's beginning that fits is as long as possible, give or take a few words.
+    near = []
+    for n in range(100, 600):
+        encoded = tokenizer(question, " ".join(words[:n]), return_tensors="pt")
+        if 480 <= encoded["input_ids"].shape[1] <= 512:
+            with torch.no_grad():
+                near.append(model(**encoded).logits[0, 0].item())
+    reward = rewards["Human chosen", prompt["id"]]
+    assert min(near) - 0.05 <= reward <= max(near) + 0.05
