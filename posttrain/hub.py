@@ -4,7 +4,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import constants, errors, snapshot_download
+from huggingface_hub import errors, snapshot_download
+
+from posttrain.hub_errors import explain
 
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # what is downloaded of a model
 STAND_INS = "demo/hub"  # the folder of the demo's dataset and models
@@ -36,10 +38,10 @@ def fetch(
     try:
         if not folder.is_dir():
             folder = _download(name, files, commit)
-    except (OSError, ValueError, errors.HTTPError) as error:
+    except (OSError, ValueError, RuntimeError, errors.HTTPError) as error:
         raise ValueError(
             f"{setting} = {name!r} cannot be loaded ({type(error).__name__}). "
-            f"{_explain(error)}{_hint_at_stand_ins(name)}"
+            f"{explain(error)}{_hint_at_stand_ins(name)}"
         ) from error
     if files is None:
         _require_model(setting, name, folder)
@@ -89,39 +91,4 @@ def _hint_at_stand_ins(name: str) -> str:
     return (
         f" The demo's stand-ins in {STAND_INS} are part of the repository: start in its folder. In "
         "Colab choose Runtime > Change runtime type > GPU, and a real model is trained instead."
-    )
-
-
-def _explain(error: Exception) -> str:
-    """Explain an error of the hub's client and what to do about it."""
-    if isinstance(error, errors.HFValidationError):
-        return "There is no such folder, and a name on the hub cannot look like this."
-    if isinstance(error, errors.GatedRepoError):
-        return (
-            "It is gated: ask for access on its page, then log in with `hf auth login` or set "
-            "HF_TOKEN."
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return (
-            "There is no folder of this name, and on the hub it does not exist or is private. "
-            "Check the spelling. If it is private, log in with `hf auth login` or set HF_TOKEN."
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return (
-            "The commit that this run began with is gone from the hub. Set FRESH = True to begin "
-            "again with the newest commit."
-        )
-    if isinstance(error, errors.IncompleteSnapshotError):
-        return (
-            f"Only a part of it is in {error.snapshot_path}. Run once with a network to download "
-            "the rest."
-        )
-    if constants.is_offline_mode():
-        return (
-            f"It is not in the cache, {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids asking "
-            "the hub. Run once without HF_HUB_OFFLINE, or name a folder."
-        )
-    return (
-        f"It is not in the cache, {constants.HF_HUB_CACHE}, and it could not be downloaded. Check "
-        "that there is a network connection and room on the disk."
     )

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import shutil
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -27,10 +28,17 @@ class Hub:
     """Serves repositories until it is closed.
 
     As a proxy, it also writes down and refuses requests that go to other hosts.
+
+    Attributes:
+        fault: (pattern, status, headers, content): the answer to paths that contain the pattern.
+        silent: a pattern; requests that contain it get no answer before the hub is closed.
     """
 
-    def __init__(self):
+    def __init__(self, certificate=None):
+        """Start a server; with a file of a certificate and its key it speaks TLS."""
         self.repositories, self.requests = {}, []
+        self.fault = self.silent = None
+        self.closing = threading.Event()
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -45,7 +53,10 @@ class Hub:
                 """Log the request and answer it."""
                 if length := int(self.headers.get("Content-Length", 0)):
                     self.rfile.read(length)
-                hub.requests.append(f"{self.command} {self.path}")
+                request = f"{self.command} {self.path}"
+                hub.requests.append(request)
+                if hub.silent is not None and re.search(hub.silent, request):
+                    hub.closing.wait()
                 status, headers, content = hub.answer(self.path)
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
@@ -59,11 +70,17 @@ class Hub:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+            self.url = self.url.replace("http:", "https:")
         serve = self.server.serve_forever
         threading.Thread(target=serve, args=(0.02,), daemon=True).start()  # closes within 20 ms
 
     def close(self):
         """End the server."""
+        self.closing.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -87,6 +104,8 @@ class Hub:
     def answer(self, path):
         """Return (status, headers, content) for a path."""
         path = unquote(urlsplit(path).path)
+        if self.fault is not None and re.search(self.fault[0], path):
+            return self.fault[1:]
         for request, pattern in PATHS.items():
             match = re.fullmatch(pattern, path)
             if not match:

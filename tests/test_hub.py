@@ -1,8 +1,13 @@
 """Names on the hub: commits, files, and the message for a name that cannot be loaded."""
 
+import resource
+import shutil
+import subprocess
+import time
+
 import pytest
 from conftest import ROOT
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 from loopback import Hub
 
 from posttrain import data, hub
@@ -12,13 +17,19 @@ from posttrain import data, hub
 def online(monkeypatch, tmp_path):
     """A hub without repositories for this process, and an empty cache."""
     server = Hub()
-    files = server.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    ask(server.url, monkeypatch)
     yield server
     server.close()
+
+
+def ask(address, monkeypatch):
+    """Let the client ask the hub of this address, in a new session."""
+    files = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+    close_session()
 
 
 def publish(server, name, folder, *paths, **options):
@@ -86,9 +97,9 @@ def test_no_network(online, monkeypatch, tmp_path):
     """Without a network the cache is used; if it is empty, the message names it."""
     commit = publish(online, "a/b", tmp_path / "a", "config.json", "model.safetensors")
     hub.fetch("BASE_MODEL", "a/b")
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    ask("http://127.0.0.1:9", monkeypatch)  # nobody listens there
     assert hub.commit_of(hub.fetch("BASE_MODEL", "a/b")) == commit
-    refusal = "BASE_MODEL = 'a/c' cannot be loaded .* in the cache, .*/cache, .* a network"
+    refusal = r"BASE_MODEL = 'a/c' cannot be loaded .* in the cache, .*/cache\. .* a network"
     with pytest.raises(ValueError, match=refusal):
         hub.fetch("BASE_MODEL", "a/c")
 
@@ -99,7 +110,7 @@ def test_offline(online, monkeypatch, tmp_path):
     hub.fetch("BASE_MODEL", "a/b")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert hub.commit_of(hub.fetch("BASE_MODEL", "a/b")) == commit
-    refusal = "BASE_MODEL = 'a/c' cannot be loaded .* HF_HUB_OFFLINE forbids asking"
+    refusal = "BASE_MODEL = 'a/c' cannot be loaded .* in the cache.* HF_HUB_OFFLINE forbids asking"
     with pytest.raises(ValueError, match=refusal):
         hub.fetch("BASE_MODEL", "a/c")
 
@@ -166,10 +177,188 @@ def test_stand_ins_that_are_not_there(monkeypatch):
         hub.fetch("BASE_MODEL", "demo/hub/optt")
 
 
+# ---- reasons of the network
+
+
+LOGIN_PAGE = (200, {"Content-Type": "text/html"}, b"<!DOCTYPE html><html>Welcome to our Wi-Fi")
+BAD_TOKEN = {"X-Error-Message": "Invalid credentials in Authorization header"}
+FAULTS = {  # {what the hub does: (its answer, words of the message)}
+    "a wrong token": ((401, BAD_TOKEN, b"{}"), "token is wrong.*`hf auth login`.*unset HF_TOKEN"),
+    "an expired token": ((401, {}, b"{}"), "has expired.*`hf auth login`.*unset HF_TOKEN"),
+    "a forbidden page": ((403, {}, b"{}"), "forbids access.*browser.*token the right to read"),
+    "a proxy's question": ((407, {}, b"{}"), "proxy .* refused.*user:password@host"),
+    "too many requests": ((429, {}, b"{}"), "too many requests.*Wait .*`hf auth login`"),
+    "an error of its own": ((500, {}, b"{}"), r"a fault at the moment \(status 500\).*later"),
+    "an overload": ((503, {}, b"<html>"), r"a fault at the moment \(status 503\).*status\.hugg"),
+    "another server": ((404, {}, b"Not here"), "status 404.* is not the hub.*HF_ENDPOINT"),
+    "a login page": (LOGIN_PAGE, "is not the hub.*login page of a network.*in a browser"),
+    "a way in circles": ((302, {"Location": "/api/models/a/b"}, b""), "is not the hub.*login page"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_answer_of_the_hub_has_its_own_reason(online, tmp_path, fault):
+    """It is given for the first question to the hub and for a file, and names no other reason."""
+    answer, words = FAULTS[fault]
+    publish(online, "a/b", tmp_path / "a", "config.json", "model.safetensors")
+    online.fault = ("/api/models/a/b", *answer)
+    with pytest.raises(ValueError, match=f"BASE_MODEL = 'a/b' cannot be loaded .*{words}") as error:
+        hub.fetch("BASE_MODEL", "a/b")
+    assert "disk" not in str(error.value)
+    assert "spelling" not in str(error.value)
+
+
+def test_token_that_is_taken_for_a_missing_repository(certificate, online, monkeypatch, tmp_path):
+    """Over TLS the client says that there is no such repository if the token has expired."""
+    server = Hub(certificate)
+    publish(server, "a/b", tmp_path / "a", "config.json", "model.safetensors")
+    server.fault = ("/api", 401, {"X-Error-Message": "User Access Token is expired"}, b"{}")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    ask(server.url, monkeypatch)
+    with pytest.raises(ValueError, match=r"\(RepositoryNotFoundError\)\. The hub does .* token"):
+        hub.fetch("BASE_MODEL", "a/b")
+    server.close()
+
+
+@pytest.mark.parametrize("fault", ["a login page", "a forbidden page"])
+def test_fault_in_the_middle_of_a_download(online, tmp_path, fault):
+    """Files may be refused although the hub has listed them."""
+    answer, words = FAULTS[fault]
+    publish(online, "a/b", tmp_path / "a", "config.json", "model.safetensors")
+    online.fault = ("/resolve/", *answer)
+    with pytest.raises(ValueError, match=words):
+        hub.fetch("BASE_MODEL", "a/b")
+
+
+@pytest.mark.parametrize("fault", ["a wrong token", "too many requests", "an overload"])
+def test_refused_requests_are_no_matter_if_the_cache_is_full(online, tmp_path, fault):
+    """What is in the cache is used."""
+    commit = publish(online, "a/b", tmp_path / "a", "config.json", "model.safetensors")
+    hub.fetch("BASE_MODEL", "a/b")
+    online.fault = ("/", *FAULTS[fault][0])
+    assert hub.commit_of(hub.fetch("BASE_MODEL", "a/b")) == commit
+
+
+def test_part_in_the_cache_and_a_hub_that_refuses_the_rest(online, tmp_path):
+    """The message names both."""
+    publish(online, "a/b", tmp_path / "a", "config.json", "model.safetensors")
+    (hub.fetch("BASE_MODEL", "a/b") / "model.safetensors").unlink()
+    online.fault = ("/api", 503, {}, b"")
+    with pytest.raises(ValueError, match=r"Only a part of it is in .*\. The hub has a fault"):
+        hub.fetch("BASE_MODEL", "a/b")
+
+
+def test_login_page_that_the_network_leads_to(online, monkeypatch):
+    """A redirect to the page of another server is noticed."""
+    portal = Hub()
+    portal.fault = ("/login", *LOGIN_PAGE)
+    online.fault = ("/api", 302, {"Location": f"{portal.url}/login"}, b"")
+    with pytest.raises(ValueError, match="is not the hub.*login page"):
+        hub.fetch("BASE_MODEL", "a/b")
+    portal.close()
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A file with a self-signed certificate for 127.0.0.1 and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    path = tmp_path / "certificate.pem"
+    command = [
+        "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", path, "-out",
+        tmp_path / "public.pem", "-days", "2", "-subj", "/CN=127.0.0.1", "-addext",
+        "subjectAltName=IP:127.0.0.1",
+    ]  # fmt: skip
+    subprocess.run(command, capture_output=True, check=True)
+    path.write_text(path.read_text() + (tmp_path / "public.pem").read_text())
+    return path
+
+
+def test_certificate_that_is_not_trusted(certificate, online, monkeypatch, tmp_path):
+    """The message names SSL_CERT_FILE, and with it the model is fetched."""
+    server = Hub(certificate)
+    commit = publish(server, "a/b", tmp_path / "a", "config.json", "model.safetensors")
+    ask(server.url, monkeypatch)
+    with pytest.raises(ValueError, match=r"certificate of https.* not trusted.*SSL_CERT_FILE"):
+        hub.fetch("BASE_MODEL", "a/b")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    close_session()
+    assert hub.commit_of(hub.fetch("BASE_MODEL", "a/b")) == commit
+    server.close()
+
+
+def test_server_without_encryption(online, monkeypatch):
+    """A proxy that does not speak TLS is no certificate's fault."""
+    ask(online.url.replace("http:", "https:"), monkeypatch)
+    with pytest.raises(ValueError, match=r"No encrypted connection to https://127\.0\.0\.1"):
+        hub.fetch("BASE_MODEL", "a/b")
+
+
+def test_name_that_no_server_has(online, monkeypatch):
+    """An address that cannot be looked up is named."""
+    ask("http://hub.invalid", monkeypatch)
+    with pytest.raises(ValueError, match=r"hub\.invalid was not found \(DNS\).*network connection"):
+        hub.fetch("BASE_MODEL", "a/b")
+
+
+def test_hub_that_does_not_answer(online, monkeypatch, tmp_path):
+    """After some attempts the message names the settings of the waiting time."""
+    publish(online, "a/b", tmp_path / "a", "config.json", "model.safetensors")
+    online.silent = "GET .*/resolve/"
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the client's attempts
+    with pytest.raises(ValueError, match=r"did not answer in time\..* HF_HUB_DOWNLOAD_TIMEOUT"):
+        hub.fetch("BASE_MODEL", "a/b")
+
+
+def test_proxy_that_is_not_there(online, monkeypatch):
+    """A connection that is refused is explained with the proxy."""
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    ask("http://hub.example", monkeypatch)
+    with pytest.raises(ValueError, match="hub.example cannot be reached.* HTTPS_PROXY"):
+        hub.fetch("BASE_MODEL", "a/b")
+
+
 def test_proxy_that_refuses(online, monkeypatch):
     """A connection error that is not an OSError is explained too."""
-    monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    with pytest.raises(ValueError, match="BASE_MODEL = 'a/b' cannot be loaded"):
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, online.url)
+    online.fault = ("", 407, {}, b"")
+    ask("https://hub.example", monkeypatch)
+    with pytest.raises(ValueError, match=r"\(ProxyError\)\. The proxy .* refused .*user:password"):
         hub.fetch("BASE_MODEL", "a/b")
+
+
+# ---- reasons of the disk
+
+
+def test_cache_that_cannot_be_written(online, monkeypatch, tmp_path):
+    """The folder is named, and the network is not suspected."""
+    publish(online, "a/b", tmp_path / "a", "config.json", "model.safetensors")
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "cache"))
+    refusal = r"The cache, .*/file/cache, cannot be used \(Not a directory.*Set HF_HUB_CACHE"
+    with pytest.raises(ValueError, match=refusal) as error:
+        hub.fetch("BASE_MODEL", "a/b")
+    assert "network" not in str(error.value)
+
+
+def test_full_disk(online, tmp_path):
+    """A limit on the size of files stands for the end of the disk."""
+    publish(online, "a/b", tmp_path / "a", "config.json")
+    (tmp_path / "a" / "model.safetensors").write_bytes(b"x" * 2**20)
+    online.publish("models", "a/b", tmp_path / "a")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+    try:
+        with pytest.raises(ValueError, match="no room left on the disk .*Free some space"):
+            hub.fetch("BASE_MODEL", "a/b")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_name_that_is_too_long_for_a_file():
+    """The file system's own reason is given."""
+    with pytest.raises(ValueError, match=r"cannot be read \(File name too long: x+\)"):
+        hub.fetch("BASE_MODEL", "x" * 300)
