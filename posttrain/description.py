@@ -21,7 +21,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from posttrain import hub
-from posttrain.files import fingerprint, sha256_of
+from posttrain.files import fingerprint
 from posttrain.run import Run
 from posttrain.values import Notebook, describe_value, fingerprint_weights
 
@@ -163,7 +163,7 @@ def _describe_trained(model: PreTrainedModel | PeftModel) -> dict[str, Any]:
 
 
 def identify_base(model: PreTrainedModel | PeftModel, run: Run) -> str:
-    """Identify the base of a model by its commit on the hub, or else by its folder's sha256.
+    """Identify the base of a model by its commit on the hub, or else by its files' sha256.
 
     Args:
         model: the model, or the adapter over it.
@@ -179,7 +179,7 @@ def identify_base(model: PreTrainedModel | PeftModel, run: Run) -> str:
     if folder.resolve().is_relative_to(run.folder.resolve()):
         name = folder.resolve().relative_to(run.folder.resolve()).as_posix()
         return run.record.artifacts[name].sha256
-    return hub.commit_of(folder) or sha256_of(folder)
+    return hub.identify(folder)
 
 
 def fingerprint_adapter(model: PreTrainedModel | PeftModel) -> str | None:

@@ -92,7 +92,9 @@ def explain(error: Exception) -> str:
         Sentences that say what happened and what to do.
     """
     causes = _list_causes(error)
-    kinds = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
+    kinds = set()
+    for cause in causes:
+        kinds.update(kind.__name__ for kind in type(cause).__mro__)
     if "IncompleteSnapshotError" in kinds:
         place = f"Only a part of it is in {error.snapshot_path}. "
     elif "LocalEntryNotFoundError" in kinds:

@@ -1,12 +1,12 @@
 """The sources of a run (base model, datasets and judge), each pinned to one version."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from posttrain import hub
-from posttrain.files import fingerprint, sha256_of
 from posttrain.store import Store
 
 # {role of a source: the notebooks' parameter that names it}
@@ -24,8 +24,8 @@ class Source:
 
     Attributes:
         role: "base_model", "dataset", "test_dataset" or "reward_model".
-        name: its name on the hub, or its folder.
-        identity: its commit on the hub, or the sha256 of the folder.
+        name: its name on the hub, or its folder without ~.
+        identity: its commit on the hub, or the sha256 of its files that are read.
         commit: its commit on the hub, None for a folder.
         files: the files of a dataset that are used, None for a model.
     """
@@ -58,7 +58,7 @@ def pin_source(
         store: the run's folder, whose record contains the sources that the run began with.
         role: "base_model", "dataset", "test_dataset" (from which the prompts are drawn) or
             "reward_model".
-        name: a name on the hub, or a folder.
+        name: a name on the hub, or a folder, which may begin with ~.
         files: the files of a dataset that are used, None for a model.
 
     Returns:
@@ -68,7 +68,7 @@ def pin_source(
         ValueError: if the source is new to the run and cannot be fetched, if it was changed since
             the run began, or if a result of the run was made from another one.
     """
-    name, record = str(name), store.record
+    name, record = os.path.expanduser(str(name)), store.record
     is_judge_to_ask = role == "reward_model" and (
         role in record.sources or not store.path("scores.json").exists()
     )
@@ -83,7 +83,7 @@ def pin_source(
     if Path(name).is_dir() or not known:
         folder = hub.fetch(PARAMETERS[role], name, files, commit)
         commit = hub.commit_of(folder)
-        before, identity = identity, commit or _identity_of(folder, files)
+        before, identity = identity, hub.identify(folder, files)
         if before not in (None, identity) and record.artifacts:
             others = "" if files is None else ", or the run now uses other files of it"
             raise ValueError(
@@ -109,11 +109,3 @@ def _refuse_another(store: Store, role: str, identity: str | None) -> None:
         then = artifact.inputs.get(role, identity)
         if then not in identities and store.is_there(name):
             raise store.refusal(name, role, then, identity)
-
-
-def _identity_of(folder: Path, files: Sequence[str] | None) -> str:
-    """Compute the sha256 of a folder, or of some files in it."""
-    if files is None:
-        return sha256_of(folder)
-    there = [name for name in files if (folder / name).exists()]
-    return fingerprint({name: sha256_of(folder / name) for name in there})

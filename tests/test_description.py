@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -16,7 +17,12 @@ from transformers import TrainerCallback, get_cosine_schedule_with_warmup
 from trl import SFTTrainer
 
 from posttrain import models
-from posttrain.description import describe, fingerprint_adapter, fingerprint_dataset
+from posttrain.description import (
+    describe,
+    fingerprint_adapter,
+    fingerprint_dataset,
+    identify_base,
+)
 from posttrain.files import fingerprint
 from posttrain.pair_trainer import PairTrainer
 from posttrain.record import list_differences
@@ -207,6 +213,16 @@ def test_weights_of_the_base_are_noticed(run, as_they_are, tmp_path):
     trainer = make_sft(model=models.load_base(tmp_path))
     names = names_of_differences(as_they_are[make_sft], describe(trainer, run))
     assert "base_model" in names
+
+
+def test_base_of_a_trainer_is_the_source_of_the_run(tmp_path):
+    """Both are identified alike, and a file that is not loaded does not matter to either."""
+    folder = shutil.copytree(OPT, tmp_path / "opt")
+    source = Run(tmp_path / "results", "demo").source("base_model", folder)
+    (folder / "README.md").write_text("About this model.")
+    run = Run(tmp_path / "results", "demo")
+    assert run.source("base_model", folder).identity == source.identity
+    assert identify_base(models.load_base(folder), run) == source.identity
 
 
 def test_base_is_known_by_its_commit_on_the_hub(run, tmp_path):

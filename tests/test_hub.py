@@ -177,6 +177,113 @@ def test_stand_ins_that_are_not_there(monkeypatch):
         hub.fetch("BASE_MODEL", "demo/hub/optt")
 
 
+# ---- what belongs to a model
+
+
+def test_what_lies_beside_a_model_is_not_downloaded(online, tmp_path):
+    """Adapters, leftovers of a training, texts and subfolders are not read with a model."""
+    model = ["chat_template.jinja", "config.json", "merges.txt", "model.safetensors", "spm.model"]
+    (tmp_path / "a" / "onnx").mkdir(parents=True)
+    others = [
+        "adapter_config.json", "adapter_model.safetensors", "training_args.bin", "README.md",
+        "LICENSE.txt", "trainer_state.json", "onnx/config.json", "onnx/model.safetensors",
+    ]  # fmt: skip
+    publish(online, "a/b", tmp_path / "a", *model, *others)
+    assert names_in(hub.fetch("BASE_MODEL", "a/b")) == model
+
+
+def test_pickles_of_a_model_with_an_adapter_beside_it(online, tmp_path):
+    """An adapter's safetensors do not count as the model's weights."""
+    files = ["adapter_config.json", "adapter_model.safetensors", "config.json"]
+    publish(online, "a/b", tmp_path / "a", *files, "optimizer.bin", "pytorch_model.bin")
+    assert names_in(hub.fetch("BASE_MODEL", "a/b")) == ["config.json", "pytorch_model.bin"]
+
+
+ADAPTER = ["adapter_config.json", "adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("beside", [[], ["tokenizer.json"], ["config.json", "optimizer.bin"]])
+def test_adapter_alone_is_refused_as_such(online, tmp_path, beside):
+    """On the hub and in a folder, the message says what to name instead."""
+    publish(online, "a/b", tmp_path / "a", *ADAPTER, *beside)
+    for name in ("a/b", str(tmp_path / "a")):
+        refusal = f"BASE_MODEL = '{name}' is an adapter, .*base_model_name_or_path.* merged into"
+        with pytest.raises(ValueError, match=refusal):
+            hub.fetch("BASE_MODEL", name)
+
+
+@pytest.mark.parametrize("file", ["optimizer.bin", "training_args.bin", "adapter_model.bin"])
+def test_no_other_file_of_that_kind_counts_as_weights(tmp_path, file):
+    """A folder with a config and such a file is not a model."""
+    for name in ("config.json", file):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(ValueError, match=f"is not a model.*'{file}'"):
+        hub.fetch("BASE_MODEL", str(tmp_path))
+
+
+def test_identity_follows_from_what_is_loaded(tmp_path):
+    """It changes with each file that is loaded, and with no other."""
+    loaded = ["config.json", "model.safetensors", "pytorch_model.bin", "merges.txt", "a.jinja"]
+    for name in loaded:
+        (tmp_path / name).write_text("x")
+    before = hub.identify(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("README.md", "LICENSE", ".gitattributes", "train.log", "log.txt", "a.png"):
+        (tmp_path / name).write_text("x")
+    for name in ("runs/config.json", ".hidden.json", *ADAPTER, "optimizer.bin"):
+        (tmp_path / name).write_text("x")
+    assert hub.identify(tmp_path) == before
+    identities = {before}
+    for name in loaded:
+        (tmp_path / name).write_text("y")
+        identities.add(hub.identify(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("x")
+    identities.add(hub.identify(tmp_path))
+    assert len(identities) == len(loaded) + 2
+
+
+# ---- folders
+
+
+def test_home_folder_in_a_name(monkeypatch, tmp_path):
+    """~ is the user's home, and relative names and a slash at the end are names of folders too."""
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / "opt").mkdir(exist_ok=True)
+        (tmp_path / "opt" / file).write_text("x")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert hub.fetch("BASE_MODEL", "~/opt") == tmp_path / "opt"
+    monkeypatch.chdir(tmp_path)
+    for name in ("opt", "opt/", "./opt", "../" + tmp_path.name + "/opt"):
+        assert hub.fetch("BASE_MODEL", name).samefile(tmp_path / "opt")
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 331\n"
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "pytorch_model.bin"])
+def test_pointer_in_a_clone_of_a_model(tmp_path, file):
+    """The file is named, and so is the command that fetches it; other files may be pointers."""
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "tf_model.h5").write_text(POINTER)
+    assert hub.fetch("BASE_MODEL", str(tmp_path)) == tmp_path
+    (tmp_path / file).write_text(POINTER)
+    refusal = f"BASE_MODEL = '.*' was cloned without .*: in .*, {file} only .* `git lfs pull`"
+    with pytest.raises(ValueError, match=refusal):
+        hub.fetch("BASE_MODEL", str(tmp_path))
+
+
+def test_pointer_in_a_clone_of_a_dataset(tmp_path):
+    """Only the files that a run uses count."""
+    files = data.list_files("base")
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(POINTER)
+    refusal = "harmless-base/train.jsonl.gz, harmless-base/test.jsonl.gz only .* `git lfs pull`"
+    with pytest.raises(ValueError, match=f"DATASET = .* {refusal}"):
+        hub.fetch("DATASET", str(tmp_path), files[:2])
+
+
 # ---- reasons of the network
 
 

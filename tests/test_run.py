@@ -954,6 +954,26 @@ def test_a_folder_is_known_by_what_it_holds_wherever_it_lies(run, model_folder):
         run.source("base_model", shutil.copytree(copy, copy.with_name("another")))
 
 
+def test_a_folder_in_the_users_home_is_recorded_by_its_path(run, model_folder, monkeypatch):
+    """peft reads the base's name from the record, and does not know of ~."""
+    monkeypatch.setenv("HOME", str(model_folder.parent))
+    base = run.source("base_model", "~/my model")
+    assert (base.name, base.folder) == (str(model_folder), model_folder)
+    assert run.record.sources["base_model"]["name"] == str(model_folder)
+    run.stage("prompts.json", list, {"base_model": base.identity})
+    shutil.rmtree(model_folder)
+    assert run.source("base_model", "~/my model").identity == base.identity
+
+
+def test_a_file_that_is_not_loaded_makes_no_other_base(run, model_folder):
+    base = run.source("base_model", model_folder)
+    run.stage("prompts.json", list, {"base_model": base.identity})
+    (model_folder / "README.md").write_text("About this model.")
+    (model_folder / "runs").mkdir()
+    (model_folder / "runs" / "events.json").write_text("{}")
+    assert run.source("base_model", model_folder).identity == base.identity
+
+
 def test_what_was_changed_before_anything_was_made_is_no_matter(run, model_folder):
     before = run.source("base_model", model_folder)
     (model_folder / "config.json").write_text("{} ")
