@@ -3,6 +3,7 @@
 A row that cannot be used is dropped and counted with the reason. It does not affect other rows.
 """
 
+import codecs
 import gzip
 import json
 import re
@@ -22,6 +23,19 @@ SUBSETS = {
 # Characters that do not occur in ordinary text: control characters, characters that change the
 # direction of writing, and surrogates, which are halves of characters.
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+GZIP = b"\x1f\x8b"  # how a file that gzip has compressed begins
+# {how a file of another kind begins: what it is, and what to do}
+OTHER_KINDS = {
+    b"{": ("text that is not compressed", "Remove .gz from its name and compress it with `gzip`"),
+    b"<": ("a web page, saved in the place of the file", "Download the file again"),
+    b"PK": ("a zip archive", "Unpack it and compress what it contains with `gzip`"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "Decompress it, then compress it with `gzip`"),
+    b"BZh": ("compressed by bzip2", "Decompress it, then compress it with `gzip`"),
+    b"\xfd7zXZ": ("compressed by xz", "Decompress it, then compress it with `gzip`"),
+    b"PAR1": ("a Parquet file", "Write its rows as JSON Lines and compress them with `gzip`"),
+    b"": ("of an unknown kind", "Download the file again"),
+}
 
 # {"prompt", "chosen", "rejected"}. Training adds "subset", "length" in tokens, and token ids.
 Pair = dict[str, Any]
@@ -61,22 +75,58 @@ def read_split(folder: Path, subset: str, split: str) -> list[Row]:
         damage are followed by a row that names the damage.
 
     Raises:
-        ValueError: if the file is missing, or no row has the two columns of a preference pair.
+        ValueError: if the file is missing, empty, of another kind than its name says or not UTF-8,
+            or if no row has the two columns of a preference pair.
     """
     path = Path(folder) / subset / f"{split}.jsonl.gz"
-    if not path.exists():
+    if not path.is_file():
         raise ValueError(
             f"DATASET: {folder} has no file {subset}/{path.name}. Its files must be laid out as in "
             "Anthropic/hh-rlhf."
         )
+    _require_gzip(path)
     rows: list[Row] = []
+    start = b""
     try:
         with gzip.open(path) as file:
+            start = file.peek(4)[:4]
             rows.extend(_parse_line(line) for line in file if line.strip())
     except (EOFError, gzip.BadGzipFile, zlib.error):
         rows.append("file cut short or damaged")
+    if not any(isinstance(row, dict) for row in rows):
+        _refuse_other_text(path, rows, start)
     _require_columns(rows, folder, f"{subset}/{split}")
     return rows
+
+
+def _require_gzip(path: Path) -> None:
+    """Refuse a file that is empty or of another kind, and say which kind it is."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start:
+        raise ValueError(f"DATASET: {path} is empty. Download the file again.")
+    if start.startswith(GZIP):
+        return
+    text = start.removeprefix(codecs.BOM_UTF8).lstrip()
+    for beginning, (kind, remedy) in OTHER_KINDS.items():
+        if text.startswith(beginning):
+            raise ValueError(
+                f"DATASET: {path} is not compressed by gzip, as its name says. It is {kind}. "
+                f"{remedy}."
+            )
+
+
+def _refuse_other_text(path: Path, rows: list[Row], start: bytes) -> None:
+    """Refuse a file without records if its content is empty, UTF-16, UTF-32 or compressed again."""
+    if not rows:
+        raise ValueError(f"DATASET: {path} contains no lines. Download the file again.")
+    if start.startswith(GZIP):
+        raise ValueError(f"DATASET: {path} was compressed twice. Decompress it once (`gzip -d`).")
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
+        raise ValueError(
+            f"DATASET: the text in {path} is UTF-16 or UTF-32, but it must be UTF-8. Convert it, "
+            "for example with `iconv -f UTF-16 -t UTF-8`, and compress it with `gzip`."
+        )
 
 
 def _require_columns(rows: list[Row], folder: Path, split: str) -> None:

@@ -1,9 +1,11 @@
 """From transcripts to pairs and prompts: what is kept, what is cut, and what is dropped and why."""
 
+import bz2
 import gzip
 import hashlib
 import importlib
 import json
+import lzma
 import random
 import sys
 import types
@@ -894,8 +896,62 @@ def test_damaged_gzip(tokenizer, tmp_path):
     assert len(pairs) == 6
     assert report["file cut short or damaged"] == 1
     path.write_bytes(b"no gzip")
-    with pytest.raises(ValueError, match="harmless-base/train has the columns"):
+    with pytest.raises(ValueError, match="of an unknown kind. Download the file again"):
         load_harmless(dataset, tokenizer)
+
+
+TEXT = b"".join(line(record) + b"\n" for record in NEIGHBOURS)
+OTHER_FILES = {  # {what lies in the place of a file: (its content, words of the message)}
+    "text": (TEXT, "text that is not compressed.*`gzip`"),
+    "text with a BOM": (b"\xef\xbb\xbf" + TEXT, "text that is not compressed.*`gzip`"),
+    "a login page": (b"\n<!DOCTYPE html><html>", "a web page.*Download the file again"),
+    "zip": (b"PK\x03\x04\x14\0\0\0", "a zip archive.*Unpack"),
+    "zstd": (b"\x28\xb5\x2f\xfd\x04\x58", "compressed by zstd.*Decompress"),
+    "bzip2": (bz2.compress(TEXT), "compressed by bzip2.*Decompress"),
+    "xz": (lzma.compress(TEXT), "compressed by xz.*Decompress"),
+    "Parquet": (b"PAR1\x15\x04", "a Parquet file.*as JSON Lines"),
+    "nothing": (b"", "is empty"),
+    "no lines": (gzip.compress(b""), "contains no lines"),
+    "blank lines": (gzip.compress(b"\n\n"), "contains no lines"),
+    "gzip in gzip": (gzip.compress(gzip.compress(TEXT)), "was compressed twice"),
+    "UTF-16": (gzip.compress(TEXT.decode().encode("utf-16")), "must be UTF-8.*`iconv"),
+    "UTF-16 without a BOM": (gzip.compress(TEXT.decode().encode("utf-16-le")), "must be UTF-8"),
+    "UTF-32": (gzip.compress(TEXT.decode().encode("utf-32-be")), "must be UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_file_of_another_kind_is_refused_as_what_it_is(tmp_path, name):
+    """The message names the file, its kind and what to do, instead of damage."""
+    content, words = OTHER_FILES[name]
+    path = write_lines(tmp_path, []) / "harmless-base" / "train.jsonl.gz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"DATASET: .*train\.jsonl\.gz.* {words}") as error:
+        data.read_split(tmp_path, "harmless-base", "train")
+    assert "damaged" not in str(error.value)
+
+
+SAME_ROWS = {
+    "a BOM": gzip.compress(b"\xef\xbb\xbf" + TEXT),
+    "ends of lines as on Windows": gzip.compress(TEXT.replace(b"\n", b"\r\n")),
+    "two members of gzip": gzip.compress(TEXT[:100]) + gzip.compress(TEXT[100:]),
+    "zeros after the end": gzip.compress(TEXT) + b"\0" * 512,
+}
+
+
+@pytest.mark.parametrize("name", SAME_ROWS)
+def test_file_that_is_written_otherwise_has_the_same_rows(tmp_path, name):
+    """Nothing is lost, and nothing is counted as damage."""
+    path = write_lines(tmp_path, []) / "harmless-base" / "train.jsonl.gz"
+    path.write_bytes(SAME_ROWS[name])
+    assert data.read_split(tmp_path, "harmless-base", "train") == NEIGHBOURS
+
+
+def test_folder_in_the_place_of_a_file(tmp_path):
+    """It is no file of the dataset."""
+    (tmp_path / "harmless-base" / "train.jsonl.gz").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"has no file harmless-base/train\.jsonl\.gz"):
+        data.read_split(tmp_path, "harmless-base", "train")
 
 
 def test_defective_test_rows_guard_their_prompts(tokenizer, tmp_path):
