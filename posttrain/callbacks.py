@@ -120,7 +120,7 @@ class FiniteLoss(TrainerCallback):
         """Check the trained weights, which are NaN after a step whose loss was."""
         weights = [weight.detach() for weight in model.parameters() if weight.requires_grad]
         if not torch.nn.utils.get_total_norm(weights).isfinite():
-            self._stop(state, "the loss or its gradient is not a finite number")
+            self._stop(state, "the trained weights are no finite numbers any more")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Check every loss that is logged, that of the held-out pairs included."""

@@ -127,6 +127,7 @@ def load_base(
             dtype=dtype,
             use_safetensors=safetensors,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused below, by their names
             output_loading_info=True,
         )
     checks.require_all_weights(folder, model, report)
@@ -181,7 +182,11 @@ def load_judge(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     checks.require_no_adapter(folder)
     with loading_from(folder):
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            folder,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused below, by their names
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(
             folder, truncation_side="left", trust_remote_code=False

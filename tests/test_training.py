@@ -30,6 +30,7 @@ from small_trainers import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_models import write_pickle
+from transformers import OPTConfig, TrainerCallback
 from trl import DPOTrainer
 
 from posttrain import callbacks, checkpoints, device, models, training
@@ -816,11 +817,31 @@ def test_first_loss_has_room_for_a_gpus_kernels_alone(kind, loss, holds):
     args = SimpleNamespace(device=SimpleNamespace(type=kind))
     state = SimpleNamespace(global_step=1)
     callback = callbacks.FirstLoss(LN2)
+    model = SimpleNamespace(config=OPTConfig(dropout=0.1))
     if holds:
-        callback.on_log(args, state, None, logs={"loss": loss})
+        callback.on_log(args, state, None, logs={"loss": loss}, model=model)
     else:
-        with pytest.raises(RuntimeError, match="first loss"):
-            callback.on_log(args, state, None, logs={"loss": loss})
+        with pytest.raises(RuntimeError, match="first loss .* has dropout .*'dropout': 0.1"):
+            callback.on_log(args, state, None, logs={"loss": loss}, model=model)
+
+
+def test_dropout_is_not_blamed_where_there_is_none():
+    args = SimpleNamespace(device=SimpleNamespace(type="cpu"))
+    model = SimpleNamespace(config=OPTConfig(dropout=0.0))
+    with pytest.raises(RuntimeError, match="has no dropout, so the reference may be another"):
+        callbacks.FirstLoss(LN2).on_log(
+            args, SimpleNamespace(global_step=1), None, logs={"loss": 0.4}, model=model
+        )
+
+
+def test_adapter_that_the_reference_lacks_is_named(tmp_path):
+    """TRL does not copy the adapter of an embedding, so DPO would begin elsewhere than at ln 2."""
+    run = begin_run(tmp_path)
+    lora = {**LORA, "target_modules": ["q_proj", "embed_tokens"]}
+    train(make_sft(lora=lora), run, "SFT")
+    with pytest.raises(ValueError, match="not copied the adapter of embed_tokens"):
+        train(make_sft_dpo(run), run, "SFT+DPO")
+    assert [model.name for model in run.models] == ["Base", "SFT"]
 
 
 @pytest.mark.parametrize("name", ["SFT", "DPO"])
@@ -828,10 +849,43 @@ def test_loss_that_is_not_finite_stops_with_nothing_saved(tmp_path, name):
     """This is so even where the earlier loss would be logged in its place."""
     run = begin_run(tmp_path)
     trainer = MAKERS[name](run, learning_rate=1e30, max_grad_norm=0.0, weight_decay=0.0)
-    with pytest.raises(RuntimeError, match=r"step \d the loss is (nan|inf).*Nothing was saved"):
+    with pytest.raises(RuntimeError, match=r"At step \d of 6 the .*Nothing was saved"):
         train(trainer, run, name)
-    assert trainer.state.global_step > 1
     require_nothing_left(run, name)
+
+
+class Spoil(TrainerCallback):
+    """Make one gradient NaN in a step, as a loss of NaN does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step + 1 == self.step:
+            weight = next(weight for weight in model.parameters() if weight.grad is not None)
+            weight.grad[0] = float("nan")
+
+
+def test_first_step_that_is_not_finite_is_named_and_leaves_no_checkpoint(tmp_path):
+    """It stops at that step, although nothing is logged there; the next try starts over."""
+    run = begin_run(tmp_path)
+    trainer = make_sft(logging_steps=10, save_steps=2, logging_first_step=False)
+    trainer.add_callback(Spoil(5))
+    with pytest.raises(RuntimeError, match="At step 5 of 6 the trained weights are no finite"):
+        train(trainer, run, "SFT")
+    require_nothing_left(run, "SFT")
+    train(make_sft(learning_rate=5e-4), run, "SFT")  # another rate, which no checkpoint forbids
+
+
+def test_loss_of_the_held_out_pairs_must_be_finite_too(tmp_path):
+    """It is computed before the first step, so that nothing is trained in vain."""
+    run = begin_run(tmp_path)
+    trainer = make_sft()
+    with torch.no_grad():
+        trainer.model.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="At step 0 of 6 the loss of the held-out pairs is nan"):
+        train(trainer, run, "SFT")
+    require_nothing_left(run, "SFT")
 
 
 def test_gradient_that_overflows_is_null_in_the_log():
