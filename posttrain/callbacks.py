@@ -95,8 +95,9 @@ def require_equal_reference(model: Module) -> None:
     """
     weights = dict(model.named_parameters())
     for name, weight in weights.items():
-        trained = weights.get(re.sub(r"\.ref(?=\.|$)", ".default", name), weight)
-        if not torch.equal(weight, trained):
+        name_of_trained = re.sub(r"\.ref(?=\.|$)", ".default", name)
+        trained = weights.get(name_of_trained)
+        if name != name_of_trained and trained is not None and not torch.equal(weight, trained):
             layer = name.split(".lora_")[0].rsplit(".", 1)[-1]
             raise ValueError(
                 f"The reference of this DPO trainer is not the model that it starts from: TRL has "

@@ -206,8 +206,9 @@ def require_reward_model(folder: Path) -> None:
     labels = load_config(folder).num_labels
     if labels != 1:
         raise ValueError(
-            f"REWARD_MODEL: {folder} has {labels} labels, but a reward model has a single one, the "
-            "reward. Name a reward model, not a classifier."
+            f"REWARD_MODEL: {folder} has {labels} labels (two where its config.json names none), "
+            "but a reward model has a single one, the reward. Name a reward model, not a "
+            "classifier."
         )
 
 

@@ -10,7 +10,8 @@ import shutil
 import torch
 from conftest import HUB, load
 from safetensors.torch import load_file, save_file
-from tokenizers import normalizers, processors
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import models as tokenizer_models
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -54,8 +55,18 @@ OPT = {
     "init_std": SPREAD,
 }
 
+FALCON = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "alibi": True,
+    "initializer_range": SPREAD,
+}
+BLOOM = {"hidden_size": 32, "n_layer": 2, "n_head": 2, "initializer_range": SPREAD}
+DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
+
 # {name: (model type, values of its config)}. Dropout rates that are not named are the defaults of
-# the architecture: 0.1 in OPT and GPT-2.
+# the architecture: 0.1 in OPT and GPT-2. GPT-Neo and Phi have those of some checkpoints.
 BASES = {
     "opt": ("opt", OPT),
     "llama": ("llama", GROUPED),
@@ -80,29 +91,10 @@ BASES = {
     "phi": ("phi", {**USUAL, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attention_dropout": 0.1}),
     "gemma3": ("gemma3_text", {**GROUPED, "head_dim": 16, "sliding_window": 16}),
     "mistral": ("mistral", {**GROUPED, "sliding_window": 16}),
-    "falcon": (
-        "falcon",
-        {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "alibi": True,
-            "hidden_dropout": 0.1,
-            "attention_dropout": 0.1,
-            "initializer_range": SPREAD,
-        },
-    ),
-    "bloom": (
-        "bloom",
-        {
-            "hidden_size": 32,
-            "n_layer": 2,
-            "n_head": 2,
-            "hidden_dropout": 0.1,
-            "attention_dropout": 0.1,
-            "initializer_range": SPREAD,
-        },
-    ),
+    "falcon": ("falcon", FALCON),
+    "falcon-dropout": ("falcon", {**FALCON, **DROPOUT}),
+    "bloom": ("bloom", BLOOM),
+    "bloom-dropout": ("bloom", {**BLOOM, **DROPOUT}),
     "mixtral": (
         "mixtral",
         {**GROUPED, "num_local_experts": 4, "output_router_logits": False, **EXPERTS},
@@ -137,12 +129,23 @@ def demo_tokenizer():
     return AutoTokenizer.from_pretrained(HUB / "opt")
 
 
+def bare_tokenizer(backend, **special):
+    """Make a tokenizer that AutoTokenizer loads as it was saved, whatever its class would add."""
+    names = {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", **special}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
 def build(name, **changes):
     """Build a base in memory, the same one every time."""
     kind, values = BASES[name]
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **{**COMMON, **values, **changes})
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if kind == "opt":
+        with torch.no_grad():  # EOS becomes likelier, so that some answers end before the limit
+            ends = model.get_input_embeddings().weight[IDS["eos_token_id"]]
+            model.model.decoder.final_layer_norm.bias.copy_(0.8 * ends)
+    return model
 
 
 def save_base(folder, name="opt", tokenizer=None, **changes):
@@ -160,6 +163,12 @@ def save_base(folder, name="opt", tokenizer=None, **changes):
     build(name, **changes).save_pretrained(folder)
     (tokenizer or demo_tokenizer()).save_pretrained(folder)
     return folder
+
+
+def list_ends(folder):
+    """List the token ids that end a text according to a base's generation_config.json."""
+    ends = load(folder / "generation_config.json").get("eos_token_id")
+    return ends if isinstance(ends, list) else [ends]
 
 
 # ---- odd bases
@@ -272,11 +281,11 @@ def save_with_eos_beyond(folder):
 
 def save_appending_eos(folder):
     """Save a base whose tokenizer appends EOS to every text."""
-    tokenizer = demo_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+    backend = demo_tokenizer().backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(
         single="</s> $A </s>", pair="</s> $A </s> $B </s>", special_tokens=[("</s>", 2)]
     )
-    return save_base(folder, tokenizer=tokenizer)
+    return save_base(folder, tokenizer=bare_tokenizer(backend))
 
 
 def save_without_vocabulary(folder):
@@ -293,10 +302,35 @@ def save_without_tokenizer(folder):
 
 
 def save_dropping_line_feeds(folder):
-    """Save a base whose tokenizer turns every white space into a single space."""
-    tokenizer = demo_tokenizer()
-    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\n", " ")
-    return save_base(folder, tokenizer=tokenizer)
+    """Save a base whose tokenizer turns every line feed into a space."""
+    backend = demo_tokenizer().backend_tokenizer
+    backend.normalizer = normalizers.Replace("\n", " ")
+    return save_base(folder, tokenizer=bare_tokenizer(backend))
+
+
+def save_adding_a_space(folder):
+    """Save a base whose tokenizer adds a space before every text, as SentencePiece does."""
+    backend = demo_tokenizer().backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return save_base(folder, tokenizer=bare_tokenizer(backend))
+
+
+def save_padding_with_eos(folder):
+    """Save a base without a padding token, as many on the hub."""
+    return save_base(
+        folder, tokenizer=bare_tokenizer(demo_tokenizer().backend_tokenizer, pad_token=None)
+    )
+
+
+def save_of_characters(folder):
+    """Save a base whose tokenizer knows single characters and has a token for all others."""
+    characters = [chr(code) for code in range(32, 127)]
+    tokens = ["<unk>", "<pad>", "</s>", "\n", *characters]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    backend = Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    return save_base(folder, tokenizer=bare_tokenizer(backend, unk_token="<unk>"))
 
 
 def save_with_generation(folder, **values):
@@ -381,13 +415,13 @@ GENERATION = {
     "forced beginning": {"forced_bos_token_id": 5},
     "suppressed tokens": {"suppress_tokens": list(range(4, 1500))},
     "bad words": {"bad_words_ids": [[i] for i in range(4, 1500)]},
-    "dictionary": {"return_dict_in_generate": True},
-    "two ends": {"eos_token_id": [2, 50]},
+    "result in a dictionary": {"return_dict_in_generate": True},
     "two answers": {"num_return_sequences": 2, "num_beams": 2},
     "sampling": {"do_sample": True, "temperature": 2.0, "top_k": 5},
     "no cache": {"use_cache": False},
     "guidance": {"guidance_scale": 3.0},
 }
+COMMON_TOKEN = 1097  # "atten", which the base named opt often writes
 # {name: a function of the folder}. The weights of all of them are those of `save_base(folder)`
 SAME_AS_OPT = {
     "module prefix": lambda folder: save_prefixed(folder, "module."),
@@ -409,13 +443,17 @@ FAULTY = {
     "no number of layers": save_without_number_of_layers,
     "no model type": save_without_architecture,
     "end beyond the embeddings": save_with_eos_beyond,
+    "no end": save_without_eos,
     "encoder": save_encoder,
     "judge as a base": save_reward_model_as_base,
 }
 UNUSUAL = {
-    "no end": save_without_eos,
+    "two ends": lambda folder: save_with_generation(folder, eos_token_id=[2, COMMON_TOKEN]),
     "appends its end": save_appending_eos,
     "no line feeds": save_dropping_line_feeds,
+    "adds a space": save_adding_a_space,
+    "pads with its end": save_padding_with_eos,
+    "characters": save_of_characters,
     "gemma3 with images": lambda folder: save_multimodal(folder, "gemma3"),
     "llava": lambda folder: save_multimodal(folder, "llava"),
     "tied head": lambda folder: save_base(folder, "llama", tie_word_embeddings=True),
@@ -437,14 +475,7 @@ def roberta_tokenizer():
     backend.post_processor = processors.RobertaProcessing(
         ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), add_prefix_space=False
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        cls_token="<s>",
-        eos_token="</s>",
-        sep_token="</s>",
-        pad_token="<pad>",
-    )
+    return bare_tokenizer(backend, bos_token="<s>", cls_token="<s>", sep_token="</s>")
 
 
 def unpadded_tokenizer():

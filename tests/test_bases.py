@@ -21,6 +21,7 @@ gc.freeze()
 
 # The last cell of eval.ipynb that depends on the models and the judge
 RATES = "CAS = (HmR + HpR) / 2"
+LONGEST_MESSAGE = 1000  # some of the libraries' own messages list hundreds of classes
 TRAINING = {
     "MAX_PAIRS": 40,
     "SETTINGS": {"validation_pairs": 4, "batch_size": 8, "max_length": 128, "max_new_tokens": 8},
@@ -48,12 +49,17 @@ class Outcome:
 
     @property
     def is_refused(self):
-        """Whether the package or PEFT raised the error, in a sentence."""
+        """Whether the package or PEFT raised the error, in a few sentences."""
         if not isinstance(self.error, ValueError | RuntimeError):
             return False
         place = Path(traceback.extract_tb(self.error.__traceback__)[-1].filename)
-        is_known = place.is_relative_to(ROOT / "posttrain") or "PEFT" in str(self.error)
-        return is_known and str(self.error).endswith(".")
+        message = str(self.error)
+        is_known = place.is_relative_to(ROOT / "posttrain") or "PEFT" in message
+        return (
+            is_known
+            and message.endswith(".")
+            and len(message) < LONGEST_MESSAGE
+        )
 
 
 def uneven_rows(n):
@@ -72,14 +78,14 @@ def cells_on_models(session):
     return cells
 
 
-def run_both(folder, base=HUB / "opt", judge=HUB / "reward-model", tests=None):
+def run_both(folder, base=None, judge=HUB / "reward-model", tests=None):
     """Run both notebooks with a base and a judge on a small dataset, as far as they come.
 
     What only depends on the rewards is left out, since it takes most of the time.
 
     Args:
         folder: where the dataset, the results and the figures are written.
-        base: the folder of the base.
+        base: the folder of the base; None builds a tiny OPT.
         judge: the folder of the judge.
         tests: the rows of the test splits; None takes a few of different lengths.
 
@@ -88,6 +94,7 @@ def run_both(folder, base=HUB / "opt", judge=HUB / "reward-model", tests=None):
     """
     dataset = write_dataset(folder / "dataset", small_rows(50), tests or uneven_rows(8))
     outcome = Outcome(folder / "results" / "demo")
+    base = base or small_models.save_base(folder / "base")
     given = places(folder) | {"DATASET": dataset}
     sessions = {
         "main": Session("main.ipynb", **given, BASE_MODEL=base, **TRAINING),
@@ -148,15 +155,18 @@ def answer_one_by_one(outcome, base):
 
 
 @torch.no_grad()
-def decode_greedily(model, tokenizer, prompt, limit):
-    """Go on with a prompt, at every step with the likeliest token of a forward pass over all."""
+def decode_greedily(model, tokenizer, prompt, limit, ends):
+    """Go on with a prompt, at every step with the likeliest token of a forward pass over all.
+
+    The text ends at a human turn, at the limit, or with one of the token ids `ends`.
+    """
     ids = tokenizer(prompt)["input_ids"]
     written = []
     while len(written) < limit:
         logits = model.eval()(torch.tensor([ids + written]), use_cache=False).logits
         written.append(int(logits[0, -1].argmax()))
         text = tokenizer.decode(written, skip_special_tokens=True)
-        if written[-1] == tokenizer.eos_token_id or "\n\nHuman:" in text:
+        if written[-1] in ends or "\n\nHuman:" in text:
             break
     return text.split("\n\nHuman:")[0].strip()
 
@@ -187,8 +197,17 @@ def require_sound(outcome, base):
         assert first["log_ratio"] == pytest.approx(second["log_ratio"], abs=1e-4)
     tokenizer = models.load_tokenizer(base)
     alone = models.load_base(base)
+    ends = [tokenizer.eos_token_id]
+    all_ends = small_models.list_ends(base)  # a base with several may end with any of them
     for prompt, (response, _) in zip(outcome.names["eval"].prompts, texts["Base"], strict=True):
-        assert decode_greedily(alone, tokenizer, prompt["prompt"], 8) == response
+        answers = []
+        for allowed in (ends, all_ends):
+            answers.append(decode_greedily(alone, tokenizer, prompt["prompt"], 8, allowed))
+        assert response in answers
+    for record in responses:
+        assert record["finish"] != "length" or record["tokens"] == 8
+        is_adapted = record["model"] != "Base" and record["response"]
+        assert not is_adapted or record["log_ratio"] != 0
     for name in ("DPO", "SFT+DPO"):
         before, at_first = first_losses(outcome, name)
         # The router of a mixture of experts has a loss of its own, which is below 0.05 here.
@@ -200,9 +219,13 @@ def require_sound(outcome, base):
 def require_end_after_each_reply(outcome, base):
     """Check that pairs hold the texts as they are, with one EOS after the reply and none before."""
     tokenizer = models.load_tokenizer(base)
+    assert len(outcome.names["main"].pairs.train) > 30
     for pair in outcome.names["main"].pairs.train:
         prompt, chosen = pair["prompt_ids"].tolist(), pair["chosen_ids"].tolist()
-        assert tokenizer.decode(prompt, skip_special_tokens=True) == pair["prompt"]
+        if tokenizer.unk_token != tokenizer.eos_token and tokenizer.unk_token_id in prompt + chosen:
+            continue  # the tokenizer has no token for a character
+        read = tokenizer.decode(prompt, skip_special_tokens=True)
+        assert read.removeprefix(" ") == pair["prompt"]  # some tokenizers put a space before a text
         assert tokenizer.decode(chosen, skip_special_tokens=True) == f" {pair['chosen']}"
         assert tokenizer.eos_token_id not in prompt[1:]
         assert chosen.index(tokenizer.eos_token_id) == len(chosen) - 1
@@ -213,7 +236,7 @@ def require_end_after_each_reply(outcome, base):
 # The kinds of bases that must work. Others may be refused as well, before they are trained.
 WORKING = [
     "opt", "llama", "qwen2", "gpt2", "gpt-neox", "gpt-neo", "phi", "gemma3", "mistral", "falcon",
-    "bloom", "mixtral", "qwen2-moe",
+    "falcon-dropout", "bloom", "bloom-dropout", "mixtral", "qwen2-moe",
 ]  # fmt: skip
 
 
@@ -261,22 +284,23 @@ def test_base_works_or_is_refused_before_training(tmp_path, name):
 
 
 @pytest.fixture(scope="module")
-def plain_texts(tmp_path_factory):
-    """What the four models of a run over the plain OPT write."""
-    folder = tmp_path_factory.mktemp("plain")
-    outcome = run_both(folder, small_models.save_base(folder / "base"))
+def plain(tmp_path_factory):
+    """A run over the plain OPT."""
+    outcome = run_both(tmp_path_factory.mktemp("plain"))
     assert outcome.error is None
-    return texts_of(load(outcome.folder / "responses.json"))
+    return outcome
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAME_AS_OPT)
-def test_same_weights_give_the_same_answers_or_are_refused(tmp_path, plain_texts, name):
+def test_same_weights_give_the_same_answers_or_are_refused(tmp_path, plain, name):
     """Neither the layout of the files nor the options of generation_config.json matter."""
     outcome = run_both(tmp_path, SAME_AS_OPT[name](tmp_path / "base"))
     if not is_refused_in_time(outcome):
         assert outcome.error is None, (outcome.cell, outcome.error)
-        assert texts_of(load(outcome.folder / "responses.json")) == plain_texts
+        assert outcome.names["main"].answers == plain.names["main"].answers
+        responses = load(outcome.folder / "responses.json")
+        assert texts_of(responses) == texts_of(load(plain.folder / "responses.json"))
 
 
 @pytest.mark.slow
