@@ -1,16 +1,43 @@
 """The package behind the notebooks: settings, the folder of a run, training and measuring.
 
-Two things must be settled before torch and the hub's client are imported. TRL reports every
+Three things must be settled before torch and the hub's client are imported. TRL reports every
 training to a web service unless it is told not to, and it refuses to work where several devices
 are visible. So reporting is switched off, and only the first device is visible unless
-CUDA_VISIBLE_DEVICES names another one.
+CUDA_VISIBLE_DEVICES names another one. And launchers of several processes leave variables in the
+environment that change how a model is trained, without a trace in its record. So they are dropped.
 """
 
 import os
+import re
 import warnings
+
+# Variables of accelerate's launcher, of torchrun and of MPI, and those that let the libraries
+# behind torch compute float32 in a lower precision than the record says. (NVIDIA's containers set
+# TORCH_ALLOW_TF32_CUBLAS_OVERRIDE.) accelerate, transformers and torch read all of them.
+_CHANGING_THE_TRAINING = re.compile(
+    r"(ACCELERATE|FSDP|MEGATRON_LM|PARALLELISM_CONFIG|PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_\w+"
+    r"|((LOCAL|GROUP|ROLE|NODE)_)?RANK|((LOCAL|GROUP|ROLE)_)?WORLD_SIZE|MASTER_(ADDR|PORT)"
+    r"|MPI_LOCAL(RANKID|NRANKS)|FORK_LAUNCHED|XLA_USE_BF16|XLA_DOWNCAST_BF16"
+    r"|NVIDIA_TF32_OVERRIDE|TORCH_ALLOW_TF32_CUBLAS_OVERRIDE|(DNNL|ONEDNN)_DEFAULT_FPMATH_MODE"
+)
+
+
+def _drop_variables_of_launchers() -> None:
+    """Drop the variables from the environment, which kernels inherit, and print their names."""
+    found = sorted(filter(_CHANGING_THE_TRAINING.fullmatch, os.environ))
+    for name in found:
+        del os.environ[name]
+    if found:
+        print(
+            f"Ignored in the environment, since the settings alone decide how a model is trained: "
+            f"{', '.join(found)}."
+        )
+
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+if "TORCHELASTIC_RUN_ID" not in os.environ:  # which torchrun sets in the processes that it starts
+    _drop_variables_of_launchers()
 # The first warning is about layers that main.ipynb excludes and that a base need not have. The
 # second is about a deprecated name that peft still uses.
 warnings.filterwarnings("ignore", message="You have passed exclude_modules")
