@@ -3,10 +3,14 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
-# The parameters named on the command line. make passes their values on in the environment, which
-# works for any characters in them.
-GIVEN = $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(firstword $(subst =, ,$(word)))))
-NAMES = $(filter-out PYTHON,$(GIVEN))
+# The parameters that are named on the command line (whatever is named there, so that a misspelt one
+# is refused), and those that the environment contains. make passes their values on in the
+# environment, which works for any characters in them.
+PARAMETERS = PRESET RUN RESULTS FIGURES LABEL FRESH SETTINGS DATASET BASE_MODEL MAX_PAIRS SEED \
+  REPORT_TO REWARD_MODEL HARMLESS_FROM HELPFUL_ABOVE PROTOCOL N_PROMPTS MAX_NEW_TOKENS FROM RUNS SEEDS
+from = $(foreach name,$(2),$(if $(filter $(1),$(firstword $(origin $(name)))),$(name)))
+GIVEN = $(filter-out PYTHON BIN SUDO SHELL,$(call from,command,$(.VARIABLES)))
+INHERITED = $(filter-out $(GIVEN),$(call from,environment,$(PARAMETERS)))
 
 define HELP
 Commands to use the repository
@@ -14,8 +18,9 @@ Commands to use the repository
 make run [PRESET=auto] [RUN=name] [SEED=1] [N_PROMPTS=100] ...
                         Install what is needed, then train and evaluate a run by executing both
                         notebooks. The results are in results/<run>/. Any parameter of the
-                        notebooks may be given. Repeat the command to continue after an
-                        interruption. FRESH=True moves the old results aside and starts over.
+                        notebooks may be given, here or in the environment. Repeat the command to
+                        continue after an interruption. FRESH=True moves the old results aside and
+                        starts over.
 make seeds SEEDS="0 1 2" [PRESET=auto] ...
                         Train and evaluate one run per training seed, then compare the runs.
 make compare RUNS="one two" [RUN=name]
@@ -42,7 +47,8 @@ help:
 	@echo "$$HELP"
 
 run seeds compare import rejudge report: install
-	@$(BIN)/python -m posttrain $@ $(NAMES)
+	@$(if $(INHERITED),echo "Taken from the environment: $(INHERITED).")
+	@$(BIN)/python -m posttrain $@ $(GIVEN) $(INHERITED)
 
 install: .venv/installed
 

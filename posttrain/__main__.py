@@ -16,89 +16,19 @@
 A NAME without a value is read from the environment, where make puts the values that it is given.
 """
 
-import ast
-import json
 import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from typing import Any
 
 from posttrain import settings
+from posttrain.parameters import Parameters, read_parameters
 from posttrain.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN, EVAL, COMPARE = "main.ipynb", "eval.ipynb", "compare.ipynb"
 COMMITTED = ("example", "published", "real-model")  # runs in the repository, never written into
-
-
-def _read_table(text: Any) -> Any:
-    """Read a dictionary in Python's or JSON's notation; pydantic refuses anything else later."""
-    for read in (ast.literal_eval, json.loads):
-        try:
-            return read(text)
-        except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
-            continue
-    return text
-
-
-class Parameters(BaseModel):
-    """The parameters of the notebooks and of the commands; None leaves the notebook's default."""
-
-    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
-
-    PRESET: str = "auto"
-    RUN: str | None = None
-    RESULTS: str = "results"
-    FIGURES: str | None = None
-    LABEL: bool | None = None
-    FRESH: bool | None = None
-    SETTINGS: Annotated[dict[str, Any], BeforeValidator(_read_table)] = {}
-    DATASET: str | None = None
-    BASE_MODEL: str | None = None
-    MAX_PAIRS: int | None = None
-    SEED: int | None = None
-    REPORT_TO: str | None = None
-    REWARD_MODEL: str | None = None
-    HARMLESS_FROM: float | None = None
-    HELPFUL_ABOVE: float | None = None
-    PROTOCOL: str | None = None
-    N_PROMPTS: int | Literal["all"] | None = None
-    MAX_NEW_TOKENS: int | None = None
-    FROM: str | None = None
-    RUNS: str | None = None
-    SEEDS: str | None = None
-
-    def given(self) -> dict[str, Any]:
-        """Collect {name: value} of the parameters that have a value."""
-        return {name: value for name, value in self if value is not None}
-
-
-def read_parameters(arguments: list[str]) -> Parameters:
-    """Read arguments of the form NAME=VALUE, or NAME where the value is in the environment.
-
-    Raises:
-        ValueError: if there is no such parameter, or if the value is not allowed.
-    """
-    texts = {}
-    for argument in arguments:
-        name, equals, text = argument.partition("=")
-        text = text if equals else os.environ.get(name, "")
-        is_known = name in Parameters.model_fields
-        if text not in ("", "None") or not is_known:
-            texts[name] = text
-    try:
-        return Parameters(**texts)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = first["loc"][0]
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(Parameters.model_fields)
-            message = f"There is no parameter {name}. The parameters are {known}."
-            raise ValueError(message) from None
-        raise ValueError(f"{name} = {first['input']!r}: {first['msg']}.") from None
 
 
 # ---- notebooks
@@ -172,6 +102,8 @@ def prepare(parameters: Parameters) -> Parameters:
     preset = settings.resolve(parameters.PRESET)
     prepared = parameters.model_copy(update={"PRESET": preset, "RUN": parameters.RUN or preset})
     require_own_name(prepared.RUN, prepared.RESULTS)
+    if prepared.FRESH:
+        Run(prepared.RESULTS, prepared.RUN, prepared.FIGURES).require_movable()
     known = settings.Training.model_fields.keys() | settings.Evaluation.model_fields.keys()
     unknown = sorted(name for name in prepared.SETTINGS if name not in known - {"preset"})
     if unknown:
@@ -344,6 +276,8 @@ COMMANDS = {
 def main(arguments: list[str]) -> None:
     """Run the command named first with the parameters after it; without a command, print help."""
     os.environ["TQDM_DISABLE"] = "1"  # a progress bar would print a new line for every step
+    # A terminal or file that cannot represent a letter shows ? in its place.
+    sys.stdout.reconfigure(errors="replace")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(__doc__)
         return

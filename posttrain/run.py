@@ -1,5 +1,6 @@
 """A run: the folder of its results and figures, its settings, its models and its sources."""
 
+import os
 import re
 import shutil
 import textwrap
@@ -19,9 +20,16 @@ if TYPE_CHECKING:
 OF_EVALUATION = re.compile(
     r"(prompts|responses|scores|classification|metrics)\.json|summary\.\w+|report\.html|eval\.ipynb"
 )
+# FRESH moves a folder only if it contains one of these, or nothing but figures.
+OF_RUN = re.compile(
+    r"(run|training|prompts|responses|scores|classification|metrics|compare)\.json"
+    r"|adapters|models|checkpoints"
+)
 BEING_EXECUTED = "-stopped.ipynb"  # the end of a notebook's name until it has run to its end
+FIGURE = (".png", ".pdf")  # the ends of a figure's names
 OF_TRAINING = ("training.", "lengths.")  # the figures that main.ipynb makes
 STAND_INS = " (stand-ins, not OPT-350M)"  # added to the label of a demo run
+LONGEST_NAME = 200  # bytes; file systems allow 255, and FRESH adds the time
 REFERENCES = ("human_chosen", "human_rejected", "empty", "refusal", "not_understood")
 
 
@@ -53,17 +61,24 @@ class Run(Store):
             must_exist: whether to refuse a run that does not exist.
 
         Raises:
-            ValueError: if the name is a path.
+            ValueError: if the name is a path, or too long for a folder.
             FileNotFoundError: if the run must exist and does not.
         """
         name = str(name)
-        if Path(name).name != name or name in ("", ".."):
+        if Path(name).name != name or name in ("", "..") or "\0" in name:
             raise ValueError(f"RUN = {name!r} must be the plain name of a folder in RESULTS.")
-        super().__init__(Path(results) / name)
-        self.figures = Path(figures or Path(results).parent / "figures") / name
+        if len(name.encode(errors="surrogatepass")) > LONGEST_NAME:
+            raise ValueError(
+                f"RUN = {name[:40] + '…'!r} is too long for the name of a folder. Choose a name of "
+                f"at most {LONGEST_NAME} letters (fewer, if some are not of the Latin alphabet)."
+            )
+        results = Path(os.path.expanduser(results))
+        super().__init__(results / name)
+        figures = figures or results.parent / "figures"
+        self.figures = Path(os.path.expanduser(figures)) / name
         self.labelled = labelled
         if must_exist and not (self.folder / "run.json").exists():
-            there = sorted(path.parent.name for path in Path(results).glob("*/run.json"))
+            there = sorted(path.parent.name for path in results.glob("*/run.json"))
             raise FileNotFoundError(
                 f"{self.folder} has no run.json. Run main.ipynb with the same RUN and RESULTS "
                 f"first. The runs in RESULTS are: {', '.join(there) or 'none'}. To import results "
@@ -185,7 +200,11 @@ class Run(Store):
 
         Args:
             evaluation_alone: whether to keep what main.ipynb made and what was imported.
+
+        Raises:
+            ValueError: if a folder is none of a run, such as a folder of the repository.
         """
+        self.require_movable()
         with self.hold():
             record = self.record if evaluation_alone else Record(run=self.name)
             imported = []
@@ -205,6 +224,23 @@ class Run(Store):
             if evaluation_alone:
                 self._forget_evaluation(imported)
 
+    def require_movable(self) -> None:
+        """Refuse to start over where a folder contains files of which none is a run's.
+
+        Raises:
+            ValueError: if that is so, for example because it is a folder of the repository.
+        """
+        for parameter, folder in {"RESULTS": self.folder, "FIGURES": self.figures}.items():
+            names = sorted(path.name for path in folder.glob("[!.]*"))
+            names = [name for name in names if not name.endswith(BEING_EXECUTED)]
+            are_figures = all(name.endswith(FIGURE) for name in names)
+            if not are_figures and not any(OF_RUN.fullmatch(name) for name in names):
+                raise ValueError(
+                    f"FRESH would move {folder} aside, which is not the folder of a run: it "
+                    f"contains {', '.join(names[:3])}{' and more' if len(names) > 3 else ''}. "
+                    f"Choose another RUN or {parameter}, or leave FRESH out."
+                )
+
     def _forget_evaluation(self, imported: Sequence[str]) -> None:
         """Remove from the record the results of eval.ipynb and the sources that it used."""
         record = self.record
@@ -222,7 +258,7 @@ def _moves(name: str, evaluation_alone: bool) -> bool:
         return False
     if not evaluation_alone:
         return True
-    is_figure = name.endswith((".png", ".pdf")) and not name.startswith(OF_TRAINING)
+    is_figure = name.endswith(FIGURE) and not name.startswith(OF_TRAINING)
     return is_figure or OF_EVALUATION.fullmatch(name) is not None
 
 

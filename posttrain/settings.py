@@ -15,6 +15,7 @@ HH = "Anthropic/hh-rlhf"
 JUDGE = "OpenAssistant/reward-model-deberta-v3-large-v2"
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Source = Annotated[str, Field(min_length=1)]
 S = TypeVar("S", bound="Settings")
 
 
@@ -34,8 +35,8 @@ class Settings(BaseModel):
 class Training(Settings):
     """The settings of main.ipynb."""
 
-    base_model: str = Field(OPT, description="a hub name or a folder; the study uses OPT-350M")
-    dataset: str = Field(HH, description="a hub name or a folder; the study uses HH-RLHF")
+    base_model: Source = Field(OPT, description="a hub name or a folder; the study uses OPT-350M")
+    dataset: Source = Field(HH, description="a hub name or a folder; the study uses HH-RLHF")
     subsets: Literal["base", "all"] = Field(
         "all", description='"all": four subsets, as in the study; "base": the two that are measured'
     )
@@ -148,8 +149,8 @@ class Training(Settings):
 class Evaluation(Settings):
     """The settings of eval.ipynb."""
 
-    dataset: str = Field(HH, description="a hub name or a folder; the study uses HH-RLHF")
-    reward_model: str = Field(
+    dataset: Source = Field(HH, description="a hub name or a folder; the study uses HH-RLHF")
+    reward_model: Source = Field(
         JUDGE, description="the judge, a hub name or a folder; the study uses OpenAssistant's"
     )
     harmless_from: float = Field(
@@ -273,9 +274,10 @@ def choose(
     Raises:
         ValueError: if a name is unknown or given two values, or if a value is not allowed.
     """
-    if not isinstance(changes or {}, Mapping):
+    if not isinstance(changes, Mapping | None):
         raise ValueError(
-            f"SETTINGS = {changes!r} is not a dictionary. Write it as {{'beta': 0.2}}."
+            f"SETTINGS = {changes!r} is not a dictionary. Write it as {{'beta': 0.2}}, or for "
+            "papermill as -y 'SETTINGS: {beta: 0.2}'."
         )
     changes = dict(changes or {})
     known = [name for name in kind.model_fields if name != "preset"]

@@ -9,85 +9,9 @@ from conftest import HUB, ROOT, load
 from five_models import write_run
 
 from posttrain import __main__ as command_line
-from posttrain.__main__ import Parameters, execute, main, prepare, read_parameters
+from posttrain.__main__ import execute, main, prepare
 from posttrain.files import write
-
-REFUSED_ALL = "The parameters are PRESET, RUN, RESULTS, FIGURES, LABEL, FRESH, SETTINGS, DATASET"
-
-
-# ---- parameters
-
-
-def test_values_are_read_as_their_types():
-    given = read_parameters(
-        [
-            "RUN=a b'c$d = ü",
-            "MAX_PAIRS=40",
-            "HARMLESS_FROM=-2.5",
-            "FRESH=True",
-            "LABEL=False",
-            "N_PROMPTS=all",
-            "RESULTS=/tmp/my results",
-        ]
-    ).given()
-    assert given == {
-        "PRESET": "auto",
-        "RUN": "a b'c$d = ü",
-        "MAX_PAIRS": 40,
-        "HARMLESS_FROM": -2.5,
-        "FRESH": True,
-        "LABEL": False,
-        "N_PROMPTS": "all",
-        "RESULTS": "/tmp/my results",
-        "SETTINGS": {},
-    }
-    assert read_parameters(["N_PROMPTS=7"]).N_PROMPTS == 7
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["{'beta': 0.2, 'max_pairs': None}", '{"beta": 0.2, "max_pairs": null}'],
-    ids=["Python", "JSON"],
-)
-def test_settings_are_a_table_as_python_or_json_write_it(text):
-    assert read_parameters([f"SETTINGS={text}"]).SETTINGS == {"beta": 0.2, "max_pairs": None}
-
-
-def test_name_alone_takes_its_value_from_the_environment_as_make_hands_it_on(monkeypatch):
-    monkeypatch.setenv("RUN", "a 'b' $c")
-    monkeypatch.setenv("SEED", "3")
-    monkeypatch.delenv("DATASET", raising=False)
-    given = read_parameters(["RUN", "SEED", "DATASET"])
-    assert (given.RUN, given.SEED, given.DATASET) == ("a 'b' $c", 3, None)
-
-
-@pytest.mark.parametrize("text", ["", "None"])
-def test_nothing_and_none_leave_a_parameter_to_the_notebook(text):
-    given = read_parameters([f"{name}={text}" for name in ("PRESET", "N_PROMPTS", "SETTINGS")])
-    assert given == Parameters()
-
-
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("MAX_PAIR=3", f"There is no parameter MAX_PAIR. {REFUSED_ALL}"),
-        ("MAX_PAIR=", "There is no parameter MAX_PAIR."),
-        ("max_pairs=3", "There is no parameter max_pairs."),
-        ("MAX_PAIRS=many", "MAX_PAIRS = 'many': Input should be a valid integer"),
-        ("N_PROMPTS=1.5", "N_PROMPTS = '1.5': Input should be a valid integer"),
-        ("FRESH=perhaps", "FRESH = 'perhaps': Input should be a valid boolean"),
-        ("SETTINGS=3", "SETTINGS = 3: Input should be a valid dictionary"),
-        ("SETTINGS={beta: 1", "SETTINGS = '{beta: 1': Input should be a valid dictionary"),
-        ("SETTINGS={[]: 1}", "SETTINGS = '{[]: 1}': Input should be a valid dictionary"),
-        ("SETTINGS={1: 2}", "SETTINGS = 1: Input should be a valid string"),
-        ("SETTINGS=__import__('os').getcwd()", "Input should be a valid dictionary"),
-    ],
-)
-def test_what_is_no_parameter_or_no_value_of_it_is_refused(argument, message):
-    with pytest.raises(ValueError, match="^") as refusal:
-        read_parameters([argument])
-    assert message in str(refusal.value)
-
+from posttrain.parameters import read_parameters
 
 # ---- what is refused before anything is trained
 
@@ -135,6 +59,7 @@ def copy_judge(folder, **config):
         (["SEED=-1"], "SEED = -1: Input should be greater than or equal to 0"),
         (["RUN=.."], "RUN = '..' must be the plain name of a folder"),
         (["RUN=a/b"], "RUN = 'a/b' must be the plain name of a folder"),
+        ([f"RUN={'ü' * 101}"], "is too long for the name of a folder. Choose a name of at most"),
         (["PRESET=full"], "PRESET = 'full' needs a CUDA accelerator and none is visible"),
         (["PRESET=fully"], "PRESET = 'fully' is unknown. Choose auto, demo, small, quick, full"),
     ],
@@ -182,6 +107,21 @@ def test_runs_of_the_repository_are_not_written_into(executed, command, name):
 def test_their_names_may_be_taken_in_another_folder(tmp_path, executed):
     main(["run", "PRESET=demo", "RUN=example", f"RESULTS={tmp_path}"])
     assert {folder for _, folder, _ in executed} == {tmp_path / "example"}
+
+
+def test_fresh_is_refused_where_the_folder_is_no_run(tmp_path, executed):
+    write(tmp_path / "docs" / "thesis.md", "mine")
+    with pytest.raises(SystemExit, match="FRESH would move .*docs aside, which is not the folder"):
+        main(["run", "PRESET=demo", f"RESULTS={tmp_path}", "RUN=docs", "FRESH=True"])
+    assert executed == []
+
+
+def test_home_is_found_behind_a_tilde(tmp_path, executed, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    main(["run", "PRESET=demo", "RESULTS=~/results", "FIGURES=~/figures"])
+    (_, folder, parameters), _ = executed
+    assert folder == tmp_path / "results" / "demo"
+    assert parameters["FIGURES"] == str(tmp_path / "figures")
 
 
 def test_what_a_preset_asks_for_beyond_the_data_is_no_refusal(tmp_path):
@@ -296,16 +236,6 @@ def test_makefile_and_command_line_offer_the_same():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (line,) = [line for line in makefile.splitlines() if line.startswith("run seeds")]
     assert line == f"{' '.join(command_line.COMMANDS)}: install"
-
-
-def test_every_parameter_of_the_notebooks_can_be_given():
-    names = set()
-    for notebook in ("main.ipynb", "eval.ipynb", "compare.ipynb"):
-        cells = nbformat.read(ROOT / notebook, as_version=4).cells
-        (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-        names |= {line.split(" = ")[0] for line in cell.source.splitlines()}
-    of_commands = {"FROM", "SEEDS"}
-    assert set(Parameters.model_fields) - of_commands == names
 
 
 def test_help_loads_nothing_heavy():

@@ -780,6 +780,52 @@ def test_nothing_is_moved_where_nothing_is(run, tmp_path, capsys):
     assert names_in(tmp_path / "results") == ["demo"]
 
 
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("place", ["folder", "figures"])
+def test_fresh_refuses_a_folder_that_is_no_runs(run, place, alone, tmp_path):
+    folder = getattr(run, place)
+    for name in ("thesis.md", "report.png", "eval.ipynb"):
+        files.write(folder / name, "mine")
+    with pytest.raises(ValueError, match=rf"FRESH would move .*{run.name} aside.*thesis\.md"):
+        run.start_over(evaluation_alone=alone)
+    assert names_in(folder) == ["eval.ipynb", "report.png", "thesis.md"]
+
+
+@pytest.mark.parametrize(
+    "name", ["run.json", "training.json", "prompts.json", "adapters/sft/log.json", "checkpoints/a"]
+)
+def test_fresh_moves_what_is_left_of_a_run(run, name, tmp_path):
+    """A run whose record is missing or damaged can be started over."""
+    files.write(run.path(name), "{")
+    files.write(run.path("notes.txt"), "mine")
+    run.start_over()
+    assert names_in(run.folder) == []
+    (aside,) = (tmp_path / "results").glob("demo-*")
+    assert names_in(aside) == sorted([name.split("/")[0], "notes.txt"])
+
+
+def test_fresh_accepts_a_folder_with_nothing_but_a_notebook_that_stopped(run):
+    files.write(run.path("main-stopped.ipynb"), "{}")
+    run.start_over()
+    assert names_in(run.folder) == ["main-stopped.ipynb"]
+
+
+def test_home_is_found_behind_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Run("~/results", "a").folder == tmp_path / "results" / "a"
+    assert Run("~/results", "a").figures == tmp_path / "figures" / "a"
+    assert Run("results", "a", "~/f").figures == tmp_path / "f" / "a"
+
+
+def test_name_that_no_file_system_takes_is_refused():
+    Run("results", "a" * 200)
+    for name in ("a" * 201, "ü" * 101):
+        with pytest.raises(ValueError, match="too long for the name of a folder. Choose a name of"):
+            Run("results", name)
+    with pytest.raises(ValueError, match="must be the plain name of a folder"):
+        Run("results", "a\0b")
+
+
 def test_starting_over_twice_in_a_second_loses_nothing(run, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module.time, "strftime", lambda pattern: "20260101-120000")
     for number in range(3):

@@ -30,7 +30,10 @@ def fields_of(chosen):
         (Training, "SEED", 2**32, f"less than {2**32}"),
         (Training, "SEED", True, "valid integer"),
         (Training, "DATASET", 5, "valid string"),
+        (Training, "DATASET", "", "at least 1 character"),
         (Training, "BASE_MODEL", b"a", "valid string"),
+        (Training, "BASE_MODEL", "", "at least 1 character"),
+        (Evaluation, "REWARD_MODEL", "", "at least 1 character"),
         (Training, "REPORT_TO", "mlflow", "'tensorboard', 'wandb' or 'trackio'"),
         (Evaluation, "N_PROMPTS", 0, "greater than or equal to 1"),
         (Evaluation, "N_PROMPTS", "every", "valid integer or: Input should be 'all'"),
@@ -137,6 +140,14 @@ def test_zero_and_nothing_are_values_and_not_none():
         choose(Training, "demo", MAX_PAIRS=0)
     assert choose(Training, "demo", {"seed": 5}, SEED=None).seed == 5
     assert choose(Evaluation, "demo", HARMLESS_FROM=0).harmless_from == 0
+
+
+@BOTH
+@pytest.mark.parametrize("changes", [[], "", 0, False, [("seed", 1)], "{'seed': 1}"])
+def test_settings_that_are_no_dictionary_are_refused(kind, changes):
+    with pytest.raises(ValueError, match="is not a dictionary. Write it as .*papermill as -y"):
+        choose(kind, "demo", changes)
+    assert choose(kind, "demo", None) == choose(kind, "demo", {})
 
 
 def test_any_setting_can_be_set_in_settings():
