@@ -96,7 +96,7 @@ def write(path: Path, content: str | list | dict) -> None:
 
 
 def read_json(path: Path, kind: Any = Any) -> Any:
-    """Read a JSON file and check its content.
+    """Read a JSON file and check its content. A byte-order mark, as editors add it, is skipped.
 
     Args:
         path: the file.
@@ -110,7 +110,8 @@ def read_json(path: Path, kind: Any = Any) -> Any:
             in the file.
     """
     try:
-        return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
         place, reason = ".".join(map(str, first["loc"])), first["msg"]

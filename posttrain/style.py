@@ -61,6 +61,7 @@ LONGEST_NAME = 18  # letters of a model's name that a figure shows
 DASHED = {"color": "black", "linestyle": "--", "linewidth": 0.8}
 DOTTED = {"color": "0.4", "linestyle": ":", "linewidth": 0.8}
 
+mpl.rcdefaults()  # figures do not depend on a matplotlibrc of this machine
 mpl.rcParams.update(
     {
         "font.size": 8,

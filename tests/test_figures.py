@@ -1,11 +1,15 @@
 """Figures: every one shows all models of a run, in their styles, with labels and intervals."""
 
+import os
+import subprocess
+import sys
 import types
 from collections import Counter
 
 import matplotlib as mpl
 import pandas as pd
 import pytest
+from conftest import ROOT
 from five_models import (
     MODELS,
     THRESHOLDS,
@@ -337,3 +341,45 @@ def test_show_writes_a_figure_with_its_run_below_it(tmp_path, monkeypatch):
 def test_style_is_fit_for_print():
     assert mpl.rcParams["pdf.fonttype"] == 42
     assert not mpl.rcParams["axes.spines.top"]
+
+
+ODD_STYLE = """
+text.usetex: True
+font.family: A Font That Nobody Has
+font.size: 20
+savefig.bbox: tight
+savefig.facecolor: black
+axes.facecolor: black
+axes.grid: False
+axes.prop_cycle: cycler(color=["white"])
+lines.linewidth: 9
+text.parse_math: False
+axes.unicode_minus: False
+"""
+DRAW = """
+import sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+from types import SimpleNamespace
+from five_models import compare_models
+from posttrain import figures
+run = SimpleNamespace(figures=Path(sys.argv[1]), label="$x$, preset demo", labelled=True)
+figures.show(figures.differences(compare_models()), run, "differences")
+"""
+
+
+def test_figures_are_the_same_whatever_matplotlibrc_says(tmp_path):
+    (tmp_path / "matplotlibrc").write_text(ODD_STYLE)
+    drawn = []
+    for name, variables in {"plain": {}, "odd": {"MATPLOTLIBRC": str(tmp_path)}}.items():
+        done = subprocess.run(
+            [sys.executable, "-c", DRAW, tmp_path / name],
+            cwd=ROOT,
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        drawn.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert set(drawn[0]) == {"differences.png", "differences.pdf"}
+    assert drawn[0] == drawn[1]

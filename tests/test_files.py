@@ -10,7 +10,7 @@ import stat
 import subprocess
 
 import pytest
-from conftest import load
+from conftest import ROOT, load
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -288,3 +288,19 @@ def test_errors_while_no_room_is_left_are_explained_and_others_are_not(tmp_path,
     monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(OSError, match="no room left"), files.full_disk_explained(tmp_path):
         raise RuntimeError("enforce fail")  # how torch words it
+
+
+def test_clone_has_the_same_bytes_where_git_converts_the_ends_of_lines(tmp_path):
+    """A run's record contains the sha256 of files of the repository."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a checkout of git")
+    clone = ["git", "-c", "core.autocrlf=true", "clone", "--quiet", ROOT, tmp_path / "clone"]
+    subprocess.run(clone, check=True)
+    for name in ("merges.txt", "config.json", "model.safetensors"):
+        place = f"demo/hub/opt/{name}"
+        assert (tmp_path / "clone" / place).read_bytes() == (ROOT / place).read_bytes()
+    command = ["git", "-C", tmp_path / "clone", "ls-files", "--eol"]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "w/lf" in listed
+    assert "w/crlf" not in listed
+    assert "w/mixed" not in listed

@@ -175,6 +175,14 @@ def test_run_that_is_there_is_not_written_over(elsewhere, run):
         import_results(elsewhere, run)
 
 
+def test_byte_order_marks_of_windows_editors_are_skipped(elsewhere, run):
+    for path in elsewhere.glob("*.json"):
+        path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig", newline="\r\n")
+    import_results(elsewhere, run)
+    assert load(run.path("prompts.json")) == make_prompts()
+    assert [model.name for model in run.models] == MODELS
+
+
 def test_interrupted_import_can_be_made_again(elsewhere, run, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Run, "note", lambda *_, **__: 1 / 0)

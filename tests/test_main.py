@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -211,6 +212,20 @@ def test_report_makes_the_page_and_says_where_it_lies(tmp_path, capsys):
     with pytest.raises(SystemExit, match="nowhere"):
         main(["report", "RUN=nowhere", f"RESULTS={tmp_path}"])
     assert [path.name for path in tmp_path.iterdir()] == ["five"]
+
+
+def test_letters_that_the_output_cannot_represent_end_no_command(tmp_path):
+    write_run(tmp_path / "fünf − 5")
+    given = ["report", "RUN=fünf − 5", f"RESULTS={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "posttrain", *given],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = f"Double-click {tmp_path / 'fünf − 5' / 'report.html'} to open the page."
+    assert done.stdout.strip() == shown.encode("ascii", errors="replace")
 
 
 def test_unknown_command_names_those_that_there_are():
