@@ -5,10 +5,12 @@ training to a web service unless it is told not to, and it refuses to work where
 are visible. So reporting is switched off, and only the first device is visible unless
 CUDA_VISIBLE_DEVICES names another one. And launchers of several processes leave variables in the
 environment that change how a model is trained, without a trace in its record. So they are dropped.
+Jupyter and the libraries also need a home directory, so one is made where there is none.
 """
 
 import os
 import re
+import tempfile
 import warnings
 
 # Variables of accelerate's launcher, of torchrun and of MPI, and those that let the libraries
@@ -34,10 +36,21 @@ def _drop_variables_of_launchers() -> None:
         )
 
 
+def _make_home() -> None:
+    """Make a folder for the caches of the libraries where this user has no home directory."""
+    os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
+    print(
+        f"HOME is not set and this user has no home directory. Downloads are kept in "
+        f"{os.environ['HOME']}. To keep them elsewhere, set HOME."
+    )
+
+
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 if "TORCHELASTIC_RUN_ID" not in os.environ:  # which torchrun sets in the processes that it starts
     _drop_variables_of_launchers()
+if not os.path.isabs(os.path.expanduser("~")):  # as in a container with a user of no name
+    _make_home()
 # The first warning is about layers that main.ipynb excludes and that a base need not have. The
 # second is about a deprecated name that peft still uses.
 warnings.filterwarnings("ignore", message="You have passed exclude_modules")

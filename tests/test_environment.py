@@ -1,9 +1,11 @@
 """Variables of the environment that change a training without a trace in its record."""
 
 import os
+import shutil
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 # Started with a variable, each of these makes another model, stops, or waits for other processes.
@@ -86,3 +88,25 @@ def test_variables_of_torchrun_are_kept_where_it_started_the_process():
 def test_trainer_computes_as_its_settings_say_whatever_the_environment_says():
     *_, computes = run_python(COMPUTING, CHANGING)
     assert computes == "computes: 1 no no NO NO False"
+
+
+def test_user_without_a_home_gets_a_folder_for_caches_and_is_told(tmp_path):
+    # As in a container that was started with the number of a user who has no name there.
+    kept = "+dac_override,+dac_read_search"  # so that this user can read the installed packages
+    nobody = ["setpriv", "--reuid", "54321", "--inh-caps", kept, "--ambient-caps", kept]
+    code = "import posttrain, pathlib; print(pathlib.Path.home().is_dir())"
+    variables = {name: value for name, value in os.environ.items() if name != "HOME"}
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root can become another user, with setpriv")
+    done = subprocess.run(
+        [*nobody, sys.executable, "-B", "-c", code],
+        cwd=ROOT,
+        env=variables | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said, found = done.stdout.splitlines()
+    (home,) = tmp_path.iterdir()
+    assert f"Downloads are kept in {home}. To keep them elsewhere, set HOME." in said
+    assert found == "True"
