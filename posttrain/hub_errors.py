@@ -82,6 +82,8 @@ STATUSES = {
         "and try again. With a login (`hf auth login`) more requests are allowed."
     ),
 }
+
+
 def explain(error: Exception) -> str:
     """Explain an error of the hub's client, from the error itself or from what caused it.
 

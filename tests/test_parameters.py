@@ -140,7 +140,7 @@ def test_what_a_notebook_may_contain_is_accepted():
     parameters.check(RUN=2024, FRESH=True, RESULTS=Path("~/r"), FIGURES="f", DATASET=None)
 
 
-@pytest.mark.parametrize("name", ["compare.ipynb"])
+@pytest.mark.parametrize("name", ["main.ipynb", "eval.ipynb", "compare.ipynb"])
 def test_notebook_checks_its_parameters_before_anything_happens(name, tmp_path):
     given = {"RESULTS": tmp_path / "results", "FIGURES": tmp_path / "figures"}
     for changes in ({"LABEL": "false"}, {"RESULTS": ""}, {"FIGURES": 5}, {"RUN": True}):
