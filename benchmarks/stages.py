@@ -91,7 +91,7 @@ def _write_base(folder: Path, dataset: Path, sizes: dict[str, Any]) -> None:
             layer.fc2.weight -= layer.fc2.weight.mean(1, keepdim=True)
             layer.self_attn.q_proj.weight *= SHARP
         # no logits for ids that the tokenizer has not: answers of these would be empty texts
-        known = len(models.load_tokenizer(folder))
+        known = len(transformers.AutoTokenizer.from_pretrained(folder))
         base.get_input_embeddings().weight[known:] = 0
     base.half().save_pretrained(folder)
 

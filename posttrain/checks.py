@@ -47,13 +47,13 @@ def _list_names(names: Iterable[str]) -> str:
 # ---- weights
 
 
-def require_no_adapter(folder: Path) -> None:
+def require_no_adapter(folder: str | Path) -> None:
     """Refuse a model with an adapter beside it, which transformers would add to the weights.
 
     Raises:
         ValueError: if the folder has an adapter's config.
     """
-    if (folder / "adapter_config.json").exists():
+    if Path(folder, "adapter_config.json").exists():
         raise ValueError(
             f"{folder} contains an adapter (adapter_config.json) beside the weights of a model. "
             "transformers would load both, and the result would not be the model that was named. "

@@ -214,7 +214,12 @@ def test_generation_stops_at_a_human_turn(base, tokenizer):
     tokens = len(ids_of(tokenizer, " Ok.\n\nHuman:"))
     assert turned == {"response": "Ok.", "finish": "turn", "tokens": tokens, "end": ""}
     tokens = len(ids_of(tokenizer, long)) + 1
-    assert ended == {"response": long.strip(), "finish": "eos", "tokens": tokens}
+    assert ended == {
+        "response": long.strip(),
+        "finish": "eos",
+        "tokens": tokens,
+        "end": "</s>",
+    }
 
 
 def test_log_probabilities_are_means_over_the_response(base, tokenizer):

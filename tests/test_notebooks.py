@@ -233,7 +233,7 @@ class Scaled(PairTrainer):
 def test_an_edited_judge_input_is_noticed(five_models):
     cell = five_models.find("def judge_input").source
     with pytest.raises(ValueError, match="judge_input"):
-        five_models.run(cell.replace("room_for_answer = ", "room_for_answer = 1 + "))
+        five_models.run(cell.replace("least = 1 + ", "least = 2 + "))
     five_models.run(cell)
 
 
