@@ -8,6 +8,7 @@ Every check here is made once, where the files are loaded, and names what is wro
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ def _list_names(names: Iterable[str]) -> str:
     ordered = sorted(names)
     listed = ", ".join(ordered[:MOST_NAMES])
     return f"{listed} and {len(ordered) - MOST_NAMES} more" if len(ordered) > MOST_NAMES else listed
+
+
+@cache
+def say_once(sentence: str) -> None:
+    """Print a sentence, unless it has been printed before: a base is loaded for every model."""
+    print(sentence)
 
 
 # ---- weights
@@ -89,18 +96,16 @@ def require_all_weights(folder: Path, model: PreTrainedModel, report: Mapping[st
             "model was saved without a wrapper around it."
         )
     if unused:
-        print(
+        say_once(
             f"The weights in {folder} have some that a {kind} does not use: {_list_names(unused)}."
         )
 
 
 @torch.no_grad()
 def require_steady_logits(folder: Path, model: PreTrainedModel, vocabulary: int) -> None:
-    """Refuse a model whose logits depend on more than the tokens so far.
+    """Refuse a model that is random in training mode, and weights that give no numbers.
 
     DPO compares two passes through the same weights, which must agree before anything is learned.
-    A model that sees the tokens to come would learn to copy them. And answers must not depend on
-    the others in their batch.
 
     Args:
         folder: the model's folder, for the message.
@@ -108,42 +113,80 @@ def require_steady_logits(folder: Path, model: PreTrainedModel, vocabulary: int)
         vocabulary: the number of its token ids.
 
     Raises:
-        ValueError: if two passes over a few tokens differ, if the logits of a token depend on the
-            tokens after it or on padding before the text, or if they are not finite.
+        ValueError: if the logits of two passes over a few tokens differ, or are not finite.
     """
-    ids = torch.arange(16, device=model.device).remainder(vocabulary)[None]
+    ids = _choose_ids(model, vocabulary)
     training = model.training
     model.train()
     first, second = (_compute_logits(model, ids) for _ in range(2))
-    other_end = torch.cat([ids[:, :-1], ids[:, :1]], 1)
-    changed = _compute_logits(model, other_end)
-    padded = _compute_logits(model, ids, padding=4)
     model.train(training)
-    largest = first.abs().max().item()
-    if not first.isfinite().all():
-        raise ValueError(
-            f"The model in {folder} computes logits that are not finite numbers. Check that its "
-            "weights are complete, and in which precision they were saved."
-        )
+    _require_sense(folder, first)
     # On a GPU some sums have no fixed order, and their rounding differs.
-    tolerance = 0.0 if model.device.type == "cpu" else ROUNDING * largest
+    tolerance = 0.0 if model.device.type == "cpu" else ROUNDING * first.abs().max()
     if not (first - second).abs().max() <= tolerance:
         raise ValueError(
             f"The model in {folder} computes other logits at every pass in training mode, although "
             "every dropout rate is 0. Something else in it draws random numbers, such as the noise "
             "of a router. Switch that off in its config.json, or choose another BASE_MODEL."
         )
-    if not (first - changed)[:, :-1].abs().max() <= ROUNDING * largest:
+
+
+@torch.no_grad()
+def require_causality(folder: Path, model: PreTrainedModel, vocabulary: int) -> None:
+    """Refuse a model whose logits depend on more than the tokens so far.
+
+    A model that sees the tokens to come would learn to copy them, and an answer must not depend on
+    the padding in its batch.
+
+    Args:
+        folder: the model's folder, for the message.
+        model: a causal language model in fp32.
+        vocabulary: the number of its token ids.
+
+    Raises:
+        ValueError: if the logits of a token depend on the tokens after it, or on padding before
+            the text.
+    """
+    ids = _choose_ids(model, vocabulary)
+    other_end = torch.cat([ids[:, :-1], ids[:, :1]], 1)
+    training = model.training
+    model.eval()
+    plain = _compute_logits(model, ids)
+    changed = _compute_logits(model, other_end)
+    padded = _compute_logits(model, ids, padding=4)
+    model.train(training)
+    _require_sense(folder, plain)
+    tolerance = ROUNDING * plain.abs().max()
+    if not (plain - changed)[:, :-1].abs().max() <= tolerance:
         raise ValueError(
             f"The model in {folder} sees the tokens that come after a token, so it cannot be "
             "trained to continue a text. Choose a BASE_MODEL that is a causal language model."
         )
-    if not (first - padded)[:, -1].abs().max() <= ROUNDING * largest:
+    if not (plain - padded)[:, -1].abs().max() <= tolerance:
         raise ValueError(
             f"The model in {folder} ({model.config.model_type}) reads padding as text, as some "
             "recurrent models do, so an answer would depend on the others in its batch. Choose a "
             "BASE_MODEL that has an attention mask."
         )
+
+
+def _require_sense(folder: Path, logits: torch.Tensor) -> None:
+    """Raise ValueError for logits that are not finite, or the same for every token."""
+    if not logits.isfinite().all():
+        raise ValueError(
+            f"The model in {folder} computes logits that are not finite numbers. Check that its "
+            "weights are complete, and in which precision they were saved."
+        )
+    if not logits.max() > logits.min():
+        raise ValueError(
+            f"The model in {folder} finds all tokens equally likely. Its weights may be zero, "
+            "because their file was not written to its end."
+        )
+
+
+def _choose_ids(model: PreTrainedModel, vocabulary: int) -> torch.Tensor:
+    """Choose the token ids of a short text, shape (1, 16)."""
+    return torch.arange(16, device=model.device).remainder(vocabulary)[None]
 
 
 def _compute_logits(model: PreTrainedModel, ids: torch.Tensor, padding: int = 0) -> torch.Tensor:
@@ -305,10 +348,11 @@ def choose_padding(judge: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 def require_steady_rewards(
     folder: Path, judge: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Refuse a judge whose reward of an answer depends on the other answers in its batch.
+    """Refuse a judge whose reward depends on the other answers in a batch, or on no answer at all.
 
     Raises:
-        ValueError: if a reward is not finite, or differs between an answer alone and in a batch.
+        ValueError: if a reward is not finite, differs between an answer alone and in a batch, or is
+            the same for different answers.
     """
     encoded = [tokenizer(question, answer) for question, answer in JUDGED]
 
@@ -317,6 +361,11 @@ def require_steady_rewards(
         return judge(**batch).logits[:, 0].tolist()
 
     together = read_rewards(encoded)
+    if together[0] == together[1]:
+        raise ValueError(
+            f"REWARD_MODEL: the judge in {folder} gives different answers the same reward, "
+            f"{together[0]:.4f}. Its head may be without weights, or it may not read the texts."
+        )
     for text, reward in zip(encoded, together):
         (alone,) = read_rewards([text])
         if not abs(alone - reward) <= STEADY * max(1, abs(alone)):  # written so that NaN fails too

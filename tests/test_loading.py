@@ -191,6 +191,18 @@ def test_nan_in_the_weights_is_refused(tmp_path):
     assert "not finite" in refuse(models.load_base, folder)
 
 
+def test_weights_that_are_zero_are_refused(tmp_path):
+    """A file of the right size that was never written contains zeros."""
+
+    def empty(tensors):
+        return {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+
+    folder = copy_opt(tmp_path / "base", empty)
+    assert "equally likely" in refuse(models.load_base, folder)
+    folder = change_tensors(shutil.copytree(JUDGE, tmp_path / "judge"), empty)
+    assert "same reward" in refuse(models.load_judge, folder)
+
+
 # ---- dropout
 
 
