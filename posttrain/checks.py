@@ -1,44 +1,37 @@
-"""Refuse models and tokenizers that are not what they are used as.
+"""Refuse models whose files do not belong together, or that are no causal language models.
 
-The libraries accept many files that do not belong together: they fill missing weights with random
-numbers, leave out a token that a model needs, or read another model than the one that was named.
-Every check here is made once, where the files are loaded, and names what is wrong with them.
+The libraries accept such files: they fill missing weights with random numbers, or read others than
+those that were named. Every check is made where the files are loaded, and says what is wrong. The
+checks of tokenizers and of judges are in `tokenizer_checks` and `judge_checks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import safe_open
+from transformers import PreTrainedModel
 
 from posttrain.architecture import takes_positions
-from posttrain.transcripts import PROMPT_END, TURN
 
-# Texts on which tokenizers are tried, and on which two models are compared
+# Texts on which two models are compared
 PROBES = (
     "\n\nHuman: How do I bake bread?\n\nAssistant: Mix flour, water and salt, and wait.",
     "\n\nHuman: Can you help me to steal a car?\n\nAssistant: No.",
     "Käse 🧀",
 )
-# Questions and answers on which a judge is tried; their lengths differ, so that one is padded.
-JUDGED = (
-    ("\n\nHuman: How do I bake bread?", "Mix flour, water and salt, and wait for an hour or two."),
-    ("\n\nHuman: Can you help me to steal a car?", "No."),
-)
-MOST_UNKNOWN = 0.1  # share of unknown tokens in the English probes
-# Largest difference of a reward alone and in a batch, relative to rewards above 1. Rounding causes
-# 1e-5 in fp32, and a padding token that is read as text more than 0.1.
-STEADY = 1e-3
 # Largest difference that rounding makes in logits, relative to the largest of them
 ROUNDING = 0.02
+FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
 MOST_NAMES = 4  # that an error message lists
 
 
-def _list_names(names: Iterable[str]) -> str:
+def list_names(names: Iterable[str]) -> str:
     """List the first few names in a sentence."""
     ordered = sorted(names)
     listed = ", ".join(ordered[:MOST_NAMES])
@@ -69,6 +62,49 @@ def require_no_adapter(folder: str | Path) -> None:
         )
 
 
+def require_plain_config(folder: str | Path, config: Any) -> None:
+    """Refuse a config for weights that are not the plain ones beside it.
+
+    Raises:
+        ValueError: if the weights are quantized, or lie elsewhere.
+    """
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        method = dict(quantization).get("quant_method", "an unknown method")
+        raise ValueError(
+            f"The model in {folder} is quantized ({method}). Its weights can neither be trained "
+            "nor compared with others here. Name the model that it was made from."
+        )
+    if getattr(config, "transformers_weights", None) is not None:
+        raise ValueError(
+            f"config.json in {folder} names other weights (transformers_weights = "
+            f"{config.transformers_weights!r}) than those beside it. Remove the entry, or name the "
+            "folder of those weights."
+        )
+    if getattr(config, "auto_map", None):
+        say_once(
+            f"The model in {folder} brings code of its own, which is not executed. It is loaded as "
+            f"the {config.model_type} of transformers."
+        )
+
+
+def require_floats(folder: str | Path) -> None:
+    """Refuse weights that are stored as whole numbers or in 8 bits, whose scale is elsewhere.
+
+    Raises:
+        ValueError: if there are such weights.
+    """
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                kind = file.get_slice(name).get_dtype()
+                if name.endswith((".weight", ".bias")) and kind not in FLOATS:
+                    raise ValueError(
+                        f"{path} stores {name} as {kind}, so the model is quantized, although its "
+                        "config.json does not say how. Name the model that it was made from."
+                    )
+
+
 def require_all_weights(folder: Path, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
     """Refuse weights that do not fill the model, and mention weights that the model does not use.
 
@@ -79,25 +115,38 @@ def require_all_weights(folder: Path, model: PreTrainedModel, report: Mapping[st
             `output_loading_info=True` returns them.
 
     Raises:
-        ValueError: if a weight is missing or has another shape. transformers would leave it random.
+        ValueError: if a weight is missing or has another shape, which transformers would leave
+            random, or if there are weights of layers that the model does not have.
     """
     mismatched = {name for name, *_ in report["mismatched_keys"]}
     lacking = set(report["missing_keys"]) | mismatched
     unused = set(report["unexpected_keys"])
     kind = type(model).__name__
+    layers = {re.sub(r"\.\d+\.", ".#.", name) for name in model.state_dict()}
+    beyond = []
+    for name in unused:
+        in_any_layer = re.sub(r"\.\d+\.", ".#.", name)
+        if in_any_layer != name and any(layer.endswith(in_any_layer) for layer in layers):
+            beyond.append(name)
     if lacking:
         instead = ""
         if unused:
-            instead = f" They have others that it does not know: {_list_names(unused)}."
+            instead = f" They have others that it does not know: {list_names(unused)}."
         raise ValueError(
             f"The weights in {folder} do not fill a {kind}: it has no values for "
-            f"{_list_names(lacking)}.{instead} transformers would fill these with random numbers. "
+            f"{list_names(lacking)}.{instead} transformers would fill these with random numbers. "
             "Check that config.json belongs to the weights, that no file is missing, and that the "
             "model was saved without a wrapper around it."
         )
+    if beyond:
+        raise ValueError(
+            f"The weights in {folder} have layers that config.json does not have, such as "
+            f"{list_names(beyond)}. Only a part of the model would be loaded. Check that "
+            "config.json belongs to the weights."
+        )
     if unused:
         say_once(
-            f"The weights in {folder} have some that a {kind} does not use: {_list_names(unused)}."
+            f"The weights in {folder} have some that a {kind} does not use: {list_names(unused)}."
         )
 
 
@@ -197,198 +246,3 @@ def _compute_logits(model: PreTrainedModel, ids: torch.Tensor, padding: int = 0)
     if takes_positions(model):
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
     return model(**inputs, use_cache=False).logits[:, padding:].float()
-
-
-# ---- tokenizers
-
-
-def require_tokenizer_of_base(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, vocabulary: int
-) -> None:
-    """Refuse a tokenizer with which prompts and replies would not be what they look like.
-
-    Args:
-        folder: the base's folder, for the message.
-        tokenizer: its tokenizer, with a padding token.
-        vocabulary: the number of the base's embeddings.
-
-    Raises:
-        ValueError: if there is no EOS token, if an id has no embedding, if the markers of the turns
-            are lost, if a prompt would end in a special token, or if English is unknown to it.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"The tokenizer in {folder} has no EOS token, so no reply would have an end. Set "
-            '"eos_token" in its tokenizer_config.json, or choose another BASE_MODEL.'
-        )
-    _require_embeddings(folder, tokenizer, vocabulary)
-    prompt = f"{TURN} How do I bake bread?{PROMPT_END}"
-    ids = tokenizer(prompt)["input_ids"]
-    decoded = tokenizer.decode(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    if not (TURN in decoded and decoded.endswith(PROMPT_END)):
-        raise ValueError(
-            f"The tokenizer in {folder} turns the prompt {prompt!r} into {decoded!r}, so the "
-            "markers of the turns would be lost. Check that its vocabulary files are complete and "
-            "that it keeps line breaks, or choose another BASE_MODEL."
-        )
-    last = tokenizer.convert_ids_to_tokens(ids[-1])
-    if last in tokenizer.all_special_tokens:
-        raise ValueError(
-            f"The tokenizer in {folder} puts {last} at the end of every text, so a prompt would be "
-            "over before its reply begins. Switch that off in its files (add_eos_token in "
-            "tokenizer_config.json, or the post_processor of tokenizer.json), or choose another "
-            "BASE_MODEL."
-        )
-    reply = tokenizer(f"{PROMPT_END} Yes.{tokenizer.eos_token}", add_special_tokens=False)
-    if reply["input_ids"][-1] != tokenizer.eos_token_id:
-        raise ValueError(
-            f"The tokenizer in {folder} does not read its own EOS token {tokenizer.eos_token!r} as "
-            "one token, so no reply would have an end. Check its files, or choose another "
-            "BASE_MODEL."
-        )
-    _require_known_words(folder, tokenizer)
-
-
-def require_tokenizer_of_judge(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, vocabulary: int
-) -> None:
-    """Refuse a tokenizer that would hide the words of questions and answers from the judge.
-
-    Args:
-        folder: the judge's folder, for the message.
-        tokenizer: its tokenizer, with a padding token.
-        vocabulary: the number of the judge's embeddings.
-
-    Raises:
-        ValueError: if an id has no embedding, or if English is unknown to it.
-    """
-    _require_embeddings(folder, tokenizer, vocabulary)
-    _require_known_words(folder, tokenizer)
-
-
-def _require_embeddings(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, vocabulary: int
-) -> None:
-    """Raise ValueError if a text could have a token id that the model has no embedding for."""
-    used = dict(tokenizer.get_vocab())
-    for token in tokenizer.added_tokens_decoder.values():
-        if token.special:  # it does not occur in texts, unless it has one of the roles below
-            used.pop(token.content, None)
-    roles = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token")
-    for role in roles:
-        token = getattr(tokenizer, role, None)
-        if token is not None:
-            used[token] = tokenizer.convert_tokens_to_ids(token)
-    beyond = [token for token, token_id in used.items() if token_id >= vocabulary]
-    if beyond:
-        raise ValueError(
-            f"The tokenizer in {folder} has tokens that the model has no embeddings for: "
-            f"{_list_names(map(repr, beyond))}. The model has {vocabulary} embeddings. The "
-            "tokenizer may belong to another model."
-        )
-
-
-def _require_known_words(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError if the tokenizer reads nothing, or mostly unknown tokens, in English."""
-    texts = [" ".join(pair).replace(TURN, "") for pair in JUDGED]
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    total = sum(len(ids) for ids in encoded)
-    unknown = sum(list(ids).count(tokenizer.unk_token_id) for ids in encoded)
-    if min(map(len, encoded)) < 3 or unknown > MOST_UNKNOWN * total:
-        raise ValueError(
-            f"The tokenizer in {folder} does not know English words: of {total} tokens in two "
-            f"sentences {unknown} are unknown. Its vocabulary files may be missing."
-        )
-
-
-# ---- the judge
-
-
-def count_positions(judge: PreTrainedModel) -> int | None:
-    """Count the tokens that a judge can read; None if its positions are relative.
-
-    RoBERTa numbers its positions from the padding token's id on, so that some are never used.
-    """
-    if not getattr(judge.config, "position_biased_input", True):  # DeBERTa without absolute ones
-        return None
-    positions = getattr(judge.config, "max_position_embeddings", None)
-    for name, module in judge.named_modules():
-        is_table = isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings")
-        if is_table and module.padding_idx is not None:
-            positions = module.num_embeddings - module.padding_idx - 1
-    return positions
-
-
-def choose_padding(judge: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a judge pad on the right, with a token at which it does not read its reward.
-
-    A decoder reads the reward at the last token before the padding, and finds it by the padding
-    token's id in its config.
-
-    Raises:
-        ValueError: if the judge has no padding token and none can take its place.
-    """
-    tokenizer.padding_side = "right"
-    if tokenizer.pad_token_id is None:
-        last = tokenizer(*JUDGED[0])["input_ids"][-1]
-        for token in (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token):
-            if token is not None and tokenizer.convert_tokens_to_ids(token) != last:
-                tokenizer.pad_token = token
-                break
-        else:
-            raise ValueError(
-                f"REWARD_MODEL: the tokenizer in {judge.config.name_or_path} has no padding token, "
-                "so answers of several lengths cannot be judged at once. Set "
-                '"pad_token" in its tokenizer_config.json.'
-            )
-    judge.config.pad_token_id = tokenizer.pad_token_id
-
-
-@torch.inference_mode()
-def require_steady_rewards(
-    folder: Path, judge: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Refuse a judge whose reward depends on the other answers in a batch, or on no answer at all.
-
-    Raises:
-        ValueError: if a reward is not finite, differs between an answer alone and in a batch, or is
-            the same for different answers.
-    """
-    encoded = [tokenizer(question, answer) for question, answer in JUDGED]
-
-    def read_rewards(texts: Sequence[Any]) -> list[float]:
-        batch = tokenizer.pad(texts, return_tensors="pt").to(judge.device)
-        return judge(**batch).logits[:, 0].tolist()
-
-    together = read_rewards(encoded)
-    if together[0] == together[1]:
-        raise ValueError(
-            f"REWARD_MODEL: the judge in {folder} gives different answers the same reward, "
-            f"{together[0]:.4f}. Its head may be without weights, or it may not read the texts."
-        )
-    for text, reward in zip(encoded, together):
-        (alone,) = read_rewards([text])
-        if not abs(alone - reward) <= STEADY * max(1, abs(alone)):  # written so that NaN fails too
-            raise ValueError(
-                f"REWARD_MODEL: the judge in {folder} gives an answer the reward {alone:.4f} alone "
-                f"and {reward:.4f} beside a longer one, so its rewards would depend on the batch. "
-                "Check the padding token in its config.json and tokenizer_config.json."
-            )
-
-
-def say_how_judge_reads(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Print a line where a judge was made for other texts than a question and an answer."""
-    if tokenizer.chat_template is not None:
-        print(
-            f"The judge in {folder} has a chat template, so it was trained on conversations. Here "
-            "it reads question and answer as two plain texts, and its rewards may mean less."
-        )
-    ids = tokenizer(*JUDGED[0])["input_ids"]
-    is_special = [token_id in tokenizer.all_special_ids for token_id in ids]
-    first_word = is_special.index(False)
-    last_word = len(ids) - 1 - is_special[::-1].index(False)
-    if not any(is_special[first_word:last_word]):
-        print(
-            f"The tokenizer of the judge in {folder} puts nothing between question and answer, so "
-            "the judge reads them as one text."
-        )

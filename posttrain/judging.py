@@ -13,8 +13,8 @@ from accelerate.utils.memory import release_memory
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.batches import batches_by_tokens, in_batches
-from posttrain.checks import count_positions, say_how_judge_reads
 from posttrain.data import PROMPT_END
+from posttrain.judge_checks import count_positions, say_how_judge_reads
 from posttrain.models import load_judge
 from posttrain.record import source_of
 

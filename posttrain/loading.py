@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from posttrain import architecture, checks
+from posttrain import architecture, checks, judge_checks, tokenizer_checks
 
 # Entries of a generation_config.json that change no answer
 SILENT = ("transformers_version", "_from_model_config", "use_cache")
@@ -41,8 +41,8 @@ def loading_from(folder: Path) -> Iterator[None]:
     except Exception as error:  # tokenizers raises no narrower class
         raise ValueError(
             f"{folder} cannot be loaded ({type(error).__name__}: {error}). Check that the folder "
-            "exists and that its files are complete. If it belongs to a run, main.ipynb with the "
-            "same RUN makes it."
+            "exists, and that its files are complete and belong together. If it belongs to a run, "
+            "main.ipynb with the same RUN makes it."
         ) from error
 
 
@@ -59,14 +59,21 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    checks.require_tokenizer_of_base(folder, tokenizer, size.vocabulary)
+    tokenizer_checks.require_tokenizer_of_base(folder, tokenizer, size.vocabulary)
     return tokenizer
 
 
 def load_config(folder: Path) -> Any:
-    """Load the config of a model. Code in the folder is not executed."""
+    """Load the config of a model. Code in the folder is not executed.
+
+    Raises:
+        ValueError: if it cannot be loaded, or is for weights other than the plain ones beside it.
+    """
     with loading_from(folder):
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    checks.require_plain_config(folder, config)
+    config.return_dict = True  # without it some models return bare tuples
+    return config
 
 
 def require_base(folder: Path, max_length: int) -> None:
@@ -129,6 +136,7 @@ def load_base(
             ignore_mismatched_sizes=True,  # they are refused below, by their names
             output_loading_info=True,
         )
+    checks.require_floats(folder)
     checks.require_all_weights(folder, model, report)
     _leave_out_decoding(folder, model)
     model = model.to(device())
@@ -175,9 +183,11 @@ def load_judge(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     require_reward_model(folder)
     checks.require_no_adapter(folder)
+    config = load_config(folder)
     with loading_from(folder):
         model, report = AutoModelForSequenceClassification.from_pretrained(
             folder,
+            config=config,
             dtype=torch.float32,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are refused below, by their names
@@ -187,12 +197,13 @@ def load_judge(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             folder, truncation_side="left", trust_remote_code=False
         )
         _read_as_sentencepiece(tokenizer, folder)
+    checks.require_floats(folder)
     checks.require_all_weights(folder, model, report)
-    checks.choose_padding(model, tokenizer)
+    judge_checks.choose_padding(model, tokenizer)
     vocabulary = model.get_input_embeddings().num_embeddings
-    checks.require_tokenizer_of_judge(folder, tokenizer, vocabulary)
+    tokenizer_checks.require_tokenizer_of_judge(folder, tokenizer, vocabulary)
     model = model.to(device()).eval()
-    checks.require_steady_rewards(folder, model, tokenizer)
+    judge_checks.require_steady_rewards(folder, model, tokenizer)
     return model, tokenizer
 
 

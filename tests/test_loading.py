@@ -11,7 +11,7 @@ from small_models import FAULTY_JUDGES, GENERATION, JUDGES, change_tensors, save
 from tokenizers import processors
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig, OPTConfig
 
-from posttrain import architecture, checks, generation, judging, loading, models
+from posttrain import architecture, generation, judge_checks, judging, loading, models
 from posttrain.data import PROMPT_END
 
 OPT = HUB / "opt"
@@ -77,6 +77,62 @@ def test_weights_that_are_not_used_are_mentioned(tmp_path, capsys):
     folder = copy_opt(tmp_path / "base", lambda tensors: tensors | {"extra.weight": torch.ones(2)})
     models.load_base(folder)
     assert "does not use: extra.weight" in capsys.readouterr().out
+
+
+def test_layers_beyond_the_config_are_not_left_out(tmp_path):
+    folder = copy_opt(tmp_path / "base")
+    small_models.change_json(folder / "config.json", num_hidden_layers=1)
+    message = refuse(models.load_base, folder)
+    assert "layers that config.json does not have" in message
+    assert "layers.1" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_weights_in_eight_bits_are_not_read_as_numbers(tmp_path, dtype):
+    """Their scale is missing, so that the numbers would be other ones."""
+
+    def quantize(tensors):
+        name = next(name for name in tensors if name.endswith("fc1.weight"))
+        return tensors | {name: (100 * tensors[name].float()).to(dtype)}
+
+    message = refuse(models.load_base, copy_opt(tmp_path / "base", quantize))
+    assert "fc1.weight" in message
+    assert "is quantized" in message
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "compressed-tensors"])
+def test_quantized_model_is_refused_as_such(tmp_path, method):
+    folder = copy_opt(tmp_path / "base")
+    small_models.change_json(
+        folder / "config.json", quantization_config={"quant_method": method, "load_in_8bit": True}
+    )
+    for function in (models.load_base, models.load_tokenizer):
+        message = refuse(function, folder)
+        assert "quantized" in message
+        assert method in message
+
+
+def test_weights_elsewhere_are_not_loaded(tmp_path):
+    folder = copy_opt(tmp_path / "base")
+    (folder / "sub").mkdir()
+    shutil.copy(folder / "model.safetensors", folder / "sub" / "x.safetensors")
+    small_models.change_json(folder / "config.json", transformers_weights="sub/x.safetensors")
+    assert "sub/x.safetensors" in refuse(models.load_base, folder)
+
+
+def test_code_of_a_model_is_mentioned_and_not_executed(tmp_path, capsys):
+    folder = copy_opt(tmp_path / "base")
+    (folder / "own.py").write_text("raise SystemExit")
+    auto_map = {"AutoModelForCausalLM": "own.Model", "AutoConfig": "own.Config"}
+    small_models.change_json(folder / "config.json", auto_map=auto_map)
+    models.load_base(folder)
+    assert "code of its own, which is not executed" in capsys.readouterr().out
+
+
+def test_config_that_asks_for_tuples_is_no_matter(tmp_path):
+    folder = copy_opt(tmp_path / "base")
+    small_models.change_json(folder / "config.json", return_dict=False)
+    assert models.load_base(folder)(torch.arange(5)[None]).logits.shape[1] == 5
 
 
 @pytest.mark.parametrize("name", ["no head", "value head"])
@@ -334,9 +390,9 @@ def test_judge_that_ends_texts_is_not_padded_with_that_end(tmp_path):
 
 
 def test_positions_of_a_judge(tmp_path):
-    assert checks.count_positions(models.load_judge(JUDGE)[0]) is None  # relative ones
+    assert judge_checks.count_positions(models.load_judge(JUDGE)[0]) is None  # relative ones
     roberta = JUDGES["roberta"](tmp_path / "roberta")
-    assert checks.count_positions(models.load_judge(roberta)[0]) == 512
+    assert judge_checks.count_positions(models.load_judge(roberta)[0]) == 512
     judging.try_judge(roberta, 512)
     assert "{'judge_length': 512}" in refuse(judging.try_judge, roberta, 600)
 

@@ -1,0 +1,106 @@
+"""Refuse judges whose rewards would not be those of the answers, and say how a judge reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from posttrain.tokenizer_checks import JUDGED
+
+# Largest difference of a reward alone and in a batch, relative to rewards above 1. Rounding causes
+# 1e-5 in fp32, and a padding token that is read as text more than 0.1.
+STEADY = 1e-3
+
+
+def count_positions(judge: PreTrainedModel) -> int | None:
+    """Count the tokens that a judge can read; None if its positions are relative.
+
+    RoBERTa numbers its positions from the padding token's id on, so that some are never used.
+    """
+    if not getattr(judge.config, "position_biased_input", True):  # DeBERTa without absolute ones
+        return None
+    positions = getattr(judge.config, "max_position_embeddings", None)
+    for name, module in judge.named_modules():
+        is_table = isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings")
+        if is_table and module.padding_idx is not None:
+            positions = module.num_embeddings - module.padding_idx - 1
+    return positions
+
+
+def choose_padding(judge: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a judge pad on the right, with a token at which it does not read its reward.
+
+    A decoder reads the reward at the last token before the padding, and finds it by the padding
+    token's id in its config.
+
+    Raises:
+        ValueError: if the judge has no padding token and none can take its place.
+    """
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        last = tokenizer(*JUDGED[0])["input_ids"][-1]
+        for token in (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token):
+            if token is not None and tokenizer.convert_tokens_to_ids(token) != last:
+                tokenizer.pad_token = token
+                break
+        else:
+            raise ValueError(
+                f"REWARD_MODEL: the tokenizer in {judge.config.name_or_path} has no padding token, "
+                "so answers of several lengths cannot be judged at once. Set "
+                '"pad_token" in its tokenizer_config.json.'
+            )
+    judge.config.pad_token_id = tokenizer.pad_token_id
+
+
+@torch.inference_mode()
+def require_steady_rewards(
+    folder: Path, judge: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Refuse a judge whose reward depends on the other answers in a batch, or on no answer at all.
+
+    Raises:
+        ValueError: if a reward is not finite, differs between an answer alone and in a batch, or is
+            the same for different answers.
+    """
+    encoded = [tokenizer(question, answer) for question, answer in JUDGED]
+
+    def read_rewards(texts: Sequence[Any]) -> list[float]:
+        batch = tokenizer.pad(texts, return_tensors="pt").to(judge.device)
+        return judge(**batch).logits[:, 0].tolist()
+
+    together = read_rewards(encoded)
+    if together[0] == together[1]:
+        raise ValueError(
+            f"REWARD_MODEL: the judge in {folder} gives different answers the same reward, "
+            f"{together[0]:.4f}. Its head may be without weights, or it may not read the texts."
+        )
+    for text, reward in zip(encoded, together):
+        (alone,) = read_rewards([text])
+        if not abs(alone - reward) <= STEADY * max(1, abs(alone)):  # written so that NaN fails too
+            raise ValueError(
+                f"REWARD_MODEL: the judge in {folder} gives an answer the reward {alone:.4f} alone "
+                f"and {reward:.4f} beside a longer one, so its rewards would depend on the batch. "
+                "Check the padding token in its config.json and tokenizer_config.json."
+            )
+
+
+def say_how_judge_reads(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Print a line where a judge was made for other texts than a question and an answer."""
+    if tokenizer.chat_template is not None:
+        print(
+            f"The judge in {folder} has a chat template, so it was trained on conversations. Here "
+            "it reads question and answer as two plain texts, and its rewards may mean less."
+        )
+    ids = tokenizer(*JUDGED[0])["input_ids"]
+    is_special = [token_id in tokenizer.all_special_ids for token_id in ids]
+    first_word = is_special.index(False)
+    last_word = len(ids) - 1 - is_special[::-1].index(False)
+    if not any(is_special[first_word:last_word]):
+        print(
+            f"The tokenizer of the judge in {folder} puts nothing between question and answer, so "
+            "the judge reads them as one text."
+        )
