@@ -41,6 +41,10 @@ def read_size(config: Any) -> Size:
     positions = None
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "context_length"):
         positions = positions or getattr(config, name, None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # Beyond these the positions of all texts in a batch depend on the longest of them.
+        positions = rope.get("original_max_position_embeddings", positions)
     return Size(
         positions=positions,
         layers=_read_number(config, "num_hidden_layers", "n_layers", "n_layer", "num_layers"),

@@ -7,6 +7,7 @@ checks of tokenizers and of judges are in `tokenizer_checks` and `judge_checks`.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
@@ -66,7 +68,8 @@ def require_plain_config(folder: str | Path, config: Any) -> None:
     """Refuse a config for weights that are not the plain ones beside it.
 
     Raises:
-        ValueError: if the weights are quantized, or lie elsewhere.
+        ValueError: if the weights are quantized, lie elsewhere or belong to another architecture,
+            if there are two sets of them, or if generation_config.json is damaged.
     """
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None:
@@ -75,16 +78,46 @@ def require_plain_config(folder: str | Path, config: Any) -> None:
             f"The model in {folder} is quantized ({method}). Its weights can neither be trained "
             "nor compared with others here. Name the model that it was made from."
         )
+    names = ("model.safetensors", "model.safetensors.index.json")
+    if all(Path(folder, name).exists() for name in names):
+        raise ValueError(
+            f"{folder} contains two sets of weights, {names[0]} and the files of {names[1]}. "
+            "Remove one of them."
+        )
+    _require_readable(Path(folder, "generation_config.json"))
     if getattr(config, "transformers_weights", None) is not None:
         raise ValueError(
             f"config.json in {folder} names other weights (transformers_weights = "
             f"{config.transformers_weights!r}) than those beside it. Remove the entry, or name the "
             "folder of those weights."
         )
+    for name in config.architectures or []:
+        own_config = getattr(getattr(transformers, name, None), "config_class", type(config))
+        if own_config is not type(config):
+            raise ValueError(
+                f"config.json in {folder} names the architecture {name} and the model_type "
+                f"{config.model_type}, which do not belong together. The weights would be read as "
+                "another model's. Correct it."
+            )
     if getattr(config, "auto_map", None):
         say_once(
             f"The model in {folder} brings code of its own, which is not executed. It is loaded as "
             f"the {config.model_type} of transformers."
+        )
+
+
+def _require_readable(path: Path) -> None:
+    """Raise ValueError for a damaged generation_config.json, which transformers would pass over."""
+    if not path.exists():
+        return
+    try:
+        is_table = isinstance(json.loads(path.read_text(encoding="utf-8-sig")), dict)
+    except ValueError:
+        is_table = False
+    if not is_table:
+        raise ValueError(
+            f"{path} is damaged, so the ends of a text that it names are unknown. Download it "
+            "again, or remove it."
         )
 
 
@@ -103,6 +136,24 @@ def require_floats(folder: str | Path) -> None:
                         f"{path} stores {name} as {kind}, so the model is quantized, although its "
                         "config.json does not say how. Name the model that it was made from."
                     )
+
+
+def require_finite_weights(folder: str | Path, model: PreTrainedModel) -> None:
+    """Refuse weights that contain NaN or infinities, which a text may meet only now and then.
+
+    Raises:
+        ValueError: if there are such weights.
+    """
+    broken = []
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            broken.append(name)
+    if broken:
+        raise ValueError(
+            f"The weights in {folder} contain numbers that are not finite, in "
+            f"{list_names(broken)}. Check that their file is complete, and in which precision they "
+            "were saved."
+        )
 
 
 def require_all_weights(folder: Path, model: PreTrainedModel, report: Mapping[str, Any]) -> None:

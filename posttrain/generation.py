@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.architecture import read_size, takes_positions
 from posttrain.batches import batches_of_like_length, in_batches
+from posttrain.checks import say_once
 from posttrain.data import PROMPT_END, TURN, draw_prompts
 from posttrain.models import load_config, load_models, load_tokenizer, plain, switched_to
 
@@ -276,12 +277,16 @@ def list_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> lis
     named = model.generation_config.eos_token_id
     if not isinstance(named, list):
         named = [named]
-    added = tokenizer.added_tokens_decoder
     ends = [tokenizer.eos_token_id]
     for token_id in named:
-        is_special = token_id in added and added[token_id].special
-        if is_special and token_id not in ends:
+        if token_id in tokenizer.added_tokens_decoder and token_id not in ends:
             ends.append(token_id)
+        elif token_id not in (None, *ends) and token_id < len(tokenizer):
+            token = tokenizer.convert_ids_to_tokens(token_id)
+            say_once(
+                f"The model names as an end of texts {token!r}, which is an ordinary token of its "
+                "tokenizer. It is not used as an end."
+            )
     return ends
 
 
@@ -307,20 +312,20 @@ def read_completion(
     """
     places = [place for place, token in enumerate(tokens) if token in ends]
     end = ""
+    length = len(tokens)
     if places:
-        tokens = tokens[: places[0] + 1]
-        end = tokenizer.convert_ids_to_tokens(tokens[-1])
-    if tokenizer.pad_token_id not in ends:
-        tokens = [token for token in tokens if token != tokenizer.pad_token_id]
-    text = tokenizer.decode(tokens, skip_special_tokens=True)
+        length = places[0]
+        end = tokenizer.convert_ids_to_tokens(tokens[length])
+    while length and tokens[length - 1] == tokenizer.pad_token_id:
+        length -= 1
+    text = tokenizer.decode(tokens[:length], skip_special_tokens=True)
     finish = "eos" if end else "length"
     if stop is not None and stop in text:
         finish = "turn"
         text = text.split(stop)[0]
-        if end:  # generation stopped at the turn, so the end after it is padding
-            tokens = tokens[:-1]
-            end = ""
-    return {"response": text.strip(), "finish": finish, "tokens": len(tokens), "end": end}
+        end = ""  # generation stopped at the turn, so an end after it is padding
+    count = length + 1 if end else length
+    return {"response": text.strip(), "finish": finish, "tokens": count, "end": end}
 
 
 @torch.inference_mode()

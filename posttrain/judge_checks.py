@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,16 +64,28 @@ def require_steady_rewards(
     """Refuse a judge whose reward depends on the other answers in a batch, or on no answer at all.
 
     Raises:
-        ValueError: if a reward is not finite, differs between an answer alone and in a batch, or is
-            the same for different answers.
+        ValueError: if the judge has too few positions, or if a reward is not finite, differs
+            between an answer alone and in a batch, or is the same for different answers.
     """
     encoded = [tokenizer(question, answer) for question, answer in JUDGED]
+    positions = count_positions(judge)
+    longest = max(len(text["input_ids"]) for text in encoded)
+    if positions is not None and positions < longest:
+        raise ValueError(
+            f"REWARD_MODEL: the judge in {folder} has positions for only {positions} tokens, and a "
+            f"short question with its answer has {longest} already. Choose another judge."
+        )
 
     def read_rewards(texts: Sequence[Any]) -> list[float]:
         batch = tokenizer.pad(texts, return_tensors="pt").to(judge.device)
         return judge(**batch).logits[:, 0].tolist()
 
     together = read_rewards(encoded)
+    if not all(map(math.isfinite, together)):
+        raise ValueError(
+            f"REWARD_MODEL: the judge in {folder} gives answers the rewards {together}, which are "
+            "not finite numbers. Check that its checkpoint is complete."
+        )
     if together[0] == together[1]:
         raise ValueError(
             f"REWARD_MODEL: the judge in {folder} gives different answers the same reward, "
@@ -80,7 +93,7 @@ def require_steady_rewards(
         )
     for text, reward in zip(encoded, together):
         (alone,) = read_rewards([text])
-        if not abs(alone - reward) <= STEADY * max(1, abs(alone)):  # written so that NaN fails too
+        if abs(alone - reward) > STEADY * max(1, abs(alone)):
             raise ValueError(
                 f"REWARD_MODEL: the judge in {folder} gives an answer the reward {alone:.4f} alone "
                 f"and {reward:.4f} beside a longer one, so its rewards would depend on the batch. "
@@ -88,8 +101,16 @@ def require_steady_rewards(
             )
 
 
-def say_how_judge_reads(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Print a line where a judge was made for other texts than a question and an answer."""
+def say_how_judge_reads(
+    folder: Path, judge: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Print a line where a judge was made to be used in another way than it is used here."""
+    for name in ("function_to_apply", "sentence_transformers"):
+        if getattr(judge.config, name, None) is not None:
+            print(
+                f"The judge in {folder} asks for a function of its output ({name} in its "
+                "config.json), which is not applied: a reward is the number before it."
+            )
     if tokenizer.chat_template is not None:
         print(
             f"The judge in {folder} has a chat template, so it was trained on conversations. Here "

@@ -145,7 +145,7 @@ def try_judge(folder: Path, judge_length: int) -> None:
             f"{positions} tokens. Write SETTINGS = {{'judge_length': {positions}}}, or choose "
             "another REWARD_MODEL."
         )
-    say_how_judge_reads(folder, tokenizer)
+    say_how_judge_reads(folder, model, tokenizer)
     del model
     release_memory()
 

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    DebertaV2Tokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -138,6 +139,7 @@ def load_base(
         )
     checks.require_floats(folder)
     checks.require_all_weights(folder, model, report)
+    checks.require_finite_weights(folder, model)
     _leave_out_decoding(folder, model)
     model = model.to(device())
     if not dropout:
@@ -196,11 +198,13 @@ def load_judge(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, truncation_side="left", trust_remote_code=False
         )
-        _read_as_sentencepiece(tokenizer, folder)
+        if isinstance(tokenizer, DebertaV2Tokenizer):
+            _read_as_sentencepiece(tokenizer, folder)
     checks.require_floats(folder)
     checks.require_all_weights(folder, model, report)
+    checks.require_finite_weights(folder, model)
     judge_checks.choose_padding(model, tokenizer)
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = config.get_text_config().vocab_size
     tokenizer_checks.require_tokenizer_of_judge(folder, tokenizer, vocabulary)
     model = model.to(device()).eval()
     judge_checks.require_steady_rewards(folder, model, tokenizer)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.checks import list_names
+from posttrain.checks import list_names, say_once
 from posttrain.transcripts import PROMPT_END, TURN
 
 # Questions and answers on which judges are tried; their lengths differ, so that one is padded.
@@ -14,6 +14,14 @@ JUDGED = (
     ("\n\nHuman: How do I bake bread?", "Mix flour, water and salt, and wait for an hour or two."),
     ("\n\nHuman: Can you help me to steal a car?", "No."),
 )
+# Plain English as it stands in transcripts, and letters that not every tokenizer keeps
+PLAIN = (
+    f"{TURN} How do I bake bread? It's 5 o'clock.{PROMPT_END} Use a hot pot.\n\nLet it rest: no, "
+    '(really) "wait" - then eat!'
+)
+FOREIGN = "Käse 🧀 ﬁne…"
+ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token")
+BRACKETS = set("<[{")  # one of them is in every special token that is not a word or a sign
 MOST_UNKNOWN = 0.1  # share of unknown tokens in the English probes
 
 
@@ -28,18 +36,20 @@ def require_tokenizer_of_base(
         vocabulary: the number of the base's embeddings.
 
     Raises:
-        ValueError: if there is no EOS token, if an id has no embedding, if the markers of the turns
-            are lost, if a prompt would end in a special token, or if English is unknown to it.
+        ValueError: if there is no EOS token, if a special token is a piece of text, if an id has no
+            embedding, if the markers of the turns are lost, if a prompt would end in a special
+            token, or if English would be changed or is unknown to it.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"The tokenizer in {folder} has no EOS token, so no reply would have an end. Set "
             '"eos_token" in its tokenizer_config.json, or choose another BASE_MODEL.'
         )
+    _require_special_tokens(folder, tokenizer)
     _require_embeddings(folder, tokenizer, vocabulary)
     prompt = f"{TURN} How do I bake bread?{PROMPT_END}"
     ids = tokenizer(prompt)["input_ids"]
-    decoded = tokenizer.decode(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    decoded = _read_back(tokenizer, prompt)
     if not (TURN in decoded and decoded.endswith(PROMPT_END)):
         raise ValueError(
             f"The tokenizer in {folder} turns the prompt {prompt!r} into {decoded!r}, so the "
@@ -61,6 +71,7 @@ def require_tokenizer_of_base(
             "one token, so no reply would have an end. Check its files, or choose another "
             "BASE_MODEL."
         )
+    _require_same_text(folder, tokenizer)
     _require_known_words(folder, tokenizer)
 
 
@@ -75,10 +86,46 @@ def require_tokenizer_of_judge(
         vocabulary: the number of the judge's embeddings.
 
     Raises:
-        ValueError: if an id has no embedding, or if English is unknown to it.
+        ValueError: if a special token is a piece of text, if an id has no embedding, or if English
+            is unknown to it.
     """
+    _require_special_tokens(folder, tokenizer)
     _require_embeddings(folder, tokenizer, vocabulary)
     _require_known_words(folder, tokenizer)
+
+
+def _require_special_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError if a special token is a piece of text, which would lose it everywhere."""
+    for role in ROLES:
+        token = getattr(tokenizer, role, None)
+        if token is not None and not BRACKETS.intersection(token):
+            raise ValueError(
+                f"The tokenizer in {folder} uses {token!r} as its {role}, which is a piece of "
+                "ordinary text, so that texts would lose it or end at it. Name a token such as "
+                f'"<{role.removesuffix("_token")}>" in its tokenizer_config.json.'
+            )
+
+
+def _require_same_text(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that changes plain English, and mention changes of other letters."""
+    decoded = _read_back(tokenizer, PLAIN)
+    if decoded != PLAIN:
+        raise ValueError(
+            f"The tokenizer in {folder} turns {PLAIN!r} into {decoded!r}, so the models would "
+            "learn other texts than those of the pairs. Check its normalizer and its added tokens, "
+            "or choose another BASE_MODEL."
+        )
+    decoded = _read_back(tokenizer, FOREIGN)
+    if decoded != FOREIGN:
+        say_once(
+            f"The tokenizer in {folder} turns {FOREIGN!r} into {decoded!r}: some letters are not "
+            "kept."
+        )
+
+
+def _read_back(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """Encode a text and decode it again."""
+    return tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _require_embeddings(
@@ -89,8 +136,7 @@ def _require_embeddings(
     for token in tokenizer.added_tokens_decoder.values():
         if token.special:  # it does not occur in texts, unless it has one of the roles below
             used.pop(token.content, None)
-    roles = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token")
-    for role in roles:
+    for role in ROLES:
         token = getattr(tokenizer, role, None)
         if token is not None:
             used[token] = tokenizer.convert_tokens_to_ids(token)

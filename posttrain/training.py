@@ -296,9 +296,13 @@ def count_trainable(model: Module) -> str:
 
 
 def say_what_is_adapted(trainer: Trainer) -> None:
-    """Print a line if the base lacks some of the layers that LoRA should adapt."""
+    """Print a line if LoRA leaves experts as they are, or if the base lacks layers to adapt."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     adapter = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    names = [name for name, _ in model.named_parameters()]
+    # All experts of a block in one tensor. PEFT gives it another name where it adapts it.
+    if adapter is not None and any(name.endswith(".experts.down_proj") for name in names):
+        print("LoRA does not adapt the experts of this base, only its other linear layers.")
     layers = getattr(adapter, "target_modules", None)  # prompt tuning has no such layers
     if layers is None or isinstance(layers, str):  # a string is a pattern
         return

@@ -8,8 +8,8 @@ import small_models
 import torch
 from conftest import HUB, dialogue
 from small_models import FAULTY_JUDGES, GENERATION, JUDGES, change_tensors, save_base
-from tokenizers import processors
-from transformers import AutoTokenizer, GPT2Config, LlamaConfig, OPTConfig
+from tokenizers import AddedToken, normalizers, processors
+from transformers import AutoTokenizer, GPT2Config, LlamaConfig, OPTConfig, Phi3Config
 
 from posttrain import architecture, generation, judge_checks, judging, loading, models
 from posttrain.data import PROMPT_END
@@ -135,6 +135,30 @@ def test_config_that_asks_for_tuples_is_no_matter(tmp_path):
     assert models.load_base(folder)(torch.arange(5)[None]).logits.shape[1] == 5
 
 
+@pytest.mark.parametrize("model_type", ["gemma", "granite"])
+def test_weights_of_another_architecture_are_not_read(tmp_path, model_type):
+    """Their tensors have the same names and shapes, but the computation is another one."""
+    folder = save_base(tmp_path / "base", "llama")
+    small_models.change_json(folder / "config.json", model_type=model_type)
+    message = refuse(models.load_base, folder)
+    assert "LlamaForCausalLM" in message
+    assert model_type in message
+
+
+def test_two_sets_of_weights_are_refused(tmp_path):
+    folder = small_models.save_in_shards(tmp_path / "base")
+    shutil.copy(OPT / "model.safetensors", folder)
+    assert "two sets of weights" in refuse(models.load_base, folder)
+
+
+@pytest.mark.parametrize("content", ["", '{"eos_token_id": [2,', "[]"])
+def test_damaged_generation_config_is_refused(tmp_path, content):
+    """transformers would go on without the ends that it names."""
+    folder = copy_opt(tmp_path / "base")
+    (folder / "generation_config.json").write_text(content)
+    assert "generation_config.json" in refuse(models.load_base, folder)
+
+
 @pytest.mark.parametrize("name", ["no head", "value head"])
 def test_judge_without_its_head_is_refused(tmp_path, name):
     message = refuse(models.load_judge, FAULTY_JUDGES[name](tmp_path / "judge"))
@@ -190,6 +214,35 @@ def test_padding_beyond_the_embeddings_is_refused(tmp_path):
     assert "'[NEW PAD]'" in refuse(models.load_tokenizer, folder)
 
 
+@pytest.mark.parametrize(
+    ("role", "token"), [("pad_token", " the"), ("eos_token", "."), ("unk_token", "!")]
+)
+def test_special_token_must_not_be_text(tmp_path, role, token):
+    """It would be cut out of every answer, or end every reply in its middle."""
+    folder = save_with(tmp_path / "base", **{role: token})
+    message = refuse(models.load_tokenizer, folder)
+    assert repr(token) in message
+    assert role in message
+
+
+def test_tokens_that_swallow_blanks_are_refused(tmp_path):
+    """The models would learn other texts than those of the pairs."""
+    folder = copy_opt(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(OPT)
+    tokenizer.add_tokens([AddedToken(".", lstrip=True, rstrip=True, normalized=False)])
+    tokenizer.save_pretrained(folder)
+    assert "into" in refuse(models.load_tokenizer, folder)
+
+
+def test_letters_that_a_tokenizer_changes_are_mentioned(tmp_path, capsys):
+    backend = AutoTokenizer.from_pretrained(OPT).backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+    copy_opt(tmp_path / "base")
+    small_models.bare_tokenizer(backend).save_pretrained(tmp_path / "base")
+    models.load_tokenizer(tmp_path / "base")
+    assert "Käse" in capsys.readouterr().out
+
+
 def test_special_token_of_no_use_may_lie_beyond_the_embeddings(tmp_path):
     """Gemma's tokenizer has a token for images that its models for text have no embedding for."""
     tokenizer = AutoTokenizer.from_pretrained(OPT)
@@ -220,6 +273,21 @@ def test_size_is_read_whatever_its_names_are(tmp_path, name, positions):
     assert size.vocabulary == small_models.VOCABULARY
 
 
+def test_positions_that_depend_on_the_batch_are_not_used():
+    """Beyond the original length, longrope turns all texts of a batch by the longest of them."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 64,
+        "short_factor": [1.0] * 8,
+        "long_factor": [2.0] * 8,
+    }
+    config = Phi3Config(max_position_embeddings=512, hidden_size=32, num_attention_heads=2)
+    assert architecture.read_size(config).positions == 512
+    config.rope_parameters = rope
+    assert architecture.read_size(config).positions == 64
+
+
 def test_max_length_beyond_the_positions_is_refused(tmp_path):
     folder = save_base(tmp_path / "base", "gpt2")
     models.require_base(folder, 512)
@@ -244,7 +312,17 @@ def test_encoder_is_no_base(tmp_path):
 
 def test_nan_in_the_weights_is_refused(tmp_path):
     folder = small_models.save_with_nan(tmp_path / "base")
-    assert "not finite" in refuse(models.load_base, folder)
+    assert "not finite, in model.decoder.layers.1.fc1.weight" in refuse(models.load_base, folder)
+
+
+def test_nan_that_only_one_word_meets_is_refused_in_a_judge(tmp_path):
+    def spoil(tensors):
+        (name,) = [name for name in tensors if name.endswith("word_embeddings.weight")]
+        tensors[name][600] = float("nan")
+        return tensors
+
+    folder = change_tensors(shutil.copytree(JUDGE, tmp_path / "judge"), spoil)
+    assert "word_embeddings" in refuse(models.load_judge, folder)
 
 
 def test_weights_that_are_zero_are_refused(tmp_path):
@@ -326,7 +404,7 @@ def test_what_is_left_out_is_said_once(tmp_path, capsys):
     assert capsys.readouterr().out.count("repetition_penalty = 1.1") == 1
 
 
-def test_every_end_ends_an_answer(tmp_path):
+def test_every_end_ends_an_answer(tmp_path, capsys):
     """Chat models name two ends; the tokenizer's EOS alone would let an answer run to its limit."""
     folder = save_with(tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -336,7 +414,8 @@ def test_every_end_ends_an_answer(tmp_path):
     model, tokenizer = models.load_base(folder), models.load_tokenizer(folder)
     model.generation_config.eos_token_id = [2, other_end, 20]
     ends = generation.list_ends(model, tokenizer)
-    assert ends == [2, other_end]  # 20 is an ordinary token
+    assert ends == [2, other_end]
+    assert "which is an ordinary token" in capsys.readouterr().out  # the one with the id 20
     ids = tokenizer(" No.", add_special_tokens=False)["input_ids"]
     completion = generation.read_completion([*ids, other_end, 1, 1], tokenizer, None, ends)
     assert completion == {
@@ -347,13 +426,40 @@ def test_every_end_ends_an_answer(tmp_path):
     }
 
 
+def test_an_end_that_is_not_special_is_no_part_of_the_answer(tmp_path):
+    """Some chat models add their end of a turn as an ordinary added token."""
+    folder = save_with(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([AddedToken("<|im_end|>", special=False)])
+    tokenizer.save_pretrained(folder)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    model = models.load_base(OPT)
+    model.generation_config.eos_token_id = [2, end]
+    ends = generation.list_ends(model, tokenizer)
+    assert ends == [2, end]
+    ids = tokenizer(" No.", add_special_tokens=False)["input_ids"]
+    completion = generation.read_completion([*ids, end, 1], tokenizer, None, ends)
+    assert (completion["response"], completion["finish"]) == ("No.", "eos")
+
+
+def test_padding_is_removed_from_the_end_alone():
+    tokenizer = models.load_tokenizer(OPT)
+    ids = tokenizer(" No.", add_special_tokens=False)["input_ids"]
+    padding = tokenizer.pad_token_id
+    completion = generation.read_completion([*ids, padding, padding], tokenizer, None, [2])
+    assert completion["tokens"] == len(ids)
+
+
 # ---- judges
 
 
-@pytest.mark.parametrize("name", JUDGES)
+def test_judge_with_too_few_positions_is_refused(tmp_path):
+    folder = small_models.save_roberta(tmp_path / "judge", positions=22)
+    assert "positions for only 20 tokens" in refuse(models.load_judge, folder)
+
+
+@pytest.mark.parametrize("name", [name for name in JUDGES if "few positions" not in name])
 def test_reward_does_not_depend_on_the_batch(tmp_path, name):
-    if name == "roberta of few positions":
-        pytest.skip("it is refused, see below")
     judge, tokenizer = models.load_judge(JUDGES[name](tmp_path / "judge"))
     assert tokenizer.padding_side == "right"
     texts = [tokenizer("\n\nHuman: Hi", "Hello. " * n) for n in (1, 5, 20)]
@@ -407,6 +513,34 @@ def test_judge_with_a_chat_template_is_mentioned(tmp_path, capsys):
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     judging.try_judge(folder, 512)
     assert "has a chat template" in capsys.readouterr().out
+
+
+def test_function_of_a_reward_is_mentioned(tmp_path, capsys):
+    folder = shutil.copytree(JUDGE, tmp_path / "judge")
+    activation = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
+    small_models.change_json(folder / "config.json", sentence_transformers=activation)
+    judging.try_judge(folder, 512)
+    assert "which is not applied" in capsys.readouterr().out
+
+
+def test_padding_of_a_judge_must_not_be_text(tmp_path):
+    """A judge padded with "!" would read its reward before the last exclamation mark."""
+    tokenizer = small_models.unpadded_tokenizer()
+    tokenizer.pad_token = "!"
+    folder = small_models.save_gpt2_judge(tmp_path / "judge", tokenizer, tokenizer.pad_token_id)
+    assert "'!' as its pad_token" in refuse(models.load_judge, folder)
+
+
+def test_only_deberta_is_read_as_sentencepiece(tmp_path):
+    """Another judge's normalizer is the one that transformers makes of its files."""
+    folder = JUDGES["roberta"](tmp_path / "judge")
+    backend = models.load_judge(folder)[1].backend_tokenizer
+    assert backend.normalizer is None
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "Lowercase"}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    expected = AutoTokenizer.from_pretrained(folder)("How ARE you")["input_ids"]
+    assert models.load_judge(folder)[1]("How ARE you")["input_ids"] == expected
 
 
 def test_judge_that_reads_one_text_is_mentioned(tmp_path, capsys):

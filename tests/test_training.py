@@ -10,9 +10,10 @@ from pkgutil import resolve_name
 from types import SimpleNamespace
 
 import pytest
+import small_models
 import torch
 from conftest import load
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from small_runs import OPT, copy_run
 from small_trainers import (
     BASE,
@@ -1037,6 +1038,19 @@ def test_layers_that_a_base_does_not_have_are_said(capsys):
     for lora in (LORA, {**LORA, "target_modules": r".*\.fc1"}, None):
         training.say_what_is_adapted(make_sft(lora=lora))
         assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("name", "is_said"), [("qwen2-moe", True), ("mixtral", False)])
+def test_experts_that_lora_leaves_as_they_are_are_said(tmp_path, capsys, name, is_said):
+    """PEFT adapts the experts of some mixtures and not those of others."""
+    model = models.load_base(small_models.save_base(tmp_path / "base", name))
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    trainer = SimpleNamespace(
+        model=get_peft_model(model, lora),
+        accelerator=SimpleNamespace(unwrap_model=lambda model: model),
+    )
+    training.say_what_is_adapted(trainer)
+    assert ("does not adapt the experts" in capsys.readouterr().out) == is_said
 
 
 def test_another_process_in_the_run_is_refused(whole, tmp_path):
