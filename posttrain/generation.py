@@ -162,18 +162,20 @@ def answer_as(
     Returns:
         The records of responses.json: {"id", "model", "response", "finish", "tokens",
         "log_ratio"}. The log-ratio of an answer is the log of the ratio of the model's to the
-        baseline's probability, averaged over the tokens, in nats. Its mean over sampled answers
-        would estimate the Kullback-Leibler divergence from the baseline per token. Its mean over
-        greedy answers, as here, is only a rough sign of it.
+        baseline's probability, averaged over all tokens that were generated, in nats. Its mean over
+        sampled answers would estimate the Kullback-Leibler divergence from the baseline per token.
+        Its mean over greedy answers, as here, is only a rough sign of it.
     """
     texts = [plain(prompt["prompt"], tokenizer) for prompt in prompts]
     with switched_to(models[name], name):
         completions = respond(models[name], tokenizer, texts, batch_size, name, **decoding)
-    replies = [_text_as_generated(completion, tokenizer) for completion in completions]
+    prompt_ids = tokenizer(texts)["input_ids"]
+    reply_ids = [completion["ids"] for completion in completions]
 
     def measure(measured: str) -> list[float]:
-        with switched_to(models[measured], measured):
-            return mean_log_probabilities(models[measured], tokenizer, texts, replies, batch_size)
+        model = models[measured]
+        with switched_to(model, measured):
+            return mean_log_probabilities(model, tokenizer, prompt_ids, reply_ids, batch_size)
 
     baseline = next(iter(models))
     log_p = measure(name)
@@ -185,14 +187,6 @@ def answer_as(
         record["log_ratio"] = log_p[i] - baseline_log_p[i]
         records.append(record)
     return records
-
-
-def _text_as_generated(completion: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Restore an answer as the model wrote it: a space before it, and its end after it."""
-    text = completion["response"]
-    if text:
-        text = plain(f" {text}", tokenizer)
-    return text + completion["end"]
 
 
 def ask(run: Run, name: str, questions: Sequence[str], base: Source, **decoding: Any) -> list[str]:
@@ -305,54 +299,47 @@ def read_completion(
         ends: the tokens at which it stops, from `list_ends`.
 
     Returns:
-        {"response", "finish", "tokens", "end"}. "finish" is "eos" if the model ended the text,
+        {"response", "finish", "tokens", "ids"}. "finish" is "eos" if the model ended the text,
         "turn" if it opened a human turn (whose marker is removed), and "length" if it reached the
-        limit. "tokens" is the number of generated tokens, with EOS or the marker but without
-        padding. "end" is the token that ended the text, and empty where none did.
+        limit. "ids" are the generated tokens, with EOS or the marker but without padding, and
+        "tokens" is their number.
     """
     places = [place for place, token in enumerate(tokens) if token in ends]
-    end = ""
-    length = len(tokens)
-    if places:
-        length = places[0]
-        end = tokenizer.convert_ids_to_tokens(tokens[length])
+    length = places[0] if places else len(tokens)
     while length and tokens[length - 1] == tokenizer.pad_token_id:
         length -= 1
     text = tokenizer.decode(tokens[:length], skip_special_tokens=True)
-    finish = "eos" if end else "length"
+    finish = "eos" if places else "length"
     if stop is not None and stop in text:
-        finish = "turn"
+        finish = "turn"  # so an end after it is padding
         text = text.split(stop)[0]
-        end = ""  # generation stopped at the turn, so an end after it is padding
-    count = length + 1 if end else length
-    return {"response": text.strip(), "finish": finish, "tokens": count, "end": end}
+    ids = tokens[: length + 1] if finish == "eos" else tokens[:length]
+    return {"response": text.strip(), "finish": finish, "tokens": len(ids), "ids": ids}
 
 
 @torch.inference_mode()
 def mean_log_probabilities(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    responses: Sequence[str],
+    prompts: Sequence[list[int]],
+    replies: Sequence[list[int]],
     batch_size: int,
 ) -> list[float]:
-    """Compute how likely each response is after its prompt under a model.
+    """Compute how likely each reply is after its prompt under a model.
 
     Args:
         model: a causal language model.
-        tokenizer: its tokenizer.
-        prompts: a prompt for each response.
-        responses: the responses as generated, with the space before and the EOS token after them.
-        batch_size: the number of responses in a batch.
+        tokenizer: its tokenizer, which pads.
+        prompts: the token ids of a prompt for each reply.
+        replies: the token ids of the replies as they were generated.
+        batch_size: the number of replies in a batch.
 
     Returns:
-        For each response the mean log-probability of its tokens, in nats; 0 for an empty response.
+        For each reply the mean log-probability of its tokens, in nats; 0 for an empty reply.
     """
-    texts = [prompt + response for prompt, response in zip(prompts, responses)]
-    ids = tokenizer(texts)["input_ids"]
-    prompt_ids = tokenizer(list(prompts))["input_ids"]
+    ids = [prompt + reply for prompt, reply in zip(prompts, replies)]
     lengths = [len(text_ids) for text_ids in ids]
-    reply_lengths = [length - len(before) for length, before in zip(lengths, prompt_ids)]
+    reply_lengths = [len(reply) for reply in replies]
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
     counts_padding = takes_positions(bare)
 

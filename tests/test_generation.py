@@ -82,7 +82,7 @@ def test_completion_that_ends(tokenizer):
         "response": "Use a pot.",
         "finish": "eos",
         "tokens": len(ids) + 1,
-        "end": "</s>",
+        "ids": [*ids, tokenizer.eos_token_id],
     }
 
 
@@ -99,7 +99,7 @@ def test_end_that_is_the_padding_too(tokenizer):
         "response": "Use a pot.",
         "finish": "turn",
         "tokens": len(ids),
-        "end": "",
+        "ids": ids,
     }
 
 
@@ -111,7 +111,7 @@ def test_completion_at_the_limit(tokenizer):
         "response": "Use a pot.\n\nThen",
         "finish": "length",
         "tokens": len(ids),
-        "end": "",
+        "ids": ids,
     }
 
 
@@ -123,7 +123,7 @@ def test_completion_that_opens_a_human_turn(tokenizer):
         "response": "Use a pot.",
         "finish": "turn",
         "tokens": len(ids),
-        "end": "",
+        "ids": ids,
     }
 
 
@@ -135,13 +135,13 @@ def test_completion_without_a_stop_keeps_human_turns(tokenizer):
         "response": "A.\n\nHuman: B",
         "finish": "eos",
         "tokens": len(ids) + 1,
-        "end": "</s>",
+        "ids": [*ids, tokenizer.eos_token_id],
     }
 
 
 def test_completion_that_ends_at_once_is_empty(tokenizer):
     completion = read([tokenizer.eos_token_id, 1], tokenizer, TURN)
-    assert completion == {"response": "", "finish": "eos", "tokens": 1, "end": "</s>"}
+    assert completion == {"response": "", "finish": "eos", "tokens": 1, "ids": [2]}
 
 
 # ---- one model
@@ -212,33 +212,31 @@ def test_generation_stops_at_a_human_turn(base, tokenizer):
         optimizer.zero_grad()
     turned, ended = complete(model, tokenizer, list(taught), 80, 2)
     tokens = len(ids_of(tokenizer, " Ok.\n\nHuman:"))
-    assert turned == {"response": "Ok.", "finish": "turn", "tokens": tokens, "end": ""}
+    assert len(turned.pop("ids")) == tokens
+    assert turned == {"response": "Ok.", "finish": "turn", "tokens": tokens}
     tokens = len(ids_of(tokenizer, long)) + 1
-    assert ended == {
-        "response": long.strip(),
-        "finish": "eos",
-        "tokens": tokens,
-        "end": "</s>",
-    }
+    assert len(ended.pop("ids")) == tokens
+    assert ended == {"response": long.strip(), "finish": "eos", "tokens": tokens}
 
 
 def test_log_probabilities_are_means_over_the_response(base, tokenizer):
     """They are the same in batches and one at a time, and 0 for an empty response."""
     questions = (["Hi"], ["How do I bake bread at home?"])
     prompts = [dialogue(*turns) + PROMPT_END for turns in questions]
-    responses = [" Use a pot with a lid." + tokenizer.eos_token, " No."]
+    prompts = tokenizer(prompts)["input_ids"]
+    replies = [ids_of(tokenizer, " Use a pot with a lid.</s>"), ids_of(tokenizer, " No.")]
     expected = []
-    for prompt, response in zip(prompts, responses):
-        ids = tokenizer(prompt + response)["input_ids"]
+    for prompt, reply in zip(prompts, replies):
+        ids = prompt + reply
         with torch.no_grad():
             log_p = base(torch.tensor([ids])).logits[0].log_softmax(-1)
-        start = len(tokenizer(prompt)["input_ids"])
+        start = len(prompt)
         expected.append(np.mean([log_p[i - 1, ids[i]].item() for i in range(start, len(ids))]))
     measured = generation.mean_log_probabilities(
-        base, tokenizer, [*prompts, dialogue("Hi")], [*responses, ""], 2
+        base, tokenizer, [*prompts, prompts[0]], [*replies, []], 2
     )
     assert measured == pytest.approx([*expected, 0], abs=1e-4)
-    empty = generation.mean_log_probabilities(base, tokenizer, prompts, ["", ""], 2)
+    empty = generation.mean_log_probabilities(base, tokenizer, prompts, [[], []], 2)
     assert empty == [0, 0]
 
 
@@ -255,9 +253,10 @@ def test_log_probabilities_do_not_hang_on_the_batch(tokenizer, kind):
     )
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     prompts = [dialogue("Hi") + PROMPT_END, dialogue("How do I bake bread at home?") + PROMPT_END]
-    responses = [" No.", " Use a pot."]
-    alone = generation.mean_log_probabilities(model, tokenizer, prompts, responses, 1)
-    together = generation.mean_log_probabilities(model, tokenizer, prompts, responses, 2)
+    prompts = tokenizer(prompts)["input_ids"]
+    replies = [ids_of(tokenizer, " No."), ids_of(tokenizer, " Use a pot.")]
+    alone = generation.mean_log_probabilities(model, tokenizer, prompts, replies, 1)
+    together = generation.mean_log_probabilities(model, tokenizer, prompts, replies, 2)
     assert together == pytest.approx(alone, abs=1e-4)
 
 
@@ -322,27 +321,31 @@ def test_answers_of_the_models_are_their_own(run, tokenizer):
         with models.switched_to(model, name):
             completions = generation.respond(model, tokenizer, plain_prompts, 1, **DECODING)
         for record, completion in zip(records, completions):
-            end = completion.pop("end")
-            assert bool(end) == (completion["finish"] == "eos")
+            assert len(completion.pop("ids")) == completion["tokens"]
             assert record | completion == record
         ratios = [record["log_ratio"] for record in records]
         assert (ratios == [0.0] * 3) == (name == "Base")
 
 
 def test_log_ratio_is_that_of_two_models(run, tokenizer):
-    """It is the mean log-probability of the reply with EOS, minus the baseline's."""
+    """It is the mean log-probability of all generated tokens, minus the baseline's."""
     responses = answer(run, max_new_tokens=60)
     prompt = load(run.folder / "prompts.json")[0]["prompt"]
+    ids = tokenizer(prompt)["input_ids"]
     for name in NAMES[1:]:
         record = next(record for record in responses if record["model"] == name)
-        text = f" {record['response']}" if record["response"] else ""
-        if record["finish"] == "eos":
-            text += tokenizer.eos_token
+        model = models.load_models(run, OPT, [name])[name]
+        options = DECODING | {"max_new_tokens": 60}
+        with models.switched_to(model, name):
+            (completion,) = generation.respond(model, tokenizer, [prompt], 1, **options)
+        reply = torch.tensor(completion["ids"])
         log_p = []
         for alone in (name, "Base"):
             model = models.load_models(run, OPT, [alone])[alone]
-            with models.switched_to(model, alone):
-                log_p += generation.mean_log_probabilities(model, tokenizer, [prompt], [text], 1)
+            with models.switched_to(model, alone), torch.no_grad():
+                logits = model(torch.tensor([ids + completion["ids"]])).logits[0]
+            of_reply = logits[len(ids) - 1 : -1].log_softmax(-1)
+            log_p.append(of_reply[torch.arange(len(reply)), reply].mean().item())
         assert record["log_ratio"] == pytest.approx(log_p[0] - log_p[1], abs=1e-4)
 
 

@@ -422,7 +422,7 @@ def test_every_end_ends_an_answer(tmp_path, capsys):
         "response": "No.",
         "finish": "eos",
         "tokens": len(ids) + 1,
-        "end": "<unk>",
+        "ids": [*ids, other_end],
     }
 
 
