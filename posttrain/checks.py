@@ -84,7 +84,17 @@ def require_plain_config(folder: str | Path, config: Any) -> None:
             f"{folder} contains two sets of weights, {names[0]} and the files of {names[1]}. "
             "Remove one of them."
         )
-    _require_readable(Path(folder, "generation_config.json"))
+    decoding = Path(folder, "generation_config.json")
+    if decoding.exists():
+        _read_table(decoding)  # transformers would go on without a damaged one
+    for index in Path(folder).glob("*.index.json"):
+        parts = set(_read_table(index).get("weight_map", {}).values())
+        elsewhere = [part for part in parts if Path(part).name != part]
+        if elsewhere:
+            raise ValueError(
+                f"{index} names weights in another folder ({list_names(elsewhere)}), which are not "
+                "a part of the model's identity. Move them beside config.json."
+            )
     if getattr(config, "transformers_weights", None) is not None:
         raise ValueError(
             f"config.json in {folder} names other weights (transformers_weights = "
@@ -106,19 +116,15 @@ def require_plain_config(folder: str | Path, config: Any) -> None:
         )
 
 
-def _require_readable(path: Path) -> None:
-    """Raise ValueError for a damaged generation_config.json, which transformers would pass over."""
-    if not path.exists():
-        return
+def _read_table(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a model, and raise ValueError if it is damaged."""
     try:
-        is_table = isinstance(json.loads(path.read_text(encoding="utf-8-sig")), dict)
+        table = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError:
-        is_table = False
-    if not is_table:
-        raise ValueError(
-            f"{path} is damaged, so the ends of a text that it names are unknown. Download it "
-            "again, or remove it."
-        )
+        table = None
+    if not isinstance(table, dict):
+        raise ValueError(f"{path} is damaged. Download it again.")
+    return table
 
 
 def require_floats(folder: str | Path) -> None:

@@ -120,6 +120,19 @@ def test_weights_elsewhere_are_not_loaded(tmp_path):
     assert "sub/x.safetensors" in refuse(models.load_base, folder)
 
 
+def test_shards_elsewhere_are_not_loaded(tmp_path):
+    """A run would not notice that they have changed."""
+    folder = small_models.save_in_shards(tmp_path / "base")
+    index = folder / "model.safetensors.index.json"
+    places = json.loads(index.read_text())["weight_map"]
+    (folder / "sub").mkdir()
+    shard = sorted(set(places.values()))[0]
+    (folder / shard).rename(folder / "sub" / shard)
+    moved = {name: f"sub/{place}" if place == shard else place for name, place in places.items()}
+    small_models.change_json(index, weight_map=moved)
+    assert f"sub/{shard}" in refuse(models.load_base, folder)
+
+
 def test_code_of_a_model_is_mentioned_and_not_executed(tmp_path, capsys):
     folder = copy_opt(tmp_path / "base")
     (folder / "own.py").write_text("raise SystemExit")
