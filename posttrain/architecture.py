@@ -46,7 +46,7 @@ def read_size(config: Any) -> Size:
         # Beyond these the positions of all texts in a batch depend on the longest of them.
         positions = rope.get("original_max_position_embeddings", positions)
     return Size(
-        positions=positions,
+        positions=positions if positions and positions > 0 else None,
         layers=_read_number(config, "num_hidden_layers", "n_layers", "n_layer", "num_layers"),
         width=_read_number(config, "hidden_size", "d_model", "n_embd", "dim"),
         vocabulary=_read_number(config, "vocab_size"),

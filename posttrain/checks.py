@@ -46,6 +46,27 @@ def say_once(sentence: str) -> None:
     print(sentence)
 
 
+def require_full_precision() -> None:
+    """Undo a lower precision that was set for the whole process, and say so.
+
+    Raises:
+        ValueError: if torch's default type is not float32.
+    """
+    if torch.get_default_dtype() != torch.float32:
+        raise ValueError(
+            f"torch's default type is {torch.get_default_dtype()}, so that models would be built "
+            "in it. Remove torch.set_default_dtype from this notebook or from a startup file of "
+            "IPython, and restart the kernel."
+        )
+    precision = torch.get_float32_matmul_precision()
+    if precision != "highest":
+        torch.set_float32_matmul_precision("highest")
+        print(
+            f"torch.set_float32_matmul_precision({precision!r}) was undone, since the record of a "
+            "run says in which precision its models compute."
+        )
+
+
 # ---- weights
 
 
@@ -251,12 +272,13 @@ def require_causality(folder: Path, model: PreTrainedModel, vocabulary: int) -> 
 
     Raises:
         ValueError: if the logits of a token depend on the tokens after it, or on padding before
-            the text.
+            the text, or if the model counts positions otherwise than generation does.
     """
     ids = _choose_ids(model, vocabulary)
     other_end = torch.cat([ids[:, :-1], ids[:, :1]], 1)
     training = model.training
     model.eval()
+    own = model(input_ids=ids, use_cache=False).logits
     plain = _compute_logits(model, ids)
     changed = _compute_logits(model, other_end)
     padded = _compute_logits(model, ids, padding=4)
@@ -270,9 +292,14 @@ def require_causality(folder: Path, model: PreTrainedModel, vocabulary: int) -> 
         )
     if not (plain - padded)[:, -1].abs().max() <= tolerance:
         raise ValueError(
-            f"The model in {folder} ({model.config.model_type}) reads padding as text, as some "
-            "recurrent models do, so an answer would depend on the others in its batch. Choose a "
-            "BASE_MODEL that has an attention mask."
+            f"The model in {folder} ({model.config.model_type}) reads padding as text, so that an "
+            "answer would depend on the others in its batch. Choose another BASE_MODEL."
+        )
+    if not (plain - own).abs().max() <= tolerance:
+        raise ValueError(
+            f"The model in {folder} ({model.config.model_type}) counts its positions in a way of "
+            "its own, so that it would be trained at other positions than it answers from. Choose "
+            "another BASE_MODEL."
         )
 
 

@@ -97,7 +97,8 @@ def require_steady_rewards(
             raise ValueError(
                 f"REWARD_MODEL: the judge in {folder} gives an answer the reward {alone:.4f} alone "
                 f"and {reward:.4f} beside a longer one, so its rewards would depend on the batch. "
-                "Check the padding token in its config.json and tokenizer_config.json."
+                "Check the padding token in its config.json and tokenizer_config.json, or choose "
+                "another judge."
             )
 
 

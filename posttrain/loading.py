@@ -123,6 +123,7 @@ def load_base(
     Raises:
         ValueError: if the folder cannot be loaded, or its model is not what it is used as.
     """
+    checks.require_full_precision()
     config = load_config(folder)
     size = architecture.read_size(config)
     architecture.set_dropout(config, dropout)
@@ -183,6 +184,7 @@ def load_judge(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             several labels, lacks weights, does not know English, or gives rewards that depend on
             the batch.
     """
+    checks.require_full_precision()
     require_reward_model(folder)
     checks.require_no_adapter(folder)
     config = load_config(folder)

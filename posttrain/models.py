@@ -290,6 +290,8 @@ def _complete_adapter_config(
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     layers = {layer.rsplit(".", 1)[-1] for layer in model.targeted_module_names}
+    if any(layer.isdigit() for layer in layers):  # these would be the names of blocks too
+        layers = set(model.targeted_module_names)
     config["base_model_name_or_path"] = base_name
     config["revision"] = commit
     config["target_modules"] = sorted(layers)

@@ -25,8 +25,8 @@ def _read_table(text: Any) -> Any:
 
 
 def _write_number(name: Any) -> Any:
-    """Write a number as text: papermill's `-p RUN 2024` gives one, and its meaning is clear."""
-    is_number = isinstance(name, int | float) and not isinstance(name, bool)
+    """Write a whole number as text: papermill's `-p RUN 2024` gives one."""
+    is_number = isinstance(name, int) and not isinstance(name, bool)
     return str(name) if is_number else name
 
 

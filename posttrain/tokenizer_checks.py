@@ -96,13 +96,14 @@ def require_tokenizer_of_judge(
 
 def _require_special_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ValueError if a special token is a piece of text, which would lose it everywhere."""
-    for role in ROLES:
-        token = getattr(tokenizer, role, None)
-        if token is not None and not BRACKETS.intersection(token):
+    for token in tokenizer.all_special_tokens:
+        if not BRACKETS.intersection(token):
+            roles = [role for role in ROLES if getattr(tokenizer, role, None) == token]
             raise ValueError(
-                f"The tokenizer in {folder} uses {token!r} as its {role}, which is a piece of "
-                "ordinary text, so that texts would lose it or end at it. Name a token such as "
-                f'"<{role.removesuffix("_token")}>" in its tokenizer_config.json.'
+                f"The tokenizer in {folder} has {token!r} as a special token "
+                f"({', '.join(roles) or 'an additional one'}), although it is a piece of ordinary "
+                "text, so that texts would lose it or end at it. Name another token, such as "
+                '"<pad>", in its tokenizer_config.json.'
             )
 
 

@@ -116,6 +116,10 @@ BASES = {
         },
     ),
     "mamba": ("mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}),
+    "ctrl": (  # its linear layers have numbers in the place of names
+        "ctrl",
+        {**GPT2, "dff": 64, "initializer_range": SPREAD},
+    ),
     "mpt": ("mpt", {"d_model": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": POSITIONS}),
     "gptj": (
         "gptj",

@@ -9,7 +9,15 @@ import torch
 from conftest import HUB, dialogue
 from small_models import FAULTY_JUDGES, GENERATION, JUDGES, change_tensors, save_base
 from tokenizers import AddedToken, normalizers, processors
-from transformers import AutoTokenizer, GPT2Config, LlamaConfig, OPTConfig, Phi3Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    Phi3Config,
+)
 
 from posttrain import architecture, generation, judge_checks, judging, loading, models
 from posttrain.data import PROMPT_END
@@ -315,6 +323,18 @@ def test_base_for_images_is_refused(tmp_path, kind):
     assert "reads more than text" in message or "not a causal language model" in message
 
 
+def test_base_that_numbers_its_positions_in_its_own_way_is_refused(tmp_path):
+    """RoBERTa counts from its padding token's id on, and generation counts from zero."""
+    config = AutoConfig.for_model(
+        "roberta",
+        **{**small_models.COMMON, **small_models.USUAL, "is_decoder": True},
+        architectures=["RobertaForCausalLM"],
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    small_models.demo_tokenizer().save_pretrained(tmp_path)
+    assert "counts its positions" in refuse(models.load_base, tmp_path)
+
+
 def test_encoder_is_no_base(tmp_path):
     """As a language model, BERT sees the tokens that it should write."""
     folder = small_models.save_encoder(tmp_path / "base")
@@ -541,7 +561,11 @@ def test_padding_of_a_judge_must_not_be_text(tmp_path):
     tokenizer = small_models.unpadded_tokenizer()
     tokenizer.pad_token = "!"
     folder = small_models.save_gpt2_judge(tmp_path / "judge", tokenizer, tokenizer.pad_token_id)
-    assert "'!' as its pad_token" in refuse(models.load_judge, folder)
+    assert "'!' as a special token (pad_token)" in refuse(models.load_judge, folder)
+    tokenizer = small_models.demo_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["Human"]})
+    folder = small_models.save_gpt2_judge(tmp_path / "other", tokenizer, 1)
+    assert "'Human' as a special token (an additional one)" in refuse(models.load_judge, folder)
 
 
 def test_only_deberta_is_read_as_sentencepiece(tmp_path):
@@ -571,6 +595,29 @@ def test_tokenizer_without_its_vocabulary_is_noticed_in_a_judge(tmp_path):
     folder = shutil.copytree(JUDGE, tmp_path / "judge")
     (folder / "spm.model").unlink()
     assert "does not know English words" in refuse(models.load_judge, folder)
+
+
+# ---- the precision of the process
+
+
+def test_lower_precision_of_products_is_undone_and_said(capsys):
+    """A startup file of IPython may have set it, and no record would say so."""
+    torch.set_float32_matmul_precision("medium")
+    try:
+        models.load_base(OPT)
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert "float32_matmul_precision" in capsys.readouterr().out
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_other_default_type_is_refused():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert "default type" in refuse(models.load_base, OPT)
+        assert "default type" in refuse(models.load_judge, JUDGE)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 # ---- files that are no models
