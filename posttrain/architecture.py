@@ -42,9 +42,11 @@ def read_size(config: Any) -> Size:
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "context_length"):
         positions = positions or getattr(config, name, None)
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        # Beyond these the positions of all texts in a batch depend on the longest of them.
-        positions = rope.get("original_max_position_embeddings", positions)
+    of_layers = [part for part in rope.values() if isinstance(part, dict)]  # by the kind of layer
+    for part in (rope, *of_layers):
+        if part.get("rope_type") == "longrope":
+            # Beyond these the positions of all texts in a batch depend on the longest of them.
+            positions = part.get("original_max_position_embeddings", positions)
     return Size(
         positions=positions if positions and positions > 0 else None,
         layers=_read_number(config, "num_hidden_layers", "n_layers", "n_layer", "num_layers"),

@@ -28,8 +28,10 @@ PROBES = (
     "Käse 🧀",
 )
 # Largest difference that rounding makes in logits, relative to the largest of them
-ROUNDING = 0.02
-FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
+EXACT = 1e-4  # in fp32 on a CPU; a dropout rate of 0.1 makes one of more than 0.01
+ROUNDING = 0.02  # elsewhere
+# The types of weights that are plain numbers, as safetensors and torch name them
+FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
 MOST_NAMES = 4  # that an error message lists
 
 
@@ -50,13 +52,19 @@ def require_full_precision() -> None:
     """Undo a lower precision that was set for the whole process, and say so.
 
     Raises:
-        ValueError: if torch's default type is not float32.
+        ValueError: if torch's default type is not float32, or if autocast is on.
     """
     if torch.get_default_dtype() != torch.float32:
         raise ValueError(
             f"torch's default type is {torch.get_default_dtype()}, so that models would be built "
             "in it. Remove torch.set_default_dtype from this notebook or from a startup file of "
             "IPython, and restart the kernel."
+        )
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise ValueError(
+            "torch's autocast is switched on for the whole process, so that every model would "
+            "compute in a lower precision than its record says. Remove torch.set_autocast_enabled, "
+            "and restart the kernel."
         )
     precision = torch.get_float32_matmul_precision()
     if precision != "highest":
@@ -122,13 +130,14 @@ def require_plain_config(folder: str | Path, config: Any) -> None:
             f"{config.transformers_weights!r}) than those beside it. Remove the entry, or name the "
             "folder of those weights."
         )
+    named = _read_table(Path(folder, "config.json")).get("model_type")
     for name in config.architectures or []:
-        own_config = getattr(getattr(transformers, name, None), "config_class", type(config))
-        if own_config is not type(config):
+        own_config = getattr(getattr(transformers, name, None), "config_class", None)
+        if own_config is not None and own_config.model_type != named:
             raise ValueError(
                 f"config.json in {folder} names the architecture {name} and the model_type "
-                f"{config.model_type}, which do not belong together. The weights would be read as "
-                "another model's. Correct it."
+                f"{named}, which do not belong together. The weights would be read as another "
+                "model's. Correct it."
             )
     if getattr(config, "auto_map", None):
         say_once(
@@ -148,21 +157,46 @@ def _read_table(path: Path) -> dict[str, Any]:
     return table
 
 
-def require_floats(folder: str | Path) -> None:
+def require_floats(folder: str | Path, model: PreTrainedModel) -> None:
     """Refuse weights that are stored as whole numbers or in 8 bits, whose scale is elsewhere.
+
+    Args:
+        folder: the folder that the model was loaded from.
+        model: the loaded model, whose own weights are floating-point numbers.
 
     Raises:
         ValueError: if there are such weights.
     """
-    for path in sorted(Path(folder).glob("*.safetensors")):
+    known = [name for name, _ in model.named_parameters()]
+    for path in _list_weights(Path(folder)):
+        for name, kind in _read_types(path).items():
+            is_used = any(parameter.endswith(name) for parameter in known)
+            if is_used and kind not in FLOATS:
+                raise ValueError(
+                    f"{path} stores {name} as {kind}, so the model is quantized, although its "
+                    "config.json does not say how. Name the model that it was made from."
+                )
+
+
+def _list_weights(folder: Path) -> list[Path]:
+    """List the files of weights that transformers loads: one file, or the parts of an index."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if (folder / name).exists():
+            return [folder / name]
+        if index.exists():
+            parts = set(_read_table(index)["weight_map"].values())
+            return [folder / part for part in sorted(parts)]
+    return []
+
+
+def _read_types(path: Path) -> dict[str, str]:
+    """Read the types of the tensors in a file of weights, but not the tensors."""
+    if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                kind = file.get_slice(name).get_dtype()
-                if name.endswith((".weight", ".bias")) and kind not in FLOATS:
-                    raise ValueError(
-                        f"{path} stores {name} as {kind}, so the model is quantized, although its "
-                        "config.json does not say how. Name the model that it was made from."
-                    )
+            return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    tensors = torch.load(path, map_location="meta", weights_only=True)
+    return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
 
 
 def require_finite_weights(folder: str | Path, model: PreTrainedModel) -> None:
@@ -172,7 +206,7 @@ def require_finite_weights(folder: str | Path, model: PreTrainedModel) -> None:
         ValueError: if there are such weights.
     """
     broken = []
-    for name, weight in model.named_parameters():
+    for name, weight in model.state_dict().items():
         if not weight.isfinite().all():
             broken.append(name)
     if broken:
@@ -249,7 +283,8 @@ def require_steady_logits(folder: Path, model: PreTrainedModel, vocabulary: int)
     model.train(training)
     _require_sense(folder, first)
     # On a GPU some sums have no fixed order, and their rounding differs.
-    tolerance = 0.0 if model.device.type == "cpu" else ROUNDING * first.abs().max()
+    is_exact = model.device.type == "cpu" and model.dtype == torch.float32
+    tolerance = (EXACT if is_exact else ROUNDING) * first.abs().max()
     if not (first - second).abs().max() <= tolerance:
         raise ValueError(
             f"The model in {folder} computes other logits at every pass in training mode, although "

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from posttrain.prompts import count_prompts, draw_prompts, require_prompts
-from posttrain.tokens import cut_prompts, encode, encode_replies
+from posttrain.tokens import cut_prompts, encode, encode_replies, list_special_tokens
 from posttrain.transcripts import (
     MEASURED,
     PROMPT_END,
@@ -307,7 +307,7 @@ def load_pairs(folder: Path, tokenizer: Tokenizer, settings: PairSettings) -> Pa
     """
     subsets = SUBSETS[settings.subsets]
     unseen = set(read_test_prompts(folder, subsets))
-    pairs, report = gather_pairs(folder, subsets, tokenizer.all_special_tokens, unseen)
+    pairs, report = gather_pairs(folder, subsets, list_special_tokens(tokenizer), unseen)
     random.Random(settings.seed).shuffle(pairs)
     size = len(pairs) if settings.max_pairs is None else settings.max_pairs
     for pair in pairs[size:]:

@@ -273,13 +273,14 @@ def list_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> lis
         named = [named]
     ends = [tokenizer.eos_token_id]
     for token_id in named:
-        if token_id in tokenizer.added_tokens_decoder and token_id not in ends:
+        if token_id is None or token_id in ends:
+            continue
+        if isinstance(token_id, int) and token_id in tokenizer.added_tokens_decoder:
             ends.append(token_id)
-        elif token_id not in (None, *ends) and token_id < len(tokenizer):
-            token = tokenizer.convert_ids_to_tokens(token_id)
+        else:
             say_once(
-                f"The model names as an end of texts {token!r}, which is an ordinary token of its "
-                "tokenizer. It is not used as an end."
+                f"The model names {token_id!r} as an end of texts, which is an ordinary token of "
+                "its tokenizer or none. It is not used as an end."
             )
     return ends
 

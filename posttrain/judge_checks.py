@@ -42,9 +42,13 @@ def choose_padding(judge: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         ValueError: if the judge has no padding token and none can take its place.
     """
     tokenizer.padding_side = "right"
-    if tokenizer.pad_token_id is None:
-        last = tokenizer(*JUDGED[0])["input_ids"][-1]
-        for token in (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token):
+    last = tokenizer(*JUDGED[0])["input_ids"][-1]
+    if tokenizer.pad_token_id in (None, last):
+        named = judge.config.pad_token_id
+        candidates = [tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token]
+        if named is not None and 0 <= named < len(tokenizer):
+            candidates.insert(0, tokenizer.convert_ids_to_tokens(named))
+        for token in candidates:
             if token is not None and tokenizer.convert_tokens_to_ids(token) != last:
                 tokenizer.pad_token = token
                 break

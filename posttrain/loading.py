@@ -60,6 +60,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer_checks.switch_off_dropout(folder, tokenizer)
     tokenizer_checks.require_tokenizer_of_base(folder, tokenizer, size.vocabulary)
     return tokenizer
 
@@ -138,7 +139,7 @@ def load_base(
             ignore_mismatched_sizes=True,  # they are refused below, by their names
             output_loading_info=True,
         )
-    checks.require_floats(folder)
+    checks.require_floats(folder, model)
     checks.require_all_weights(folder, model, report)
     checks.require_finite_weights(folder, model)
     _leave_out_decoding(folder, model)
@@ -202,9 +203,10 @@ def load_judge(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         )
         if isinstance(tokenizer, DebertaV2Tokenizer):
             _read_as_sentencepiece(tokenizer, folder)
-    checks.require_floats(folder)
+    checks.require_floats(folder, model)
     checks.require_all_weights(folder, model, report)
     checks.require_finite_weights(folder, model)
+    tokenizer_checks.switch_off_dropout(folder, tokenizer)
     judge_checks.choose_padding(model, tokenizer)
     vocabulary = config.get_text_config().vocab_size
     tokenizer_checks.require_tokenizer_of_judge(folder, tokenizer, vocabulary)
@@ -236,7 +238,10 @@ def _read_as_sentencepiece(tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
         model = ModelProto.FromString((folder / "spm.model").read_bytes())
         rules = normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap)
         single_spaces = normalizers.Replace(Regex(" {2,}"), " ")
-        backend.normalizer = normalizers.Sequence([rules, single_spaces, normalizers.Strip()])
+        steps = [rules, single_spaces, normalizers.Strip()]
+        if getattr(tokenizer, "do_lower_case", False):
+            steps.insert(0, normalizers.Lowercase())
+        backend.normalizer = normalizers.Sequence(steps)
     elif (folder / "tokenizer.json").exists():
         saved = BackendTokenizer.from_file(str(folder / "tokenizer.json"))
         backend.normalizer = saved.normalizer

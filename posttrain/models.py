@@ -28,6 +28,7 @@ from posttrain.loading import (
     require_reward_model,
 )
 from posttrain.record import Model, slug
+from posttrain.tokens import list_special_tokens
 
 if TYPE_CHECKING:
     from posttrain.run import Run
@@ -307,6 +308,6 @@ def plain(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
     A space is put after the first character of every such token.
     """
-    for token in tokenizer.all_special_tokens:
+    for token in list_special_tokens(tokenizer):
         text = text.replace(token, f"{token[0]} {token[1:]}")
     return text

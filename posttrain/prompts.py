@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.tokens import cut_prompts
+from posttrain.tokens import cut_prompts, list_special_tokens
 from posttrain.transcripts import MEASURED, PROMPT_END, Pair, read_split, split_pairs
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def _collect_usable(
     A harmful prompt contains a word that begins with a keyword.
     """
     rows = read_split(folder, MEASURED[kind], "test")
-    pairs, dropped = split_pairs(rows, tokenizer.all_special_tokens)
+    pairs, dropped = split_pairs(rows, list_special_tokens(tokenizer))
     usable = {}
     prompts = cut_prompts([pair["prompt"] for pair in pairs], [room] * len(pairs), tokenizer)
     for pair, prompt in zip(pairs, prompts):

@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.checks import list_names, say_once
+from posttrain.tokens import list_special_tokens
 from posttrain.transcripts import PROMPT_END, TURN
 
 # Questions and answers on which judges are tried; their lengths differ, so that one is padded.
@@ -17,11 +18,11 @@ JUDGED = (
 # Plain English as it stands in transcripts, and letters that not every tokenizer keeps
 PLAIN = (
     f"{TURN} How do I bake bread? It's 5 o'clock.{PROMPT_END} Use a hot pot.\n\nLet it rest: no, "
-    '(really) "wait" - then eat!'
+    '(really) "wait" - then eat!  It costs $12, or 50% & #3; see [1] * 2 + <b> = {c}.\n1. So\n2. Go'
 )
 FOREIGN = "Käse 🧀 ﬁne…"
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token")
-BRACKETS = set("<[{")  # one of them is in every special token that is not a word or a sign
+BLANKS = " \n\tĠĊ▁"  # and how tokenizers write them
 MOST_UNKNOWN = 0.1  # share of unknown tokens in the English probes
 
 
@@ -94,10 +95,18 @@ def require_tokenizer_of_judge(
     _require_known_words(folder, tokenizer)
 
 
+def switch_off_dropout(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer encode a text in the same way every time; some skip merges at random."""
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if getattr(model, "dropout", None):
+        model.dropout = None
+        say_once(f"The dropout in the tokenizer of {folder} was switched off.")
+
+
 def _require_special_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ValueError if a special token is a piece of text, which would lose it everywhere."""
-    for token in tokenizer.all_special_tokens:
-        if not BRACKETS.intersection(token):
+    for token in list_special_tokens(tokenizer):
+        if _is_text(token):
             roles = [role for role in ROLES if getattr(tokenizer, role, None) == token]
             raise ValueError(
                 f"The tokenizer in {folder} has {token!r} as a special token "
@@ -105,6 +114,14 @@ def _require_special_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) ->
                 "text, so that texts would lose it or end at it. Name another token, such as "
                 '"<pad>", in its tokenizer_config.json.'
             )
+
+
+def _is_text(token: str) -> bool:
+    """Tell whether a token is a word, a sign or a blank, as they occur in any text."""
+    core = token.strip(BLANKS)
+    if core.startswith("_") and core.endswith("_") and core:
+        return False
+    return core.isprintable() and (core.isalnum() or len(core) <= 2)
 
 
 def _require_same_text(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 TEXTS_AT_ONCE = 1000  # all texts of a dataset at once would take gigabytes of memory
 
 
+def list_special_tokens(tokenizer: Tokenizer) -> list[str]:
+    """List all tokens that have a special effect, those without a role of their own included."""
+    added = tokenizer.added_tokens_decoder.values()
+    without_role = {token.content for token in added if token.special}
+    return sorted({*tokenizer.all_special_tokens, *without_role})
+
+
 def encode(
     texts: Sequence[str], tokenizer: Tokenizer, label: str, **options: Any
 ) -> list[np.ndarray]:

@@ -7,8 +7,9 @@ import pytest
 import small_models
 import torch
 from conftest import HUB, dialogue
+from safetensors.torch import load_file, save_file
 from small_models import FAULTY_JUDGES, GENERATION, JUDGES, change_tensors, save_base
-from tokenizers import AddedToken, normalizers, processors
+from tokenizers import AddedToken, Regex, normalizers, processors
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -106,6 +107,26 @@ def test_weights_in_eight_bits_are_not_read_as_numbers(tmp_path, dtype):
     message = refuse(models.load_base, copy_opt(tmp_path / "base", quantize))
     assert "fc1.weight" in message
     assert "is quantized" in message
+
+
+def test_whole_numbers_in_a_pickle_are_not_read_as_weights(tmp_path):
+    folder = copy_opt(tmp_path / "base")
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    models.load_base(folder)
+    name = next(name for name in tensors if name.endswith("fc1.weight"))
+    tensors[name] = (100 * tensors[name].float()).to(torch.int8)
+    torch.save(tensors, folder / "pytorch_model.bin")
+    assert "as int8" in refuse(models.load_base, folder)
+
+
+def test_weights_that_nobody_loads_are_no_matter(tmp_path):
+    folder = copy_opt(tmp_path / "base")
+    tensors = load_file(folder / "model.safetensors")
+    quantized = {name: tensor.to(torch.int8) for name, tensor in tensors.items()}
+    save_file(quantized, folder / "model.int8.safetensors")
+    models.load_base(folder)
 
 
 @pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "compressed-tensors"])
@@ -246,11 +267,41 @@ def test_special_token_must_not_be_text(tmp_path, role, token):
     assert role in message
 
 
-def test_tokens_that_swallow_blanks_are_refused(tmp_path):
+def test_special_token_without_a_role_must_not_be_text(tmp_path):
+    """It would be cut out of every answer all the same."""
+    shutil.copytree(OPT, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(OPT)
+    tokenizer.add_tokens(["sorry"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path / "base")
+    assert "'sorry' as a special token" in refuse(models.load_tokenizer, tmp_path / "base")
+
+
+@pytest.mark.parametrize("token", ["|ENDOFTEXT|", "__end__", "｟eos｠", "\x03", "<|im_end|>"])
+def test_special_tokens_of_every_look_are_accepted(tmp_path, token):
+    shutil.copytree(OPT, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(OPT)
+    tokenizer.add_tokens([token], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path / "base")
+    models.load_tokenizer(tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    "change", [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace("$", "")]
+)
+def test_normalizer_that_changes_plain_text_is_refused(tmp_path, change):
+    backend = AutoTokenizer.from_pretrained(OPT).backend_tokenizer
+    backend.normalizer = change
+    copy_opt(tmp_path / "base")
+    small_models.bare_tokenizer(backend).save_pretrained(tmp_path / "base")
+    assert "into" in refuse(models.load_tokenizer, tmp_path / "base")
+
+
+@pytest.mark.parametrize("sign", [".", ";", "*", "1"])
+def test_tokens_that_swallow_blanks_are_refused(tmp_path, sign):
     """The models would learn other texts than those of the pairs."""
     folder = copy_opt(tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(OPT)
-    tokenizer.add_tokens([AddedToken(".", lstrip=True, rstrip=True, normalized=False)])
+    tokenizer.add_tokens([AddedToken(sign, lstrip=True, rstrip=True, normalized=False)])
     tokenizer.save_pretrained(folder)
     assert "into" in refuse(models.load_tokenizer, folder)
 
@@ -306,6 +357,8 @@ def test_positions_that_depend_on_the_batch_are_not_used():
     config = Phi3Config(max_position_embeddings=512, hidden_size=32, num_attention_heads=2)
     assert architecture.read_size(config).positions == 512
     config.rope_parameters = rope
+    assert architecture.read_size(config).positions == 64
+    config.rope_parameters = {"full_attention": rope, "sliding_attention": {"rope_type": "default"}}
     assert architecture.read_size(config).positions == 64
 
 
@@ -448,7 +501,12 @@ def test_every_end_ends_an_answer(tmp_path, capsys):
     model.generation_config.eos_token_id = [2, other_end, 20]
     ends = generation.list_ends(model, tokenizer)
     assert ends == [2, other_end]
-    assert "which is an ordinary token" in capsys.readouterr().out  # the one with the id 20
+    assert "names 20 as an end of texts" in capsys.readouterr().out
+    model.generation_config.eos_token_id = [2, -1, "</s>"]
+    assert generation.list_ends(model, tokenizer) == [2]
+    said = capsys.readouterr().out
+    assert "names -1 as an end" in said
+    assert "names '</s>' as an end" in said
     ids = tokenizer(" No.", add_special_tokens=False)["input_ids"]
     completion = generation.read_completion([*ids, other_end, 1, 1], tokenizer, None, ends)
     assert completion == {
@@ -526,6 +584,52 @@ def test_judge_that_ends_texts_is_not_padded_with_that_end(tmp_path):
     judge, loaded = models.load_judge(folder)
     assert loaded.pad_token == "<unk>"
     assert judge.config.pad_token_id == loaded.pad_token_id
+
+
+def test_judge_is_not_padded_with_the_end_that_it_reads_at(tmp_path):
+    """Its config names the padding that it was trained with."""
+    backend = small_models.demo_tokenizer().backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", 2)]
+    )
+    tokenizer = small_models.bare_tokenizer(backend, pad_token="</s>")
+    judge, loaded = models.load_judge(
+        small_models.save_gpt2_judge(tmp_path / "judge", tokenizer, 1)
+    )
+    assert loaded.pad_token == "<pad>"
+    assert judge.config.pad_token_id == 1
+
+
+def test_tokenizer_is_not_random(tmp_path):
+    """BPE dropout, which some tokenizers were saved with, skips merges at random."""
+    for folder in (OPT, JUDGE):
+        copied = shutil.copytree(folder, tmp_path / folder.name)
+        tokenizer = small_models.demo_tokenizer()
+        tokenizer.backend_tokenizer.model.dropout = 0.5
+        if folder == OPT:
+            tokenizer.save_pretrained(copied)
+            loaded = models.load_tokenizer(copied)
+        else:
+            copied = small_models.save_gpt2_judge(tmp_path / "gpt2", tokenizer, 1)
+            loaded = models.load_judge(copied)[1]
+        text = "How do I bake bread at home?"
+        assert len({tuple(loaded(text)["input_ids"]) for _ in range(20)}) == 1
+
+
+def test_special_tokens_without_a_role_are_plain_text_too(tmp_path):
+    shutil.copytree(OPT, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(OPT)
+    tokenizer.add_tokens(["<|im_start|>"], special_tokens=True)
+    control = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    text = models.plain("Say <|im_start|> now.", tokenizer)
+    assert control not in tokenizer(text)["input_ids"]
+
+
+def test_lower_casing_of_deberta_is_kept(tmp_path):
+    folder = shutil.copytree(JUDGE, tmp_path / "judge")
+    small_models.change_json(folder / "tokenizer_config.json", do_lower_case=True)
+    tokenizer = models.load_judge(folder)[1]
+    assert tokenizer("How DO I")["input_ids"] == tokenizer("how do i")["input_ids"]
 
 
 def test_positions_of_a_judge(tmp_path):
@@ -609,6 +713,14 @@ def test_lower_precision_of_products_is_undone_and_said(capsys):
         assert "float32_matmul_precision" in capsys.readouterr().out
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_autocast_of_the_whole_process_is_refused():
+    torch.set_autocast_enabled("cpu", True)
+    try:
+        assert "autocast" in refuse(models.load_base, OPT)
+    finally:
+        torch.set_autocast_enabled("cpu", False)
 
 
 def test_other_default_type_is_refused():
