@@ -485,7 +485,7 @@ def decide_at_threshold(answers: pd.DataFrame, kind: str, threshold: float) -> d
     passed = rewards >= threshold if kind == "harmful" else rewards > threshold
     family = {}
     for first, second in combinations(models_of(answers), 2):
-        family[first, second] = comparisons.compare_rates(passed, first, second, power=False)
+        family[first, second] = comparisons.compare_rates(passed, first, second, level=None)
     adjusted = comparisons.holm([comparison["p"] for comparison in family.values()])
     decisions = {}
     for (pair, comparison), p_holm in zip(family.items(), adjusted):

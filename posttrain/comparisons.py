@@ -3,13 +3,13 @@
 A difference is always that of the second model minus the first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom, wilcoxon
+from scipy.stats import binom, permutation_test
 from statsmodels.stats.contingency_tables import mcnemar
 
 from posttrain.metrics import (
@@ -23,8 +23,16 @@ from posttrain.metrics import (
     pivot_rewards,
     redraw_rewards,
 )
-from posttrain.power import ALPHA, Changes, power_of_cas, power_of_rate, power_of_reward
+from posttrain.power import (
+    ALPHA,
+    Changes,
+    detectable_cas,
+    detectable_rate,
+    detectable_reward,
+    level_of,
+)
 
+FLIPS = 20_000  # patterns of signs that are drawn for the test of a mean reward
 FEWEST_PROMPTS = 10  # with fewer prompts every comparison is inconclusive
 DECISIONS = ("significant", "suggestive", "inconclusive")
 REWARD_OF_RATE = {"HmR": "harmful_reward", "HpR": "helpful_reward"}  # the rewards behind a rate
@@ -64,11 +72,30 @@ def sign_flips(changes: Sequence[Changes]) -> float:
     return min(1.0, float(probabilities[as_extreme].sum()))
 
 
-def signed_rank(differences: np.ndarray) -> float:
-    """Compute the two-sided p-value of Wilcoxon's signed-rank test; 1 if all differences are 0."""
+def flip_rewards(differences: np.ndarray, seed: int) -> float:
+    """Compute the two-sided p-value of a mean difference by a paired permutation test.
+
+    If two models do not differ, the sign of every difference is as likely as its opposite. With few
+    prompts all patterns of signs are counted, otherwise `FLIPS` of them are drawn.
+
+    Args:
+        differences: The differences of two models' rewards on the same prompts, shape (prompts,).
+        seed: The seed of the draws.
+
+    Returns:
+        The p-value; 1 if all differences are 0.
+    """
     if not differences.any():
         return 1.0
-    return float(wilcoxon(differences).pvalue)
+    test = permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=FLIPS,
+        rng=np.random.default_rng(seed),
+    )
+    return float(test.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -90,6 +117,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
 # ---- pairs of models
 
 
+def describe_power(
+    detectable: Callable[..., float | None], *arguments: Any, level: float | None
+) -> Record | None:
+    """Compute the smallest difference that is detected at a level; None without a level.
+
+    Args:
+        detectable: A function of `power`.
+        arguments: Its arguments but the level.
+        level: The level at which the decision is made.
+    """
+    if level is None:
+        return None
+    return {"detectable": detectable(*arguments, level=level), "level": level}
+
+
 def count_changes(passed: pd.DataFrame, first: str, second: str) -> Changes:
     """Count the prompts that only one of two models passes.
 
@@ -107,14 +149,14 @@ def count_changes(passed: pd.DataFrame, first: str, second: str) -> Changes:
     return gained, lost, len(passed)
 
 
-def compare_rates(passed: pd.DataFrame, first: str, second: str, power: bool) -> Record:
+def compare_rates(passed: pd.DataFrame, first: str, second: str, level: float | None) -> Record:
     """Compare the rates of two models on the same prompts.
 
     Args:
         passed: The table of truth values from `metrics.pivot_passed`.
         first: The first model.
         second: The second model.
-        power: Whether to compute what 80% power needs.
+        level: The level at which to compute the power; None computes none.
 
     Returns:
         The fields of a comparison: difference (second minus first, in percentage points), low and
@@ -131,12 +173,12 @@ def compare_rates(passed: pd.DataFrame, first: str, second: str, power: bool) ->
         "n": n,
         "test": "exact McNemar",
         "p": exact_mcnemar(gained, lost),
-        "power": power_of_rate(gained, lost, n) if power else None,
+        "power": describe_power(detectable_rate, (gained + lost) / n, n, level=level),
     }
 
 
 def compare_cas(
-    passed: Mapping[str, pd.DataFrame], first: str, second: str, power: bool
+    passed: Mapping[str, pd.DataFrame], first: str, second: str, level: float | None
 ) -> Record:
     """Compare the CAS of two models on the same prompts.
 
@@ -144,7 +186,7 @@ def compare_cas(
         passed: {kind: table of truth values from `metrics.pivot_passed`}.
         first: The first model.
         second: The second model.
-        power: Whether to compute what 80% power needs.
+        level: The level at which to compute the power; None computes none.
 
     Returns:
         The fields of a comparison, as in `compare_rates`, with counts over both kinds of prompts.
@@ -161,12 +203,17 @@ def compare_cas(
         "n": sum(n for _, _, n in changes),
         "test": "exact sign flips",
         "p": sign_flips(changes),
-        "power": power_of_cas(changes) if power else None,
+        "power": describe_power(detectable_cas, changes, level=level),
     }
 
 
 def compare_rewards(
-    rewards: pd.DataFrame, redrawn: pd.DataFrame, first: str, second: str, power: bool
+    rewards: pd.DataFrame,
+    redrawn: pd.DataFrame,
+    first: str,
+    second: str,
+    seed: int,
+    level: float | None,
 ) -> Record:
     """Compare the mean rewards of two models on the same prompts.
 
@@ -175,7 +222,8 @@ def compare_rewards(
         redrawn: Bootstrap draws of the mean rewards, from `metrics.redraw_rewards`.
         first: The first model.
         second: The second model.
-        power: Whether to compute what 80% power needs.
+        seed: The seed of the test's draws.
+        level: The level at which to compute the power; None computes none.
 
     Returns:
         The fields of a comparison, as in `compare_rates`, with differences in units of reward.
@@ -189,9 +237,9 @@ def compare_rewards(
         "gained": int((differences > 0).sum()),
         "lost": int((differences < 0).sum()),
         "n": len(differences),
-        "test": "Wilcoxon",
-        "p": signed_rank(differences),
-        "power": power_of_reward(differences) if power else None,
+        "test": "sign flips",
+        "p": flip_rewards(differences, seed),
+        "power": describe_power(detectable_reward, differences, level=level),
     }
 
 
@@ -224,7 +272,8 @@ def compare(answers: pd.DataFrame, draws: int, seed: int, power: bool = True) ->
         answers: The table of answers with its labels.
         draws: The number of bootstrap draws.
         seed: The seed of the draws.
-        power: Whether to compute what 80% power needs, which takes most of the time.
+        power: Whether to compute which difference is found with 80% power, which takes most of the
+            time.
 
     Returns:
         One record for each measure and pair of models, with the fields measure, first, second,
@@ -235,16 +284,19 @@ def compare(answers: pd.DataFrame, draws: int, seed: int, power: bool = True) ->
     passed = {kind: pivot_passed(answers, kind) for kind in KINDS}
     rewards = {kind: pivot_rewards(answers, kind) for kind in KINDS}
     redrawn = redraw_rewards(rewards, draws, seed)
+    level = level_of(len(pairs)) if power else None
     records = []
     for measure, kind in MEASURES.items():
         family = []
         for first, second in pairs:
             if measure == "CAS":
-                comparison = compare_cas(passed, first, second, power)
+                comparison = compare_cas(passed, first, second, level)
             elif measure in REWARD_OF_RATE:
-                comparison = compare_rates(passed[kind], first, second, power)
+                comparison = compare_rates(passed[kind], first, second, level)
             else:
-                comparison = compare_rewards(rewards[kind], redrawn[kind], first, second, power)
+                comparison = compare_rewards(
+                    rewards[kind], redrawn[kind], first, second, seed, level
+                )
             family.append({"measure": measure, "first": first, "second": second, **comparison})
         kinds = [kind] if kind else KINDS
         prompts = min(len(passed[kind]) for kind in kinds)

@@ -166,10 +166,13 @@ def _explain_suggestive(comparison: Record) -> str:
 
 
 def _describe_power(comparison: Record) -> str:
-    """Say how large a true difference so many prompts would find with 80% power."""
+    """Say how large a true difference so many prompts would find with 80% power.
+
+    It is found if it is significant after the correction for all pairs of models.
+    """
     power = comparison["power"]
     if power is None:
-        return "What 80% power needs was not computed."
+        return "Which difference is found with 80% power was not computed."
     if power["detectable"] is None:
         return "So few prompts find no difference with 80% power."
     digits, unit = (2, "") if "reward" in comparison["measure"] else (0, " points")

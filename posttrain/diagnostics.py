@@ -108,7 +108,7 @@ def _reference_cautions(answers: pd.DataFrame) -> list[str]:
             continue
         below, near = [], []
         for model in models_of(answers):
-            difference = compare_cas(passed, name, model, power=False)
+            difference = compare_cas(passed, name, model, level=None)
             if difference["high"] < 0:
                 below.append(model)
             elif difference["low"] <= 0:

@@ -1,6 +1,6 @@
 """Two models on the same prompts: tests, decisions and sentences."""
 
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -29,20 +29,44 @@ def test_mcnemar_by_hand(gained, lost, p):
     assert comparisons.exact_mcnemar(lost, gained) == pytest.approx(p)
 
 
-def test_wilcoxon_by_hand():
+def test_flips_of_rewards_by_hand():
     """Five differences of one sign: 2 of the 2**5 sign patterns are as extreme."""
-    assert comparisons.signed_rank(np.array([1, 2, 3, 4, 5.5])) == pytest.approx(2 / 32)
-    assert comparisons.signed_rank(np.zeros(5)) == 1
+    assert comparisons.flip_rewards(np.array([1, 2, 3, 4, 5.5]), 0) == pytest.approx(2 / 32)
+    assert comparisons.flip_rewards(np.zeros(5), 0) == 1
 
 
-def test_wilcoxon_with_ties():
-    """Equal rewards are left out, equal differences share their rank."""
-    rng = np.random.default_rng(0)
-    differences = rng.integers(1, 5, 50).astype(float) - rng.integers(0, 4, 50)
-    kept = differences[differences != 0]
-    assert len(kept) < 50
-    expected = scipy_stats.wilcoxon(kept, correction=False, method="approx").pvalue
-    assert comparisons.signed_rank(differences) == pytest.approx(expected)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_flips_of_rewards_by_enumeration(seed):
+    """On few prompts all patterns of signs are counted: those with a mean at least as far off."""
+    differences = np.random.default_rng(seed).normal(0.5, 1, 12).round(1)
+    signs = np.array(list(product([-1, 1], repeat=12)))
+    means = np.abs((signs * differences).mean(1))
+    expected = (means >= abs(differences.mean()) - 1e-9).mean()
+    assert comparisons.flip_rewards(differences, 0) == pytest.approx(expected)
+
+
+def test_drawn_flips_of_rewards_are_near_the_t_test():
+    """On many prompts with normal differences both tests agree, within the error of the draws."""
+    differences = np.random.default_rng(0).normal(0.3, 1, 60)
+    expected = scipy_stats.ttest_1samp(differences, 0).pvalue
+    drawn = [comparisons.flip_rewards(differences, seed) for seed in range(5)]
+    assert drawn == pytest.approx([expected] * 5, abs=0.006)
+    assert comparisons.flip_rewards(differences, 0) == drawn[0]
+
+
+def test_flips_of_rewards_hold_their_level_on_skewed_differences():
+    """With a mean of zero they reject in 5%, where a signed-rank test rejects far more often.
+
+    A signed-rank test asks about the median, and the interval beside it is that of the mean.
+    """
+    rng = np.random.default_rng(1)
+    flipped, ranked = 0, 0
+    for i in range(400):
+        differences = rng.exponential(1, 50) - 1
+        flipped += comparisons.flip_rewards(differences, i) < 0.05
+        ranked += scipy_stats.wilcoxon(differences).pvalue < 0.05
+    assert flipped / 400 < 0.09
+    assert ranked / 400 > 0.15
 
 
 def test_holm_by_hand():
@@ -131,12 +155,14 @@ def test_cas_is_the_mean_of_both_rates(four_models):  # noqa: F811
 
 @pytest.mark.parametrize("kind", metrics.KINDS)
 def test_rewards_by_scipy(four_models, kind):  # noqa: F811
-    """Wilcoxon's test on the paired differences, and their mean."""
+    """Sign flips of the paired differences, drawn by the seed, and their mean."""
     rewards = metrics.pivot_rewards(four_models, kind)
     for record in comparisons.compare(four_models, 200, 0):
         if record["measure"] == f"{kind}_reward":
             differences = rewards[record["second"]] - rewards[record["first"]]
-            assert record["p"] == pytest.approx(scipy_stats.wilcoxon(differences).pvalue)
+            signs = np.random.default_rng(7).choice([-1, 1], (200_000, len(differences)))
+            as_far = np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9
+            assert record["p"] == pytest.approx(as_far.mean(), abs=0.02)
             assert record["difference"] == pytest.approx(differences.mean())
             assert record["gained"] == (differences > 0).sum()
 
@@ -151,7 +177,7 @@ def test_power_is_left_out_where_it_is_not_asked_for(four_models):  # noqa: F811
     full = comparisons.compare(four_models, 200, 0)
     quick = comparisons.compare(four_models, 200, 0, power=False)
     assert quick == [record | {"power": None} for record in full]
-    assert conclusions.verdict(quick[0]).endswith("What 80% power needs was not computed.")
+    assert conclusions.verdict(quick[0]).endswith("Which difference is found with 80% power was not computed.")
 
 
 def test_differences_are_paired():
@@ -174,7 +200,7 @@ def test_equal_models_differ_by_an_unknown_little(rewards):
             assert record["low"] is record["high"] is None
         else:
             assert record["low"] < -3 < 3 < record["high"]
-        assert record["power"]["prompts"] is None
+        assert record["power"]["level"] == 0.05
         assert "SFT − Base is +0.0" in conclusions.verdict(record)
 
 
@@ -234,7 +260,7 @@ def comparison(**fields):
         "p": 0.01,
         "p_holm": 0.04,
         "decision": "significant",
-        "power": {"detectable": 20.4, "prompts": 1234},
+        "power": {"detectable": 20.4, "level": 0.05 / 6},
     } | fields
 
 
@@ -311,17 +337,17 @@ def test_verdict_on_a_suggestive_difference():
             "80% power by this many prompts.",
         ),
         (
-            {"measure": "helpful_reward", "power": {"detectable": 0.456, "prompts": None}},
+            {"measure": "helpful_reward", "power": {"detectable": 0.456, "level": 0.05}},
             "A true difference of 0.46 would be found with 80% power by this many prompts.",
         ),
         (
-            {"power": {"detectable": None, "prompts": None}},
+            {"power": {"detectable": None, "level": 0.05}},
             "inconclusive. So few prompts find no difference with 80% power.",
         ),
     ],
 )
 def test_verdict_on_an_inconclusive_comparison(fields, ending):
-    """It says what 80% power needs."""
+    """It says which difference is found with 80% power."""
     text = conclusions.verdict(comparison(decision="inconclusive", **fields))
     assert text.endswith(ending)
 

@@ -398,7 +398,9 @@ def compare_by_hand(by_hand, measure, first, second):
         redrawn = by_hand.means[kind, second] - by_hand.means[kind, first]
         ends = tuple(np.percentile(redrawn, [2.5, 97.5]))
         counts = ((difference > 0).sum(), (difference < 0).sum(), len(difference))
-        return difference.mean(), ends, counts, stats.wilcoxon(difference).pvalue
+        signs = np.random.default_rng(11).choice([-1, 1], (100_000, len(difference)))
+        as_far = np.abs(signs @ difference) >= abs(difference.sum()) - 1e-9
+        return difference.mean(), ends, counts, as_far.mean()
     kinds = {"HmR": ["harmful"], "HpR": ["helpful"], "CAS": ["harmful", "helpful"]}[measure]
     changes = [by_hand.changes(kind, first, second) for kind in kinds]
     differences = [100 * (gained - lost) / n for gained, lost, n in changes]
@@ -425,7 +427,8 @@ def test_comparisons_by_hand(by_hand, measured):
             assert row["difference"] == close(difference)
             assert (row["low"], row["high"]) == close(ends)
             assert (row["gained"], row["lost"], row["n"]) == counts
-            assert row["p"] == close(p)
+            drawn = measure.endswith("_reward")  # at random, here and there
+            assert row["p"] == (pytest.approx(p, abs=0.016) if drawn else close(p))
             p_values.append(row["p"])
         for row, p_holm in zip(family, holm(p_values)):
             assert row["p_holm"] == close(p_holm)

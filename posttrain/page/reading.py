@@ -76,10 +76,10 @@ ModelSummary = create_model("ModelSummary", **_summary_fields())
 
 
 class NeededPower(BaseModel):
-    """What 80% power needs."""
+    """The smallest true difference that is found with 80% power, and the level of the test."""
 
     detectable: FiniteFloat | None
-    prompts: int | None
+    level: FiniteFloat
 
 
 class Comparison(BaseModel):
