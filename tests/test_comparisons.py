@@ -177,7 +177,7 @@ def test_power_is_left_out_where_it_is_not_asked_for(four_models):  # noqa: F811
     full = comparisons.compare(four_models, 200, 0)
     quick = comparisons.compare(four_models, 200, 0, power=False)
     assert quick == [record | {"power": None} for record in full]
-    assert conclusions.verdict(quick[0]).endswith("Which difference is found with 80% power was not computed.")
+    assert conclusions.verdict(quick[0]).endswith("found with 80% power was not computed.")
 
 
 def test_differences_are_paired():
