@@ -11,7 +11,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from docs import benchmark_tables, findings, readme_parts, settings_table, study_tables
+from docs import (
+    benchmark_tables,
+    claims_tables,
+    findings,
+    readme_parts,
+    settings_table,
+    study_tables,
+)
 from docs.benchmark_tables import BENCHMARKS, ROOT
 from docs.study_tables import PUBLISHED
 from posttrain.files import read_json, write
@@ -36,7 +43,7 @@ def list_parts(
     """
     metrics = read_json(published / "metrics.json", dict)
     models = [record["model"] for record in metrics["models"]]
-    assessments = study_tables.assess_study(published, metrics)
+    assessments = claims_tables.assess_study(published, metrics)
     parts: dict[str, Callable[[], str]] = {
         "clone": partial(readme_parts.write_clone, address),
         "presets": readme_parts.write_presets,
@@ -44,10 +51,10 @@ def list_parts(
         "measures": partial(study_tables.write_measures, published, metrics),
         "conclusion": partial(findings.write_conclusion, published, metrics),
         "findings": partial(findings.write_findings, published, metrics),
-        "claims in short": partial(study_tables.write_claims_in_short, assessments, models),
-        "claims counted": partial(study_tables.write_claims_counted, assessments),
-        "claims": partial(study_tables.write_verdicts, assessments, models),
-        "evidence": partial(study_tables.write_evidence, assessments, models),
+        "claims in short": partial(claims_tables.write_claims_in_short, assessments, models),
+        "claims counted": partial(claims_tables.write_counts, assessments),
+        "claims": partial(claims_tables.write_claims, assessments, models),
+        "evidence": partial(claims_tables.write_evidence, assessments, models),
         "summary": partial(study_tables.write_summary, metrics),
         "headlines": partial(study_tables.write_headlines, metrics),
         "pairs": partial(study_tables.write_pairs, metrics),

@@ -1,7 +1,7 @@
-"""What the study's published results and its claims come to, as markdown tables.
+"""What the study's published results come to, as markdown tables.
 
 A difference of two models is always the later one minus the earlier one, in the order Base, SFT,
-DPO, SFT+DPO, whichever of them a claim puts first.
+DPO, SFT+DPO.
 """
 
 import re
@@ -16,15 +16,6 @@ import pandas as pd
 
 from docs.benchmark_tables import ROOT, write_table
 from posttrain import comparisons, conclusions
-from posttrain.claims import (
-    Assessment,
-    Evidence,
-    assess_claims,
-    read_claims,
-    read_printed,
-    turn_round,
-)
-from posttrain.conclusions import list_words
 from posttrain.diagnostics import HUMAN, begins_like_a_refusal
 from posttrain.files import read_json
 from posttrain.metrics import KINDS, models_of, pivot_rewards, wilson
@@ -34,19 +25,6 @@ from posttrain.tables import interval, summary
 PUBLISHED = ROOT / "results" / "published"
 RATES = ("HmR", "HpR", "CAS")
 RATE_OF_KIND = {"harmful": "HmR", "helpful": "HpR"}
-QUANTITIES = {
-    "reward": "mean reward",
-    "spread": "standard deviation of the reward",
-    "median": "median reward",
-}
-VERDICTS = ("supported", "contradicted", "inconclusive")
-# README shows these claims, each with the differences from these models.
-IN_README = (
-    ("The combined SFT+DPO model outperforms all others across all metrics", ("SFT",)),
-    ("SFT outperforms DPO", ("DPO",)),
-    ("supervised fine-tuning significantly improves both safety and helpfulness", ("Base",)),
-    ("DPO contributes positively to safety", ("Base", "SFT")),
-)
 REACH = 1.0  # how far from the study's thresholds others are tried, in units of reward
 REACH_IN_WORDS = "one unit of reward"
 STEPS = 201  # how many thresholds are tried, evenly spaced
@@ -96,214 +74,6 @@ def format_signed_interval(record: Record, name: str, digits: int) -> str:
     for field in (name, f"{name}_low", f"{name}_high"):
         ends.append(comparisons.format_signed(record[field], digits))
     return f"{ends[0]} [{ends[1]}, {ends[2]}]"
-
-
-# ---- claims
-
-
-def assess_study(published: Path, metrics: Record) -> list[Assessment]:
-    """Test the study's claims on its published rewards.
-
-    Args:
-        published: the folder with claims.json and paper.json.
-        metrics: the folder's metrics.json.
-    """
-    claims = read_claims(published / "claims.json")
-    printed = read_printed(published / "paper.json")
-    return assess_claims(claims, metrics["comparisons"], metrics["spreads"], printed)
-
-
-def orient(evidence: Evidence, models: Sequence[str]) -> Evidence:
-    """Turn evidence round, if need be, so that it tells of the later model minus the earlier one.
-
-    Args:
-        evidence: the evidence on a statement.
-        models: all models in their order.
-    """
-    higher, lower = evidence.statement.higher, evidence.statement.lower
-    if models.index(higher) > models.index(lower):
-        return evidence
-    return turn_round(evidence)
-
-
-def write_expectation(evidence: Evidence, models: Sequence[str]) -> str:
-    """Write on which side of no difference a claim expects the later model minus the earlier one.
-
-    Args:
-        evidence: the evidence on a statement of the claim, as the claim states it.
-        models: all models in their order.
-    """
-    side = "above" if orient(evidence, models) is evidence else "below"
-    return f"{side} {1 if evidence.statement.is_ratio else 0}"
-
-
-def write_claims_counted(assessments: Sequence[Assessment]) -> str:
-    """Write in a sentence how many claims got which verdict, and what contradicts them."""
-    counts = dict.fromkeys(VERDICTS, 0)
-    by_differences = 0
-    for assessment in assessments:
-        counts[assessment.verdict] += 1
-        if assessment.verdict == "contradicted" and list_opposite_differences(assessment):
-            by_differences += 1
-    parts = []
-    for verdict, count in counts.items():
-        part = f"{count or 'none'} {'is' if count < 2 else 'are'} {verdict}"
-        if verdict == "contradicted" and count:
-            by_printed = count - by_differences
-            part += (
-                f" ({by_printed} by the study's own printed numbers, {by_differences} by a "
-                "significant difference)"
-            )
-        parts.append(part)
-    return f"Of the study's {len(assessments)} claims, {list_words(parts)}."
-
-
-def list_opposite_differences(assessment: Assessment) -> list[Evidence]:
-    """List the significant differences whose sign is the opposite of what a claim states."""
-    return [part for part in assessment.evidence if part.significant and part.direction < 0]
-
-
-def write_verdict(assessment: Assessment, models: Sequence[str]) -> str:
-    """Write the verdict on a claim and, if it is contradicted, what contradicts it.
-
-    Args:
-        assessment: the assessment of the claim.
-        models: all models in their order.
-
-    Raises:
-        ValueError: nothing that is known of the claim contradicts it, although its verdict says so.
-    """
-    if assessment.verdict != "contradicted":
-        return assessment.verdict
-    differences = list_opposite_differences(assessment)
-    if differences:
-        shown = orient(differences[0], models)
-        measure, later, earlier = shown.statement
-        if shown.statement.is_ratio:
-            side = "larger" if shown.difference > 1 else "smaller"
-            return (
-                f"contradicted: the {name_measure(measure)} is significantly {side} for {later} "
-                f"than for {earlier}"
-            )
-        side = "above" if shown.difference > 0 else "below"
-        return f"contradicted: {later} is significantly {side} {earlier} in {name_measure(measure)}"
-    for part in assessment.evidence:
-        if part.printed is not None and part.printed[0] < part.printed[1]:
-            of_higher, of_lower = (format_number(value) for value in part.printed)
-            statement = part.statement
-            return (
-                f"contradicted: the study itself prints a lower {name_measure(statement.measure)} "
-                f"for {statement.higher} ({of_higher}) than for {statement.lower} ({of_lower})"
-            )
-    raise ValueError(f"“{assessment.claim.quotation}”: nothing explains the verdict.")
-
-
-def write_claims_in_short(assessments: Sequence[Assessment], models: Sequence[str]) -> str:
-    """Write README's table: some claims, with the rates that bear on them most.
-
-    Args:
-        assessments: of all claims.
-        models: all models in their order.
-    """
-    by_quotation = {assessment.claim.quotation: assessment for assessment in assessments}
-    rows = []
-    for quotation, others in IN_README:
-        assessment = by_quotation[quotation]
-        words, verdict = f"“{quotation}”", write_verdict(assessment, models)
-        for other in others:
-            cells = dict.fromkeys(RATES, "–")
-            expected = ""
-            for evidence in assessment.evidence:
-                measure = evidence.statement.measure
-                if measure in RATES and evidence.statement.lower == other:
-                    shown = orient(evidence, models)
-                    text = describe_difference(shown)
-                    cells[measure] = f"**{text}**" if evidence.significant else text
-                    side = write_expectation(evidence, models)
-                    expected = f"{name_models(shown)} {side}"
-            rows.append([f"{words}<br>{expected}", *cells.values(), verdict])
-            words = "the same claim"
-    return write_estimates(["claim, and the difference that it expects", *RATES, "verdict"], rows)
-
-
-def write_verdicts(assessments: Sequence[Assessment], models: Sequence[str]) -> str:
-    """Write the list of all claims with their verdicts.
-
-    Args:
-        assessments: of all claims.
-        models: all models in their order.
-    """
-    rows = []
-    for number, assessment in enumerate(assessments, start=1):
-        claim, verdict = assessment.claim, write_verdict(assessment, models)
-        rows.append([str(number), claim.section, f"“{claim.quotation}”", verdict])
-    return write_table(["", "section", "claim", "verdict"], rows)
-
-
-def write_evidence(assessments: Sequence[Assessment], models: Sequence[str]) -> str:
-    """Write every claim with a table of the differences that bear on it.
-
-    Args:
-        assessments: of all claims.
-        models: all models in their order.
-    """
-    sections = []
-    columns = [
-        "measure", "difference", "printed", "measured [95%]", "claimed", "direction", "significant",
-    ]  # fmt: skip
-    for number, (claim, verdict, evidence) in enumerate(assessments, start=1):
-        rows = [write_evidence_row(part, models) for part in evidence]
-        sections.append(f"### {number}. “{claim.quotation}”: {verdict}")
-        sections.append(write_estimates(columns, rows))
-    return "\n\n".join(sections)
-
-
-def write_evidence_row(evidence: Evidence, models: Sequence[str]) -> list[str]:
-    """Write the evidence on one statement as the cells of a row.
-
-    Args:
-        evidence: the evidence, as the claim states it.
-        models: all models in their order.
-    """
-    shown = orient(evidence, models)
-    printed = ""
-    if shown.printed is not None:
-        printed = " and ".join(format_number(value) for value in shown.printed)
-    return [
-        name_measure(shown.statement.measure),
-        name_models(shown),
-        printed,
-        describe_difference(shown),
-        write_expectation(evidence, models),
-        {1: "as claimed", 0: "none", -1: "opposite"}[evidence.direction],
-        "**yes**" if evidence.significant else "no",
-    ]
-
-
-def name_measure(measure: str) -> str:
-    """Name a measure as a sentence does, such as "mean reward on harmful prompts" or "HmR"."""
-    kind, _, quantity = measure.partition("_")
-    return f"{QUANTITIES[quantity]} on {kind} prompts" if quantity else measure
-
-
-def name_models(evidence: Evidence) -> str:
-    """Write which difference, or which ratio of spreads, evidence tells of."""
-    statement = evidence.statement
-    return f"{statement.higher} {'÷' if statement.is_ratio else '−'} {statement.lower}"
-
-
-def describe_difference(evidence: Evidence) -> str:
-    """Write a difference, or a ratio of spreads, with its interval."""
-
-    def as_text(value: float) -> str:
-        if evidence.statement.is_ratio:
-            return f"{value:.2f}"
-        return comparisons.format_signed(value, 1 if evidence.statement.measure in RATES else 2)
-
-    if evidence.low is None or evidence.high is None:
-        return f"{as_text(evidence.difference)} on every prompt"
-    low, high = as_text(evidence.low), as_text(evidence.high)
-    return f"{as_text(evidence.difference)} [{low}, {high}]"
 
 
 # ---- rates and differences

@@ -5,7 +5,6 @@ human turn.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -363,41 +362,7 @@ def _add_bootstrap(record: Record, name: str, value: float, redrawn: np.ndarray)
     metrics.add_estimate(record, name, float(value), {"low": low, "high": high})
 
 
-# ---- rewards beyond their mean
-
-
-def spreads(answers: pd.DataFrame, draws: int, seed: int) -> list[Record]:
-    """Compare the standard deviation and the median of two models' rewards on the same prompts.
-
-    Args:
-        answers: The table of answers.
-        draws: The number of bootstrap draws.
-        seed: The seed of the draws.
-
-    Returns:
-        One record for each kind and each pair of models whose rewards vary: kind, first, second,
-        `ratio` (the second standard deviation divided by the first) and `median_difference` (second
-        minus first), with the ends of their 95% percentile bootstrap intervals over prompts.
-    """
-    models = models_of(answers)
-    records = []
-    for i, kind in enumerate(KINDS):
-        values = pivot_rewards(answers, kind)[models].to_numpy()
-        n = len(values)
-        redrawn = values[np.random.default_rng([seed, i]).integers(n, size=(draws, n))]
-        deviation, deviations = values.std(axis=0), redrawn.std(axis=1)
-        median, medians = np.median(values, axis=0), np.median(redrawn, axis=1)
-        for j, k in combinations(range(len(models)), 2):
-            if deviation[j] == 0 or deviation[k] == 0:
-                continue
-            with np.errstate(divide="ignore", invalid="ignore"):
-                ratios = deviations[:, k] / deviations[:, j]
-            record = {"kind": kind, "first": models[j], "second": models[k]}
-            _add_bootstrap(record, "ratio", deviation[k] / deviation[j], ratios)
-            difference, differences = median[k] - median[j], medians[:, k] - medians[:, j]
-            _add_bootstrap(record, "median_difference", difference, differences)
-            records.append(record)
-    return records
+# ---- thresholds and length
 
 
 def sweep(answers: pd.DataFrame, kind: str) -> pd.DataFrame:

@@ -242,31 +242,7 @@ def test_nothing_is_told_where_nobody_runs_on():
     assert diagnostics.gain_by_not_running_on(answers, 200, 0) == []
 
 
-# ---- rewards beyond their mean
-
-
-def test_spreads_by_hand():
-    """The ratio of standard deviations and the difference of medians, second to first."""
-    values = np.random.default_rng(2).normal(0, 1, 60)
-    other = 3 * values + 1
-    constant = np.zeros(60)
-    answers = make_answers({"A": (values, values), "B": (other, constant)})
-    (record,) = diagnostics.spreads(answers, 500, 0)  # helpful rewards of B do not vary
-    assert (record["kind"], record["first"], record["second"]) == ("harmful", "A", "B")
-    expected = pytest.approx(3)  # of the same prompts in every draw, so the ratio is 3 in all
-    assert [record[f"ratio{end}"] for end in ("", "_low", "_high")] == [expected] * 3
-    assert record["median_difference"] == pytest.approx(2 * np.median(values) + 1)
-    assert record["median_difference_low"] < record["median_difference"]
-    assert record["median_difference"] < record["median_difference_high"]
-
-
-def test_spreads_of_all_pairs(four_models):  # noqa: F811
-    """Six pairs a kind; references are left out."""
-    records = diagnostics.spreads(four_models, 200, 0)
-    assert len(records) == 12
-    rewards = metrics.pivot_rewards(four_models, "helpful")
-    ratio = rewards["SFT+DPO"].std() / rewards["DPO"].std()
-    assert records[-1]["ratio"] == pytest.approx(ratio)
+# ---- thresholds and length
 
 
 def test_sweep_over_thresholds():

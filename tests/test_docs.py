@@ -7,7 +7,7 @@ import re
 import pandas as pd
 import pytest
 
-from docs import benchmark_tables, build, findings, readme_parts, study_tables
+from docs import benchmark_tables, build, claims_tables, findings, readme_parts, study_tables
 from posttrain.claims import Assessment, Claim, Evidence, Ordering, Statement
 from posttrain.files import read_json
 from posttrain.settings import PRESETS
@@ -83,11 +83,11 @@ def test_every_part_stands_in_a_document(parts):
 def test_evidence_as_a_row():
     """The printed numbers, the difference with its interval, and what they say of the claim."""
     evidence = Evidence(Statement("HmR", "B", "A"), -4.04, -9.0, 1.0, False, (44, 48))
-    assert study_tables.write_evidence_row(evidence, MODELS) == [
+    assert claims_tables.write_evidence_row(evidence, MODELS) == [
         "HmR", "B − A", "44 and 48", "−4.0 [−9.0, +1.0]", "above 0", "opposite", "no",
     ]  # fmt: skip
     equal = Evidence(Statement("harmful_reward", "B", "A"), 0.0, None, None, False, (-1.5, -1.5))
-    assert study_tables.write_evidence_row(equal, MODELS) == [
+    assert claims_tables.write_evidence_row(equal, MODELS) == [
         "mean reward on harmful prompts", "B − A", "−1.5 and −1.5", "+0.00 on every prompt",
         "above 0", "none", "no",
     ]  # fmt: skip
@@ -96,11 +96,11 @@ def test_evidence_as_a_row():
 def test_a_claim_the_other_way_round():
     """That the earlier model is above is shown as the later minus the earlier, below zero."""
     evidence = Evidence(Statement("HmR", "A", "B"), -4.04, -9.0, 1.0, False, (44, 48))
-    assert study_tables.write_evidence_row(evidence, MODELS) == [
+    assert claims_tables.write_evidence_row(evidence, MODELS) == [
         "HmR", "B − A", "48 and 44", "+4.0 [−1.0, +9.0]", "below 0", "opposite", "no",
     ]  # fmt: skip
     ratio = Evidence(Statement("helpful_spread", "A", "B"), 2.0, 1.25, 2.5, True)
-    assert study_tables.write_evidence_row(ratio, MODELS) == [
+    assert claims_tables.write_evidence_row(ratio, MODELS) == [
         "standard deviation of the reward on helpful prompts", "B ÷ A", "", "0.50 [0.40, 0.80]",
         "below 1", "as claimed", "**yes**",
     ]  # fmt: skip
@@ -292,55 +292,39 @@ def test_prompts_in_words():
 @pytest.fixture(scope="module")
 def assessments(metrics):
     """The study's claims, assessed."""
-    return study_tables.assess_study(PUBLISHED, metrics)
+    return claims_tables.assess_study(PUBLISHED, metrics)
 
 
-def assess(evidence, verdict="contradicted"):
-    """The assessment of a claim that evidence on one statement decides."""
-    measure, higher, lower = evidence.statement
-    ordering = Ordering(measures=[measure], higher=[higher], lower=[lower])
-    return Assessment(Claim(section="1", quotation="B", orderings=[ordering]), verdict, [evidence])
+def test_a_claim_as_a_row():
+    """What is said of a claim, and its differences with the significant ones in bold."""
+    significant = Evidence(Statement("HmR", "B", "A"), 4.0, 1.0, 7.0, True, (44, 40))
+    other = Evidence(Statement("helpful_spread", "A", "B"), 2.0, 0.8, 2.5, False)
+    orderings = [Ordering(measures=["HmR"], higher=["B"], lower=["A"])]
+    claim = Claim(section="1", quotation="words", orderings=orderings)
+    assessment = Assessment(claim, "true in part", "not supported", [significant, other])
+    assert claims_tables.write_row(assessment, MODELS) == [
+        "“words”",
+        "true in part (2 of 2)",
+        "not supported",
+        "B − A: **HmR +4.0 [+1.0, +7.0]**; SD ratio (helpful) 0.50 [0.40, 1.25]",
+    ]
 
 
-def test_why_a_claim_is_contradicted():
-    """A significant difference comes before a printed one, and a verdict has a reason."""
-    printed = Evidence(Statement("HmR", "B", "A"), -4.0, -9.0, 1.0, False, (44, 48))
-    assert study_tables.write_verdict(assess(printed), MODELS) == (
-        "contradicted: the study itself prints a lower HmR for B (44) than for A (48)"
-    )
-    significant = printed._replace(significant=True)
-    assert study_tables.write_verdict(assess(significant), MODELS) == (
-        "contradicted: B is significantly below A in HmR"
-    )
-    ratio = Evidence(Statement("helpful_spread", "A", "B"), 0.5, 0.4, 0.8, True)
-    assert study_tables.write_verdict(assess(ratio), MODELS) == (
-        "contradicted: the standard deviation of the reward on helpful prompts is significantly "
-        "larger for B than for A"
-    )
-    assert study_tables.write_verdict(assess(printed, "inconclusive"), MODELS) == "inconclusive"
-    with pytest.raises(ValueError, match="nothing explains the verdict"):
-        study_tables.write_verdict(assess(printed._replace(printed=None)), MODELS)
-
-
-def test_contradicted_claims_are_counted(assessments):
-    """Each contradicted claim is counted once, under what contradicts it."""
-    sentence = study_tables.write_claims_counted(assessments)
-    printed, measured = re.search(r"\((\d) by the study's own .*?, (\d) by a", sentence).groups()
-    models = ["Base", "SFT", "DPO", "SFT+DPO"]
-    verdicts = [study_tables.write_verdict(assessment, models) for assessment in assessments]
-    assert sum("prints a lower" in verdict for verdict in verdicts) == int(printed)
-    assert sum("is significantly" in verdict for verdict in verdicts) == int(measured)
+def test_claims_are_counted(assessments):
+    """Each claim is counted once in each of the two sentences."""
+    as_printed, as_inference = claims_tables.write_counts(assessments).split(" As inferences")
+    for sentence in (as_printed, as_inference):
+        counts = [int(number) for number in re.findall(r"(\d+) (?:is|are)", sentence)]
+        assert sum(counts) == len(assessments)
+    assert "none is supported" in as_inference
 
 
 def test_claims_that_readme_shows(assessments):
-    """The comparison that README shows of the first claim decides it; the two rank all models."""
+    """Two claims of the abstract rank the models; what SFT and DPO add to safety follows."""
     by_quotation = {assessment.claim.quotation: assessment for assessment in assessments}
-    shown = [by_quotation[quotation] for quotation, _ in study_tables.IN_README]
+    shown = [by_quotation[quotation] for quotation in claims_tables.IN_README]
     sections = [assessment.claim.section for assessment in shown]
     assert sections == ["abstract", "abstract", "5.2", "5.3"]
-    against = {part.statement.lower for part in shown[0].evidence if part.direction < 0}
-    assert against == {"SFT"}
-    assert len(shown[0].evidence) == 3 * len(study_tables.RATES)
 
 
 # ---- README

@@ -1,0 +1,95 @@
+"""Spreads and medians of two models' rewards: estimates, intervals, tests and decisions."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from scipy.stats import pearsonr
+from test_metrics import four_models, make_answers  # noqa: F401
+
+from posttrain import metrics
+from posttrain.comparisons import holm
+from posttrain.spreads import bootstrap_p, compare_spreads
+
+
+def test_spreads_by_hand():
+    """The ratio of standard deviations and the difference of medians, second to first."""
+    values = np.random.default_rng(2).normal(0, 1, 60)
+    other = 3 * values + 1
+    constant = np.zeros(60)
+    answers = make_answers({"A": (values, values), "B": (other, constant)})
+    (record,) = compare_spreads(answers, 500, 0)  # helpful rewards of B do not vary
+    assert (record["kind"], record["first"], record["second"]) == ("harmful", "A", "B")
+    expected = pytest.approx(3)  # of the same prompts in every draw, so the ratio is 3 in all
+    assert [record[f"ratio{end}"] for end in ("", "_low", "_high")] == [expected] * 3
+    assert record["median_difference"] == pytest.approx(2 * np.median(values) + 1)
+    assert record["median_difference_low"] < record["median_difference"]
+    assert record["median_difference"] < record["median_difference_high"]
+    assert record["ratio_p"] == pytest.approx(2 / 501)  # the smallest that 500 draws can give
+    assert record["ratio_decision"] == "significant"
+
+
+def test_spreads_of_all_pairs(four_models):  # noqa: F811
+    """Six pairs of each kind, without references, corrected within the kind."""
+    records = compare_spreads(four_models, 200, 0)
+    assert len(records) == 12
+    rewards = metrics.pivot_rewards(four_models, "helpful")
+    ratio = rewards["SFT+DPO"].std() / rewards["DPO"].std()
+    assert records[-1]["ratio"] == pytest.approx(ratio)
+    for kind in metrics.KINDS:
+        family = [record for record in records if record["kind"] == kind]
+        smallest = min(record["ratio_p"] for record in family)
+        assert min(record["ratio_p_holm"] for record in family) == min(1, 6 * smallest)
+
+
+def test_too_few_prompts_decide_nothing():
+    """With nine prompts of a kind every comparison is inconclusive."""
+    values = np.arange(9.0)
+    answers = make_answers({"A": (values, values), "B": (9 * values, 9 * values)})
+    for record in compare_spreads(answers, 200, 0):
+        assert record["ratio_p"] < 0.05
+        assert record["ratio_decision"] == "inconclusive"
+
+
+def test_p_agrees_with_the_interval():
+    """Twice the smaller tail, never 0, and 1 where the draws lie around equality."""
+    draws = np.arange(1.0, 100.0)  # 99 draws
+    assert bootstrap_p(draws, 0.0) == pytest.approx(2 / 100)
+    assert bootstrap_p(draws, 3.0) == pytest.approx(2 * 4 / 100)
+    assert bootstrap_p(draws, 50.0) == 1
+    low, high = np.percentile(draws, [2.5, 97.5])
+    for equality in (low - 1.6, high + 1.6):
+        assert bootstrap_p(draws, equality) < 0.05
+    for equality in (low + 1.6, high - 1.6):
+        assert bootstrap_p(draws, equality) > 0.05
+
+
+def test_equal_spreads_are_rarely_called_different():
+    """With equal spreads of correlated rewards, p is below 0.05 in about 5% of data sets."""
+    generator = np.random.default_rng(0)
+    rejected = 0
+    for i in range(400):
+        shared = generator.normal(size=(100, 1))
+        values = shared + generator.normal(size=(100, 2))
+        answers = make_answers({"A": (values[:, 0], [0.0]), "B": (values[:, 1], [0.0])})
+        (record,) = compare_spreads(answers, 400, i)
+        rejected += record["ratio_p"] < 0.05
+    assert 0.02 < rejected / 400 < 0.09
+
+
+def test_the_published_spreads_agree_with_another_test():
+    """Pitman and Morgan's test of two variances on the same prompts makes the same decisions."""
+    folder = ROOT / "results" / "published"
+    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    records = compare_spreads(metrics.table([], [], scores), 4_000, 0)
+    for kind in metrics.KINDS:
+        rewards = metrics.pivot_rewards(metrics.table([], [], scores), kind)
+        family = [record for record in records if record["kind"] == kind]
+        p_values = []
+        for record in family:
+            first, second = rewards[record["first"]], rewards[record["second"]]
+            p_values.append(pearsonr(second - first, second + first).pvalue)
+        for record, p, p_holm in zip(family, p_values, holm(p_values), strict=True):
+            assert record["ratio_p"] == pytest.approx(p, abs=0.2)  # which assumes normality
+            assert (record["ratio_decision"] == "significant") == (p_holm < 0.05)
