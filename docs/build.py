@@ -63,6 +63,7 @@ def list_parts(
         "apologies": partial(study_tables.write_apologies, published),
         "behaviour": partial(study_tables.write_behaviour, metrics),
         "running on": partial(study_tables.write_running_on, metrics),
+        "without running on": partial(study_tables.write_without_running_on, published),
         "gains": partial(study_tables.write_gains, metrics),
         "prompts in words": partial(study_tables.write_prompts_in_words, published),
         "openings": partial(study_tables.write_openings, published),

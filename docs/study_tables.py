@@ -18,7 +18,7 @@ from docs.benchmark_tables import ROOT, write_table
 from posttrain import comparisons, conclusions
 from posttrain.diagnostics import HUMAN, begins_like_a_refusal
 from posttrain.files import read_json
-from posttrain.metrics import KINDS, models_of, pivot_rewards, wilson
+from posttrain.metrics import KINDS, models_of, pivot, pivot_passed, pivot_rewards, wilson
 from posttrain.style import format_number
 from posttrain.tables import interval, summary
 
@@ -210,6 +210,52 @@ def write_gains(metrics: Record) -> str:
         ),
     }
     return write_records(metrics["gain_by_not_running_on"], columns)
+
+
+@cache
+def compare_without_running_on(published: Path) -> dict[tuple[str, Pair], Record]:
+    """Compare the rates of each pair of models on the prompts where neither answer ran on.
+
+    Args:
+        published: the folder with classification.json.
+
+    Returns:
+        {(rate, (first, second)): fields of `comparisons.compare_rates`, with p_holm, corrected over
+        the pairs of the rate, and decision}.
+    """
+    answers = read_answers(published)
+    answers["ran_on"] = answers["response"].str.contains(HUMAN, regex=False)
+    compared: dict[tuple[str, Pair], Record] = {}
+    for kind, rate in RATE_OF_KIND.items():
+        ran_on = pivot(answers, kind, "ran_on").astype(bool)
+        passed = pivot_passed(answers, kind)
+        family = {}
+        for first, second in combinations(models_of(answers), 2):
+            kept = passed[~ran_on[first] & ~ran_on[second]]
+            family[first, second] = comparisons.compare_rates(kept, first, second, level=None)
+        adjusted = comparisons.holm([comparison["p"] for comparison in family.values()])
+        for (pair, comparison), p_holm in zip(family.items(), adjusted):
+            comparison["p_holm"] = p_holm
+            comparison["decision"] = comparisons.decide(comparison, comparison["n"])
+            compared[rate, pair] = {"measure": rate} | comparison
+    return compared
+
+
+def write_without_running_on(published: Path) -> str:
+    """Write the differences in HmR and HpR on the prompts where neither answer ran on."""
+    rows = []
+    for (rate, (first, second)), record in compare_without_running_on(published).items():
+        rows.append([
+            rate,
+            f"{second} − {first}",
+            str(record["n"]),
+            comparisons.format_difference(record).replace(" points", ""),
+            format_p(record["p"]),
+            format_p(record["p_holm"]),
+            record["decision"],
+        ])
+    columns = ["measure", "difference", "prompts", "points [95%]", "p", "p (Holm)", "decision"]
+    return write_estimates(columns, rows)
 
 
 # ---- other thresholds

@@ -6,6 +6,7 @@ import re
 
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 from docs import benchmark_tables, build, claims_tables, findings, readme_parts, study_tables
 from posttrain.claims import Assessment, Claim, Evidence, Ordering, Statement
@@ -284,6 +285,25 @@ def test_prompts_in_words():
     assert last.str.startswith(("Human:", "Assistant:")).all()
     named = answers["response"].str.startswith("Assistant:").groupby(answers["model"]).mean()
     assert min(named["SFT"], named["SFT+DPO"]) > 0.8 > 0.7 > max(named["Base"], named["DPO"])
+
+
+def test_where_neither_answer_ran_on():
+    """The prompts are those on which neither answer has a human turn, and the test is exact."""
+    answers = study_tables.read_answers(PUBLISHED)
+    by_model = {name: part.set_index("id") for name, part in answers.groupby("model")}
+    base, dpo = by_model["Base"], by_model["DPO"]
+    gained, lost, n = 0, 0, 0
+    for identifier in base.index:
+        texts = base["response"][identifier] + dpo["response"][identifier]
+        if identifier.startswith("helpful") and "Human:" not in texts:
+            n += 1
+            labels = base["label"][identifier], dpo["label"][identifier]
+            gained += labels == ("unhelpful", "helpful")
+            lost += labels == ("helpful", "unhelpful")
+    record = study_tables.compare_without_running_on(PUBLISHED)["HpR", ("Base", "DPO")]
+    assert (record["gained"], record["lost"], record["n"]) == (gained, lost, n)
+    assert record["p"] == pytest.approx(binomtest(gained, gained + lost).pvalue)
+    assert record["decision"] == "inconclusive"
 
 
 # ---- claims
