@@ -33,30 +33,26 @@ def behaviour(records: Sequence[Record], comparisons: Sequence[Record]) -> Figur
     """Draw how many answers of every model have which property, with 95% intervals.
 
     Args:
-        records: of `behaviour.behaviour`, at least one.
+        records: of `behaviour.behaviour`, on prompts of both kinds.
         comparisons: of `behaviour.compare_behaviour`, for the title.
     """
     models = list(dict.fromkeys(record["model"] for record in records))
     styles = style_of(models)
-    kinds = [kind for kind in KINDS if any(record["kind"] == kind for record in records)]
     figure, axes = make_panels(1, 2, 2.6 + 0.1 * len(models), sharey=True)
-    for axis, kind in zip(axes, kinds):
+    for axis, kind in zip(axes, KINDS):
         of_kind = [record for record in records if record["kind"] == kind]
         _draw_properties(axis, of_kind, styles)
         axis.set_title(f"{kind} prompts (n = {of_kind[0]['prompts']})")
         axis.label_outer()
-    for axis in axes[len(kinds) :]:
-        axis.set_axis_off()
     entitle(figure, _say_significant(comparisons), make_handles(styles, lines=False))
     return figure
 
 
 def _draw_properties(axis: Axes, records: Sequence[Record], styles: Mapping[str, Style]) -> None:
     """Draw the rates of all properties that are known, a group for each property."""
-    known = []
-    for name in PROPERTIES:
-        if all(record.get(name) is not None for record in records):
-            known.append(name)
+    known = [name for name in PROPERTIES if name != "cut"]
+    if all("cut" in record for record in records):
+        known = list(PROPERTIES)
     step = min(0.19, 0.8 / len(records))
     for i, record in enumerate(records):
         style = styles[record["model"]]
