@@ -108,7 +108,7 @@ def tabulate_behaviour(records: Sequence[Record]) -> pd.DataFrame:
     """
     rows = []
     for record in records:
-        row = {"Model": record["model"], "prompts": f"{record['kind']} (n = {record['prompts']})"}
+        row = {"Model": record["model"], "prompts": record["kind"]}
         for name, heading in BEHAVIOUR.items():
             if record.get(name) is not None:
                 row[heading] = _write_property(record, name)
