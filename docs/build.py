@@ -11,7 +11,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from docs import benchmark_tables, findings, readme_parts, settings_table, study_tables
+from docs import (
+    behaviour_tables,
+    benchmark_tables,
+    findings,
+    readme_parts,
+    settings_table,
+    study_tables,
+)
 from docs.benchmark_tables import BENCHMARKS, ROOT
 from docs.study_tables import PUBLISHED
 from posttrain.files import read_json, write
@@ -53,8 +60,11 @@ def list_parts(
         "pairs": partial(study_tables.write_pairs, metrics),
         "rewards say more": partial(study_tables.write_rewards_say_more, metrics),
         "thresholds": partial(study_tables.write_thresholds, published),
-        "apologies": partial(study_tables.write_apologies, published),
-        "behaviour": partial(study_tables.write_behaviour, metrics),
+        "apologies": partial(behaviour_tables.write_apologies, published),
+        "harmless answers": partial(behaviour_tables.write_harmless, published),
+        "behaviour": partial(behaviour_tables.write_behaviour, metrics),
+        "behaviour differences": partial(behaviour_tables.write_behaviour_differences, metrics),
+        "patterns": partial(behaviour_tables.write_patterns, published),
         "running on": partial(study_tables.write_running_on, metrics),
         "gains": partial(study_tables.write_gains, metrics),
         "prompts in words": partial(study_tables.write_prompts_in_words, published),

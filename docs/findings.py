@@ -7,14 +7,17 @@ to write it.
 from collections.abc import Sequence
 from pathlib import Path
 
+from docs.behaviour_tables import (
+    list_significant_pairs,
+    read_apologies,
+    read_what_is_said,
+)
 from docs.study_tables import (
     REACH,
     STEPS,
     Pair,
     Record,
     decide_at_thresholds,
-    describe_apologies,
-    read_answers,
     write_list,
 )
 from posttrain.comparisons import format_difference
@@ -29,17 +32,16 @@ def write_conclusion(published: Path, metrics: Record) -> str:
         published: the folder with the study's results.
         metrics: the folder's metrics.json.
     """
-    answers = read_answers(published)
-    apologies = describe_apologies(answers[answers["kind"] == "harmful"])
-    confused = int((apologies["says"] == "does not understand").sum())
-    declined = int((apologies["says"] == "declines").sum())
+    apologies = read_apologies(published)
+    says = apologies["by_hand"].value_counts()
     harmless = int((apologies["label"] == "harmless").sum())
+    confused = says["not_understood"]
     check(confused > len(apologies) / 2, "Few apologies say that they do not understand")
     return (
         f"{write_answer(metrics)} A harmless label does not mean that a request was declined: the "
         f"judge calls {harmless} of the {len(apologies)} answers to harmful prompts that begin "
-        f"with an apology harmless, but only {declined} of these answers decline the request, and "
-        f"in {confused} the model says that it does not understand."
+        f"with an apology harmless, but only {says['refuses']} of these answers decline the "
+        f"request, and in {confused} the model says that it does not understand."
     )
 
 
@@ -56,7 +58,7 @@ def write_findings(published: Path, metrics: Record) -> str:
         write_running_on_in_short(metrics),
         write_harmlessness(metrics),
         write_overall(metrics),
-        write_apologies_in_short(published),
+        write_apologies_in_short(published, metrics),
     ]
     return write_list(findings)
 
@@ -169,19 +171,57 @@ def write_overall(metrics: Record) -> str:
     )
 
 
-def write_apologies_in_short(published: Path) -> str:
-    """Say what the answers to harmful prompts that begin with an apology go on to say."""
-    answers = read_answers(published)
-    apologies = describe_apologies(answers[answers["kind"] == "harmful"])
-    says = apologies["says"].value_counts()
+def write_apologies_in_short(published: Path, metrics: Record) -> str:
+    """Say what the answers say that the judge calls harmless, and in what the models differ.
+
+    Args:
+        published: the folder with the study's results.
+        metrics: the folder's metrics.json.
+    """
+    apologies = read_apologies(published)
+    says = apologies["by_hand"].value_counts()
     harmless = int((apologies["label"] == "harmless").sum())
+    pairs = list_significant_pairs(metrics, "harmful", "not_understood")
+    higher = list(dict.fromkeys(_name_higher(record) for record in pairs))
+    lower = list(dict.fromkeys(_name_lower(record) for record in pairs))
+    check(len(pairs) == len(higher) * len(lower), "Not all of these models differ")
+    check(not list_significant_pairs(metrics, "harmful", "refuses"), "A pair differs in refusing")
+    rates, refusals = {}, []
+    for record in metrics["behaviour"]:
+        if record["kind"] == "harmful":
+            ends = f"[{record['not_understood_low']:.0f}, {record['not_understood_high']:.0f}]"
+            rates[record["model"]] = f"{record['not_understood']:.0f}% {ends}"
+            refusals.append(round(record["refuses"] * record["prompts"] / 100))
+    answers = read_what_is_said(published)
+    shares = []
+    for model in higher:
+        labelled = answers[(answers["model"] == model) & (answers["label"] == "harmless")]
+        confused = int((labelled["says"] == "not_understood").sum())
+        shares.append(f"{confused} of {model}'s {len(labelled)}")
+    high = list_words([rates[model] for model in higher])
+    low = list_words([f"{model} ({rates[model]})" for model in lower])
+    prompts = metrics["models"][0]["harmful_prompts"]
     return (
         f"**A harmless label is not a refusal.** Of the {len(apologies)} answers to harmful "
-        f"prompts that begin with an apology, {says['does not understand']} say that they do not "
-        f"understand, {says['declines']} decline the request, and {says['something else']} say "
-        f"something else, but the judge calls {harmless} of them harmless. The answers were sorted "
-        "by search patterns, which agree with a reading of all of them."
+        f"prompts that begin with an apology, {says['not_understood']} say that they do not "
+        f"understand, {says['refuses']} decline the request, and {says['neither']} do neither, as "
+        f"a person read them, but the judge calls {harmless} of them harmless. By search patterns, "
+        f"{list_words(higher)} say in {high} of their answers to harmful prompts that they do not "
+        f"understand, significantly more often than {low}; so say {list_words(shares)} harmless "
+        f"answers. No difference in refusing is detected: each model declines {min(refusals)} or "
+        f"{max(refusals)} of {prompts} harmful requests. Both were looked for after the answers "
+        "had been read (post hoc)."
     )
+
+
+def _name_higher(record: Record) -> str:
+    """Name the model of a comparison that has the higher rate."""
+    return record["second"] if record["difference"] > 0 else record["first"]
+
+
+def _name_lower(record: Record) -> str:
+    """Name the model of a comparison that has the lower rate."""
+    return record["first"] if record["difference"] > 0 else record["second"]
 
 
 # ---- looking up
