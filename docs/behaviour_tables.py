@@ -1,9 +1,9 @@
 """What the study's answers say, as markdown tables: by search patterns, and by labels of a reader.
 
-The labels are in docs/behaviour_labels.json, with the rule by which a person gave them.
+The labels are in docs/behaviour_labels.json, with the rule by which they were given.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,22 @@ import pandas as pd
 from docs.benchmark_tables import ROOT
 from docs.study_tables import (
     KIND_AND_MODEL,
+    format_p,
     read_answers,
     write_estimates,
     write_list,
     write_records,
 )
 from posttrain import conclusions
-from posttrain.behaviour import PROPERTIES, classify_response
+from posttrain.behaviour import PROPERTIES, classify_response, compare_property
 from posttrain.files import read_json
-from posttrain.metrics import models_of, wilson
-from posttrain.tables import BEHAVIOUR, interval
+from posttrain.metrics import models_of, pivot, wilson
+from posttrain.tables import BEHAVIOUR, interval, split_difference
 
 LABELS = ROOT / "docs" / "behaviour_labels.json"
 SAID = {"refuses": "refuse", "not_understood": "do not understand"}  # {label: in a heading}
-# {how an answer came into the sample: in words}
+# {how an answer came into the sample: in words}. Those that were "found" are labelled as well, but
+# only for the precision over all answers.
 DRAWN = {"apology": "begin with an apology", "random": "drawn from the others"}
 
 Record = Mapping[str, Any]
@@ -44,7 +46,7 @@ def read_sample(published: Path) -> pd.DataFrame:
     Returns:
         A row for each of these answers, with the columns of `read_answers`, of which `label` is the
         judge's, and with `by_hand` and `by_pattern` (refuses, not_understood or neither) and
-        `drawn` (apology or random).
+        `drawn` (apology, random or found).
     """
     records = read_json(LABELS, dict)["labels"]
     labels = pd.DataFrame(records).rename(columns={"label": "by_hand"})
@@ -59,7 +61,7 @@ def read_apologies(published: Path) -> pd.DataFrame:
 
 
 def check_patterns(sample: pd.DataFrame) -> list[dict[str, Any]]:
-    """Compare what the patterns find in labelled answers with what a person read in them.
+    """Compare what the patterns find in labelled answers with their labels.
 
     Args:
         sample: answers with `by_hand` and `by_pattern`.
@@ -95,19 +97,19 @@ def write_patterns(published: Path) -> str:
     """
     sample = read_sample(published)
     parts = {words: sample[sample["drawn"] == drawn] for drawn, words in DRAWN.items()}
-    parts["all that were labelled"] = sample
+    parts["both together"] = sample[sample["drawn"].isin(DRAWN)]
     rows = []
     for words, part in parts.items():
         for record in check_patterns(part):
-            rows.append([
-                f"{words} ({len(part)})",
-                SAID[record["label"]],
-                str(record["by_hand"]),
-                str(record["by_pattern"]),
-                str(record["both"]),
-                _write_share(record, "precision"),
-                _write_share(record, "recall"),
-            ])
+            cells = [str(record[name]) for name in ("by_hand", "by_pattern", "both")]
+            shares = [_write_share(record, name) for name in ("precision", "recall")]
+            rows.append([f"{words} ({len(part)})", SAID[record["label"]], *cells, *shares])
+    words = f"all ({len(read_answers(published))})"
+    # All that the patterns find are labelled, but not all that they may have missed.
+    for record in check_patterns(sample):
+        cells = ["–", str(record["by_pattern"]), str(record["both"])]
+        shares = [_write_share(record, "precision"), "–"]
+        rows.append([words, SAID[record["label"]], *cells, *shares])
     columns = [
         "answers", "property", "by the reader", "by the patterns", "by both",
         "precision (%) [95%]", "recall (%) [95%]",
@@ -153,7 +155,7 @@ def write_apologies(published: Path) -> str:
 
 
 def write_harmless(published: Path) -> str:
-    """Write how many harmless answers refuse, do not understand, or do neither, by the patterns.
+    """Write how many harmless answers refuse, do not understand, or do neither, by their labels.
 
     Args:
         published: the folder with the study's results.
@@ -175,14 +177,18 @@ def write_harmless(published: Path) -> str:
 
 
 def read_what_is_said(published: Path) -> pd.DataFrame:
-    """Read the answers to harmful prompts, with what they say by the patterns in a column `says`.
+    """Read the answers to harmful prompts, with what they say by their labels in a column `says`.
 
     Args:
         published: the folder with the study's results.
+
+    Returns:
+        The answers. One that was not labelled says neither: the patterns find nothing in it.
     """
     answers = read_answers(published)
-    answers = answers[answers["kind"] == "harmful"]
-    return answers.assign(says=answers["response"].map(classify_response))
+    sample = read_sample(published)[["id", "model", "by_hand"]]
+    answers = answers[answers["kind"] == "harmful"].merge(sample, on=["id", "model"], how="left")
+    return answers.assign(says=answers["by_hand"].fillna("neither"))
 
 
 def _select_model(answers: pd.DataFrame, model: str) -> pd.DataFrame:
@@ -227,11 +233,44 @@ def write_behaviour_differences(metrics: Record) -> str:
     return write_list(conclusions.describe_behaviour(metrics["behaviour_comparisons"]))
 
 
-def list_significant_pairs(metrics: Record, kind: str, name: str) -> Sequence[Record]:
-    """List the comparisons of a property on a kind of prompts that are significant."""
+def compare_labels(published: Path) -> list[Record]:
+    """Compare how often pairs of models do not understand harmful prompts, by the labels.
+
+    Args:
+        published: the folder with the study's results.
+
+    Returns:
+        The records of `behaviour.compare_property`, which leave out what the patterns find wrongly.
+    """
+    answers = read_what_is_said(published)
+    answers = answers.assign(confused=answers["says"] == "not_understood")
+    return compare_property(pivot(answers, "harmful", "confused"))
+
+
+def find_confused(metrics: Record) -> list[Record]:
+    """Find the comparisons of how often models do not understand harmful prompts, by patterns."""
     records = []
     for record in metrics["behaviour_comparisons"]:
-        is_asked_for = (record["kind"], record["measure"]) == (kind, name)
-        if is_asked_for and record["decision"] == "significant":
+        if (record["kind"], record["measure"]) == ("harmful", "not_understood"):
             records.append(record)
     return records
+
+
+def write_labels_compared(published: Path, metrics: Record) -> str:
+    """Write the differences in not understanding harmful prompts, by patterns and by labels.
+
+    Args:
+        published: the folder with the study's results.
+        metrics: the folder's metrics.json.
+    """
+    rows = []
+    for by_pattern, by_hand in zip(find_confused(metrics), compare_labels(published), strict=True):
+        cells = [f"{by_pattern['second']} − {by_pattern['first']}"]
+        for record in (by_pattern, by_hand):
+            difference, ends = split_difference({"measure": "not_understood", **record})
+            cells += [f"{difference} {ends}", format_p(record["p_holm"]), record["decision"]]
+        rows.append(cells)
+    columns = ["difference"]
+    for source in ("patterns", "labels"):
+        columns += [f"by the {source}, points [95%]", "p (Holm)", "decision"]
+    return write_estimates(columns, rows)

@@ -64,6 +64,7 @@ def list_parts(
         "harmless answers": partial(behaviour_tables.write_harmless, published),
         "behaviour": partial(behaviour_tables.write_behaviour, metrics),
         "behaviour differences": partial(behaviour_tables.write_behaviour_differences, metrics),
+        "labels compared": partial(behaviour_tables.write_labels_compared, published, metrics),
         "patterns": partial(behaviour_tables.write_patterns, published),
         "running on": partial(study_tables.write_running_on, metrics),
         "gains": partial(study_tables.write_gains, metrics),

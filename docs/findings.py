@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from docs.behaviour_tables import (
-    list_significant_pairs,
+    compare_labels,
+    find_confused,
     read_apologies,
     read_what_is_said,
 )
@@ -181,37 +182,43 @@ def write_apologies_in_short(published: Path, metrics: Record) -> str:
     apologies = read_apologies(published)
     says = apologies["by_hand"].value_counts()
     harmless = int((apologies["label"] == "harmless").sum())
-    pairs = list_significant_pairs(metrics, "harmful", "not_understood")
-    higher = list(dict.fromkeys(_name_higher(record) for record in pairs))
-    lower = list(dict.fromkeys(_name_lower(record) for record in pairs))
-    check(len(pairs) == len(higher) * len(lower), "Not all of these models differ")
-    check(not list_significant_pairs(metrics, "harmful", "refuses"), "A pair differs in refusing")
-    rates, refusals = {}, []
-    for record in metrics["behaviour"]:
-        if record["kind"] == "harmful":
-            ends = f"[{record['not_understood_low']:.0f}, {record['not_understood_high']:.0f}]"
-            rates[record["model"]] = f"{record['not_understood']:.0f}% {ends}"
-            refusals.append(round(record["refuses"] * record["prompts"] / 100))
+    above: dict[str, list[str]] = {}
+    for by_pattern, by_hand in zip(find_confused(metrics), compare_labels(published), strict=True):
+        if by_pattern["decision"] == by_hand["decision"] == "significant":
+            above.setdefault(_name_higher(by_hand), []).append(_name_lower(by_hand))
+    check(bool(above), "No difference in not understanding is significant")
     answers = read_what_is_said(published)
-    shares = []
-    for model in higher:
-        labelled = answers[(answers["model"] == model) & (answers["label"] == "harmless")]
-        confused = int((labelled["says"] == "not_understood").sum())
+    shares, clauses = [], []
+    for model, lower in above.items():
+        of_model = answers[answers["model"] == model]
+        labelled = of_model.loc[of_model["label"] == "harmless", "says"]
+        confused = int((labelled == "not_understood").sum())
         shares.append(f"{confused} of {model}'s {len(labelled)}")
-    high = list_words([rates[model] for model in higher])
-    low = list_words([f"{model} ({rates[model]})" for model in lower])
+        clauses.append(f"{model} than of {list_words(lower)}")
+    check(not list_refusing(metrics), "A pair of models differs in refusing")
+    declined = (answers["says"] == "refuses").groupby(answers["model"]).sum()
     prompts = metrics["models"][0]["harmful_prompts"]
     return (
         f"**A harmless label is not a refusal.** Of the {len(apologies)} answers to harmful "
         f"prompts that begin with an apology, {says['not_understood']} say that they do not "
-        f"understand, {says['refuses']} decline the request, and {says['neither']} do neither, as "
-        f"a person read them, but the judge calls {harmless} of them harmless. By search patterns, "
-        f"{list_words(higher)} say in {high} of their answers to harmful prompts that they do not "
-        f"understand, significantly more often than {low}; so say {list_words(shares)} harmless "
-        f"answers. No difference in refusing is detected: each model declines {min(refusals)} or "
-        f"{max(refusals)} of {prompts} harmful requests. Both were looked for after the answers "
-        "had been read (post hoc)."
+        f"understand, {says['refuses']} decline the request, and {says['neither']} do neither, but "
+        f"the judge calls {harmless} of them harmless. Among all harmless answers, "
+        f"{list_words(shares)} say that they do not understand. On harmful prompts, "
+        f"significantly more answers say so of {', and of '.join(clauses)}. "
+        f"Each model declines {declined.min()} or {declined.max()} of the {prompts} requests, and "
+        "no difference in this is detected. These questions were put after the answers had been "
+        "read (post hoc)."
     )
+
+
+def list_refusing(metrics: Record) -> Sequence[Record]:
+    """List the pairs of models that differ significantly in refusing harmful requests."""
+    records = []
+    for record in metrics["behaviour_comparisons"]:
+        is_asked_for = (record["kind"], record["measure"]) == ("harmful", "refuses")
+        if is_asked_for and record["decision"] == "significant":
+            records.append(record)
+    return records
 
 
 def _name_higher(record: Record) -> str:

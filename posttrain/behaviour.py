@@ -231,23 +231,33 @@ def compare_behaviour(answers: pd.DataFrame) -> list[Record]:
         p_holm (corrected over the pairs of the property on this kind of prompts) and decision.
     """
     answers = add_properties(answers)
-    pairs = list(combinations(models_of(answers), 2))
     records = []
     for kind in KINDS:
         part = answers[answers["kind"] == kind]
         if not len(part):
             continue
         for name in list_known(part):
-            has_property = pivot(part, kind, name)
-            family = []
-            for first, second in pairs:
-                comparison = compare_rates(has_property, first, second, level=None)
-                del comparison["power"]
-                names = {"measure": name, "kind": kind, "first": first, "second": second}
-                family.append(names | comparison)
-            adjusted = holm([comparison["p"] for comparison in family])
-            for comparison, p_holm in zip(family, adjusted):
-                comparison["p_holm"] = p_holm
-                comparison["decision"] = decide(comparison, len(has_property))
-            records.extend(family)
+            for comparison in compare_property(pivot(part, kind, name)):
+                records.append({"measure": name, "kind": kind, **comparison})
     return records
+
+
+def compare_property(has_property: pd.DataFrame) -> list[Record]:
+    """Compare every pair of models in one property on one kind of prompts.
+
+    Args:
+        has_property: Truth values with prompts as rows and models as columns.
+
+    Returns:
+        One record for each pair of models, with the fields of `compare_behaviour` from `first` on.
+    """
+    family = []
+    for first, second in combinations(has_property.columns, 2):
+        comparison = compare_rates(has_property, first, second, level=None)
+        del comparison["power"]
+        family.append({"first": first, "second": second, **comparison})
+    adjusted = holm([comparison["p"] for comparison in family])
+    for comparison, p_holm in zip(family, adjusted):
+        comparison["p_holm"] = p_holm
+        comparison["decision"] = decide(comparison, len(has_property))
+    return family
