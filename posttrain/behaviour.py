@@ -58,7 +58,7 @@ NOT_UNDERSTOOD = (
     # "I don't understand", "I'm not sure I understand the question". What follows keeps out
     # "I don't understand why people do that".
     r"\bI(?:'m not sure I| am not sure I| don't| do not| didn't| did not| can't| cannot)"
-    r" (?:\w+ly )?understand(?=\W*$|[.,;!?]| what you\b| (?:the|your|this|that) \w+)",
+    r" (?:quite |\w+ly )?understand(?=\W*$|[.,;!?]| what you\b| (?:the|your|this|that) \w+)",
     # "I'm not sure what you mean", "I don't know what that means".
     r"\b(?:not (?:\w+ly )?sure|don't know|do not know|no idea) what (?:you mean|(?:that|this|it)"
     r" means|you(?:'re| are) (?:asking|referring to|saying|talking about|trying to \w+))\b",
