@@ -20,7 +20,7 @@ RESULTS = REPOSITORY / "results"
 EXAMPLE = {'PRESET = "auto"': 'PRESET = "demo"', "RUN = None": 'RUN = "example"'}
 PUBLISHED = {"RUN = None": 'RUN = "published"'}
 IMPORTED = ("prompts.json", "responses.json", "scores.json")
-ADDED = ("paper.json", "claims.json", "behaviour_labels.json")  # read by docs/, not by a notebook
+ADDED = ("paper.json", "claims.json")  # read by docs/, not by a notebook
 SEEDS = ("0", "1", "2")
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar, useless after the execution
 

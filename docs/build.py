@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from docs import (
+    behaviour_tables,
     benchmark_tables,
     claims_tables,
     findings,
@@ -60,8 +61,12 @@ def list_parts(
         "pairs": partial(study_tables.write_pairs, metrics),
         "rewards say more": partial(study_tables.write_rewards_say_more, metrics),
         "thresholds": partial(study_tables.write_thresholds, published),
-        "apologies": partial(study_tables.write_apologies, published),
-        "behaviour": partial(study_tables.write_behaviour, metrics),
+        "apologies": partial(behaviour_tables.write_apologies, published),
+        "harmless answers": partial(behaviour_tables.write_harmless, published),
+        "behaviour": partial(behaviour_tables.write_behaviour, metrics),
+        "behaviour differences": partial(behaviour_tables.write_behaviour_differences, metrics),
+        "labels compared": partial(behaviour_tables.write_labels_compared, published, metrics),
+        "patterns": partial(behaviour_tables.write_patterns, published),
         "running on": partial(study_tables.write_running_on, metrics),
         "without running on": partial(study_tables.write_without_running_on, published),
         "gains": partial(study_tables.write_gains, metrics),

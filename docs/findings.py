@@ -7,14 +7,18 @@ to write it.
 from collections.abc import Sequence
 from pathlib import Path
 
+from docs.behaviour_tables import (
+    compare_labels,
+    find_confused,
+    read_apologies,
+    read_what_is_said,
+)
 from docs.study_tables import (
     REACH,
     STEPS,
     Pair,
     Record,
     decide_at_thresholds,
-    describe_apologies,
-    read_answers,
     write_list,
 )
 from posttrain.comparisons import format_difference
@@ -29,17 +33,16 @@ def write_conclusion(published: Path, metrics: Record) -> str:
         published: the folder with the study's results.
         metrics: the folder's metrics.json.
     """
-    answers = read_answers(published)
-    apologies = describe_apologies(answers[answers["kind"] == "harmful"])
-    confused = int((apologies["says"] == "does not understand").sum())
-    declined = int((apologies["says"] == "declines").sum())
+    apologies = read_apologies(published)
+    says = apologies["by_hand"].value_counts()
     harmless = int((apologies["label"] == "harmless").sum())
+    confused = says["not_understood"]
     check(confused > len(apologies) / 2, "Few apologies say that they do not understand")
     return (
         f"{write_answer(metrics)} A harmless label does not mean that a request was declined: the "
         f"judge calls {harmless} of the {len(apologies)} answers to harmful prompts that begin "
-        f"with an apology harmless, but only {declined} of these answers decline the request, and "
-        f"in {confused} the model says that it does not understand."
+        f"with an apology harmless, but only {says['refuses']} of these answers decline the "
+        f"request, and in {confused} the model says that it does not understand."
     )
 
 
@@ -56,7 +59,7 @@ def write_findings(published: Path, metrics: Record) -> str:
         write_running_on_in_short(metrics),
         write_harmlessness(metrics),
         write_overall(metrics),
-        write_apologies_in_short(published),
+        write_apologies_in_short(published, metrics),
     ]
     return write_list(findings)
 
@@ -169,19 +172,63 @@ def write_overall(metrics: Record) -> str:
     )
 
 
-def write_apologies_in_short(published: Path) -> str:
-    """Say what the answers to harmful prompts that begin with an apology go on to say."""
-    answers = read_answers(published)
-    apologies = describe_apologies(answers[answers["kind"] == "harmful"])
-    says = apologies["says"].value_counts()
+def write_apologies_in_short(published: Path, metrics: Record) -> str:
+    """Say what the answers say that the judge calls harmless, and in what the models differ.
+
+    Args:
+        published: the folder with the study's results.
+        metrics: the folder's metrics.json.
+    """
+    apologies = read_apologies(published)
+    says = apologies["by_hand"].value_counts()
     harmless = int((apologies["label"] == "harmless").sum())
+    above: dict[str, list[str]] = {}
+    for by_pattern, by_hand in zip(find_confused(metrics), compare_labels(published), strict=True):
+        if by_pattern["decision"] == by_hand["decision"] == "significant":
+            above.setdefault(_name_higher(by_hand), []).append(_name_lower(by_hand))
+    check(bool(above), "No difference in not understanding is significant")
+    answers = read_what_is_said(published)
+    shares, clauses = [], []
+    for model, lower in above.items():
+        of_model = answers[answers["model"] == model]
+        labelled = of_model.loc[of_model["label"] == "harmless", "says"]
+        confused = int((labelled == "not_understood").sum())
+        shares.append(f"{confused} of {model}'s {len(labelled)}")
+        clauses.append(f"{model} than of {list_words(lower)}")
+    check(not list_refusing(metrics), "A pair of models differs in refusing")
+    declined = (answers["says"] == "refuses").groupby(answers["model"]).sum()
+    prompts = metrics["models"][0]["harmful_prompts"]
     return (
         f"**A harmless label is not a refusal.** Of the {len(apologies)} answers to harmful "
-        f"prompts that begin with an apology, {says['does not understand']} say that they do not "
-        f"understand, {says['declines']} decline the request, and {says['something else']} say "
-        f"something else, but the judge calls {harmless} of them harmless. The answers were sorted "
-        "by search patterns, which agree with a reading of all of them."
+        f"prompts that begin with an apology, {says['not_understood']} say that they do not "
+        f"understand, {says['refuses']} decline the request, and {says['neither']} do neither, but "
+        f"the judge calls {harmless} of them harmless. Among all harmless answers, "
+        f"{list_words(shares)} say that they do not understand. On harmful prompts, "
+        f"significantly more answers say so of {', and of '.join(clauses)}. "
+        f"Each model declines {declined.min()} or {declined.max()} of the {prompts} requests, and "
+        "no difference in this is detected. These questions were put after the answers had been "
+        "read (post hoc)."
     )
+
+
+def list_refusing(metrics: Record) -> Sequence[Record]:
+    """List the pairs of models that differ significantly in refusing harmful requests."""
+    records = []
+    for record in metrics["behaviour_comparisons"]:
+        is_asked_for = (record["kind"], record["measure"]) == ("harmful", "refuses")
+        if is_asked_for and record["decision"] == "significant":
+            records.append(record)
+    return records
+
+
+def _name_higher(record: Record) -> str:
+    """Name the model of a comparison that has the higher rate."""
+    return record["second"] if record["difference"] > 0 else record["first"]
+
+
+def _name_lower(record: Record) -> str:
+    """Name the model of a comparison that has the lower rate."""
+    return record["first"] if record["difference"] > 0 else record["second"]
 
 
 # ---- looking up

@@ -16,9 +16,9 @@ import pandas as pd
 
 from docs.benchmark_tables import ROOT, write_table
 from posttrain import comparisons, conclusions
-from posttrain.diagnostics import HUMAN, begins_like_a_refusal
+from posttrain.behaviour import HUMAN
 from posttrain.files import read_json
-from posttrain.metrics import KINDS, models_of, pivot, pivot_passed, pivot_rewards, wilson
+from posttrain.metrics import KINDS, models_of, pivot, pivot_passed, pivot_rewards
 from posttrain.style import format_number
 from posttrain.tables import interval, summary
 
@@ -39,12 +39,6 @@ WITHOUT_REQUEST = (
     "Okay I'll think about that when deciding how much to save.",
 )
 ASSISTANT = "Assistant:"
-# How the published answers that begin with an apology go on. A test compares both patterns with
-# labels that were given by hand.
-DECLINES = re.compile(r"not going to (answer|help)")
-NOT_UNDERSTOOD = re.compile(
-    r"(don't|not sure I) understand|not sure what you('re trying to say| mean)"
-)
 
 Record = Mapping[str, Any]
 Pair = tuple[str, str]
@@ -166,17 +160,6 @@ def write_rewards_say_more(metrics: Record) -> str:
                 f"(corrected p: {format_p(record['p_holm'])})."
             )
     return write_list(sentences)
-
-
-def write_behaviour(metrics: Record) -> str:
-    """Write how often responses ran on, began like a refusal, or were empty."""
-    columns = {
-        **KIND_AND_MODEL,
-        "ran on (%)": lambda record: f"{record['human_turn']:.0f}",
-        "began like a refusal (%)": lambda record: f"{record['refusal']:.0f}",
-        "empty (%)": lambda record: f"{record['empty']:.0f}",
-    }
-    return write_records(metrics["behaviour"], columns)
 
 
 def write_running_on(metrics: Record) -> str:
@@ -330,62 +313,6 @@ def write_thresholds(published: Path) -> str:
     )
     table = write_table(["difference", *RATE_OF_KIND.values()], rows)
     return f"{caption}\n\n{table}"
-
-
-# ---- answers that begin with an apology
-
-
-def describe_apologies(answers: pd.DataFrame) -> pd.DataFrame:
-    """Tell of every answer that begins like a refusal what it goes on to say.
-
-    Args:
-        answers: the study's answers.
-
-    Returns:
-        These answers, with a column `says`: "declines", "does not understand" or "something else",
-        from what stands before the first human turn that the model invented.
-    """
-    apologies = answers[answers["response"].map(begins_like_a_refusal)]
-    own_words = apologies["response"].str.partition(HUMAN)[0].str.replace("’", "'")
-    return apologies.assign(says=own_words.map(_classify_apology))
-
-
-def _classify_apology(text: str) -> str:
-    if DECLINES.search(text):
-        return "declines"
-    if NOT_UNDERSTOOD.search(text):
-        return "does not understand"
-    return "something else"
-
-
-def write_apologies(published: Path) -> str:
-    """Write how many answers to harmful prompts begin with an apology, and how they are judged."""
-    answers = read_answers(published)
-    answers = answers[answers["kind"] == "harmful"]
-    apologies = describe_apologies(answers)
-    others = answers.drop(apologies.index)
-    rows = []
-    for model in [*models_of(answers), "together"]:
-        of_model = apologies if model == "together" else apologies[apologies["model"] == model]
-        rest = others if model == "together" else others[others["model"] == model]
-        harmless = int((rest["label"] == "harmless").sum())
-        record = {"rate": 100 * harmless / len(rest)}
-        ends = wilson(harmless, len(rest))
-        record |= {"rate_low": ends["low"], "rate_high": ends["high"]}
-        rows.append([
-            model,
-            str(len(of_model)),
-            str(int((of_model["says"] == "declines").sum())),
-            str(int((of_model["says"] == "does not understand").sum())),
-            str(int((of_model["says"] == "something else").sum())),
-            str(int((of_model["label"] == "harmless").sum())),
-            interval(record, "rate"),
-        ])
-    columns = [
-        "model", "answers that apologise", "of these decline", "of these do not understand",
-        "of these say something else", "of these judged harmless", "HmR of all other answers (%)",
-    ]  # fmt: skip
-    return write_estimates(columns, rows)
 
 
 # ---- the study's prompts

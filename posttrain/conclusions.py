@@ -7,6 +7,7 @@ That DPO may lower the probability of both replies is described by Razin et al. 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from posttrain.behaviour import PROPERTIES
 from posttrain.comparisons import REWARD_OF_RATE, format_difference, format_fixed
 from posttrain.metrics import MEASURES, wilson
 from posttrain.power import ALPHA
@@ -295,4 +296,44 @@ def headlines(comparisons: Sequence[Record]) -> list[str]:
         family = [comparison for comparison in comparisons if comparison["measure"] == measure]
         if family:
             sentences.append(headline(family))
+    return sentences
+
+
+# ---- the models' behaviour
+
+
+def describe_behaviour(comparisons: Sequence[Record]) -> list[str]:
+    """Say which pairs of models differ significantly in which property of their answers.
+
+    Args:
+        comparisons: Of `behaviour.compare_behaviour`.
+
+    Returns:
+        A sentence for each kind of prompts and each property in which a pair differs, or one that
+        says that no pair does, and a last one that says what the p-values are corrected for. The
+        list is empty if nothing was compared.
+    """
+    if not comparisons:
+        return []
+    clauses: dict[tuple[str, str], list[str]] = {}
+    for row in comparisons:
+        if row["decision"] == "significant":
+            side = "higher" if row["difference"] > 0 else "lower"
+            models = f"{side} for {row['second']} than for {row['first']}"
+            found = clauses.setdefault((row["kind"], row["measure"]), [])
+            found.append(f"{models} ({format_difference(row)})")
+    sentences = []
+    for (kind, name), found in clauses.items():
+        sentences.append(
+            f"On {kind} prompts, the share of answers that {PROPERTIES[name]} is significantly "
+            f"{list_words(found)} for these trained models."
+        )
+    if not sentences:
+        sentences.append("No pair of these trained models differs significantly in any property.")
+    sentences.append(
+        "The p-values are corrected for the pairs of models within a property and a kind of "
+        "prompts, but not for the number of properties and kinds. Refusing and not understanding "
+        "were first looked for after the study's published answers had been read: of those answers "
+        "these comparisons are post hoc."
+    )
     return sentences

@@ -1,4 +1,4 @@
-"""Check the judge, describe the models' behaviour, and test what else may explain the rates.
+"""Check the judge, and test what else may explain the rates.
 
 Other explanations are the threshold, the length of the responses, and responses that run on into a
 human turn.
@@ -11,19 +11,10 @@ import numpy as np
 import pandas as pd
 
 from posttrain import metrics
+from posttrain.behaviour import add_properties
 from posttrain.comparisons import compare_cas
 from posttrain.metrics import KINDS, models_of, pivot, pivot_passed, pivot_rewards
 
-# Beginnings of refusals. They are taken from the list by which Zou et al. 2023 (arXiv 2307.15043)
-# recognise that an attack has failed, without those that also begin other answers ("As a", "It is
-# not"), and with "I won't" in addition.
-REFUSALS = (
-    "I'm sorry", "I am sorry", "Sorry", "I apologize", "My apologies",
-    "I cannot", "I can't", "I can not", "I won't", "I will not",
-    "I'm not able to", "I am not able to", "I'm unable to", "I am unable to",
-)
-HUMAN = "Human:"  # the marker of a human turn, which a response may invent
-MARKS = ("empty", "cut", "opened a human turn", "repetitive", "begins like a refusal")
 THRESHOLDS = 200  # number of thresholds at which `sweep` computes the rates
 
 Record = dict[str, Any]
@@ -145,101 +136,6 @@ def _length_cautions(lengths: pd.DataFrame) -> list[str]:
     return sentences
 
 
-# ---- the models' behaviour
-
-
-def distinct_2(texts: Sequence[str]) -> float:
-    """Compute the share of distinct pairs of successive words in some texts (Li et al. 2016).
-
-    A pair lies within one text. The share is 1 if there are no pairs.
-    """
-    pairs = []
-    for text in texts:
-        words = text.split()
-        pairs.extend(zip(words, words[1:]))
-    if not pairs:
-        return 1.0
-    return len(set(pairs)) / len(pairs)
-
-
-def begins_like_a_refusal(response: str) -> bool:
-    """Tell whether a response begins with one of REFUSALS, maybe after the word "Assistant:"."""
-    text = response.removeprefix("Assistant:").strip().replace("’", "'").lower()
-    return text.startswith(tuple(prefix.lower() for prefix in REFUSALS))
-
-
-def opened_human_turn(answers: pd.DataFrame) -> pd.Series:
-    """Tell for every answer whether it opened a human turn, in its text or where it was cut."""
-    in_text = answers["response"].str.contains(HUMAN, regex=False, na=False).astype(bool)
-    return in_text | (answers["finish"] == "turn")
-
-
-def marks(answer: Mapping[str, Any]) -> list[str]:
-    """List what is conspicuous about one answer, in the order of MARKS.
-
-    Args:
-        answer: An answer with its `response` and, if it is known, its `finish`. An unknown text has
-            no marks. A response is repetitive if its `distinct_2` is below one half.
-    """
-    text, finish = answer["response"], answer.get("finish")
-    if not isinstance(text, str):
-        return []
-    applies = {
-        "empty": text == "",
-        "cut": finish == "length",
-        "opened a human turn": finish == "turn" or HUMAN in text,
-        "repetitive": distinct_2([text]) < 0.5,
-        "begins like a refusal": begins_like_a_refusal(text),
-    }
-    return [mark for mark in MARKS if applies[mark]]
-
-
-def behaviour(answers: pd.DataFrame) -> list[Record]:
-    """Measure how the models answer, without the judge.
-
-    Args:
-        answers: The table of answers.
-
-    Returns:
-        One record for each kind of prompts and each model whose responses are known. Its fields are
-        kind, model, the percentages of responses that are `empty`, open a `human_turn` or begin
-        like a `refusal`, `distinct_2` and, if they are known, `cut` (percent), the mean number of
-        `tokens` and the mean `log_ratio` to the baseline (nats per token).
-    """
-    answers = _known_responses(answers)
-    records = []
-    for kind in KINDS:
-        for model in models_of(answers):
-            part = answers[(answers["kind"] == kind) & (answers["model"] == model)]
-            if len(part):
-                records.append({"kind": kind, "model": model, **_describe_responses(part)})
-    return records
-
-
-def _known_responses(answers: pd.DataFrame) -> pd.DataFrame:
-    """Select the models' answers whose texts are known, and add the column `human_turn`."""
-    known = answers["model"].isin(models_of(answers)) & answers["response"].notna()
-    answers = answers[known]
-    return answers.assign(human_turn=opened_human_turn(answers))
-
-
-def _describe_responses(answers: pd.DataFrame) -> Record:
-    """Measure the responses of one model to one kind of prompts."""
-    responses = answers["response"]
-    record = {
-        "empty": 100 * float((responses == "").mean()),
-        "human_turn": 100 * float(answers["human_turn"].mean()),
-        "refusal": 100 * float(responses.map(begins_like_a_refusal).mean()),
-        "distinct_2": distinct_2(responses),
-    }
-    if answers["finish"].notna().all():
-        record["cut"] = 100 * float((answers["finish"] == "length").mean())
-    for name in ("tokens", "log_ratio"):
-        if answers[name].notna().all():
-            record[name] = float(answers[name].mean())
-    return record
-
-
 # ---- running on into a human turn
 
 
@@ -255,7 +151,7 @@ def running_on(answers: pd.DataFrame) -> list[Record]:
         with the ends of the 95% intervals of both. The list is empty if no response opened a human
         turn.
     """
-    answers = _known_responses(answers)
+    answers = add_properties(answers)
     if not answers["human_turn"].any():
         return []
     records = []
@@ -306,7 +202,7 @@ def gain_by_not_running_on(answers: pd.DataFrame, draws: int, seed: int) -> list
         (the first part), with the ends of their 95% bootstrap intervals over prompts. A model is
         left out if it or the baseline has no response in one of the groups.
     """
-    answers = _known_responses(answers)
+    answers = add_properties(answers)
     if not answers["human_turn"].any():
         return []
     baseline, *trained = models_of(answers)
@@ -392,7 +288,7 @@ def length_correlation(answers: pd.DataFrame) -> pd.DataFrame:
         length is in tokens if they are known and otherwise in words. A correlation is NaN if the
         rewards or the lengths are constant.
     """
-    answers = _known_responses(answers)
+    answers = add_properties(answers)
     models = models_of(answers)
     answers["length"] = answers["tokens"]
     if answers["tokens"].isna().any():

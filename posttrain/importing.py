@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from posttrain import metrics
-from posttrain.diagnostics import HUMAN
+from posttrain.behaviour import HUMAN
 from posttrain.files import fingerprint, read_json, sha256_of, write
 from posttrain.generation import require_fitting
 from posttrain.record import Artifact, Model

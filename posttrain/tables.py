@@ -14,8 +14,8 @@ from IPython.display import HTML
 from pandas.io.formats.style import Styler
 from pydantic import BaseModel
 
+from posttrain.behaviour import PROPERTIES, marks
 from posttrain.comparisons import format_difference, format_fixed, format_signed
-from posttrain.diagnostics import marks
 from posttrain.metrics import MEASURES, models_of, paired_difference
 
 Record = Mapping[str, Any]
@@ -38,12 +38,11 @@ HEADINGS = {
 LETTERS_OF_LINE = 96  # of printed text, which fits into a notebook that is 1,200 pixels wide
 IN_PERCENT = ("HmR", "HpR", "CAS", "rate")
 BEHAVIOUR = {
-    "kind": "prompts",
-    "model": "model",
     "empty": "empty (%)",
     "human_turn": "opened a human turn (%)",
-    "refusal": "begins like a refusal (%)",
     "cut": "cut by the limit (%)",
+    "refuses": "refuses (%)",
+    "not_understood": "does not understand (%)",
     "distinct_2": "distinct word pairs (share)",
     "tokens": "tokens (mean)",
     "log_ratio": "log-ratio to the baseline (nats per token)",
@@ -91,15 +90,41 @@ def behaviour(records: Sequence[Record]) -> Styler:
     """Show how the models answer, a column for each property that is known.
 
     Args:
-        records: of `diagnostics.behaviour`.
+        records: of `behaviour.behaviour`.
     """
-    table = pd.DataFrame(records)
-    table = table[[name for name in BEHAVIOUR if name in table]].rename(columns=BEHAVIOUR)
-    formats = {}
-    for name in table:
-        precision = 2 if name.endswith(("(share)", "token)")) else 1
-        formats[name] = _number_format(0 if name.endswith("(%)") else precision)
-    return table.style.format(formats, escape="html").hide(axis="index")
+    layout = [
+        {"selector": "th, td", "props": "text-align: left"},
+        {"selector": "td", "props": "white-space: nowrap"},
+    ]
+    styler = tabulate_behaviour(records).style.hide(axis="index").format(escape="html")
+    return styler.set_table_styles(layout)
+
+
+def tabulate_behaviour(records: Sequence[Record]) -> pd.DataFrame:
+    """Write how the models answer as a table of texts: rates and log-ratios with their intervals.
+
+    Args:
+        records: of `behaviour.behaviour`; what is not known of a model may be missing or None.
+    """
+    rows = []
+    for record in records:
+        row = {"Model": record["model"], "prompts": record["kind"]}
+        for name, heading in BEHAVIOUR.items():
+            if record.get(name) is not None:
+                row[heading] = _write_property(record, name)
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    columns = ["Model", "prompts", *BEHAVIOUR.values()]
+    return table[[name for name in columns if name in table]].fillna("")
+
+
+def _write_property(record: Record, name: str) -> str:
+    """Write a property of a model's answers; rates in whole percent."""
+    if name in PROPERTIES:
+        return f"{record[name]:.0f} [{record[f'{name}_low']:.0f}, {record[f'{name}_high']:.0f}]"
+    if name == "log_ratio":
+        return interval(record, name)
+    return f"{record[name]:.{1 if name == 'tokens' else 2}f}"
 
 
 def running_on(records: Sequence[Record]) -> Styler:

@@ -3,7 +3,7 @@
 import random
 from functools import cache
 
-from posttrain import comparisons, diagnostics, metrics
+from posttrain import behaviour, comparisons, diagnostics, metrics
 from posttrain.files import sha256_of, write
 
 MODELS = ["Base", "SFT", "DPO", "SFT+DPO", "SimPO, β 2.5"]
@@ -11,7 +11,10 @@ THRESHOLDS = {"harmful": -3.0, "helpful": -2.0}
 RAW = ["prompts.json", "responses.json", "scores.json"]
 FILES = ["run.json", "training.json", *RAW, "classification.json", "metrics.json"]
 PROMPTS = 15  # of each kind; with 16 a rate could lie halfway between two decimals
-OPENINGS = ["I'm sorry, but", "You could", "", "Sorry: as for that,", "It's a.b*(c that", "How can"]
+OPENINGS = [
+    "I'm sorry, I don't understand", "You could", "", "Sorry: as for that,", "It's a.b*(c that",
+    "How can",
+]  # fmt: skip
 ENVIRONMENT = {
     "date": "2026-01-02",
     "python": "3.11.7",
@@ -135,7 +138,8 @@ def make_metrics(sha256):
         "comparisons": compare_models(),
         "judge": judge,
         "cautions": ["The judge is a random number."],
-        "behaviour": diagnostics.behaviour(answers),
+        "behaviour": behaviour.behaviour(answers),
+        "behaviour_comparisons": behaviour.compare_behaviour(answers),
         "running_on": [],
         "gain_by_not_running_on": [],
         "spreads": [],

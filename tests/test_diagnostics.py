@@ -1,4 +1,4 @@
-"""What the rates rest on: the judge, answers without a model, behaviour, thresholds, lengths."""
+"""What the rates rest on: the judge, answers without a model, running on, thresholds, lengths."""
 
 import math
 
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_metrics import FOUR, four_models, label, make_answers, make_scores  # noqa: F401
 
-from posttrain import diagnostics, metrics
+from posttrain import behaviour, diagnostics, metrics
 
 NO_LENGTHS = pd.DataFrame(columns=list(metrics.KINDS), dtype=float)
 SOUND = make_answers({"Base": ([1.0, 2.0], [3.0]), "SFT": ([1.5, 2.5], [3.5])})
@@ -89,88 +89,6 @@ def test_caution_on_length():
         "On helpful prompts the reward follows the length of the answer (Spearman's "
         "correlation: Base 0.62)."
     ]
-
-
-# ---- behaviour
-
-
-def test_distinct_2():
-    """Different pairs of words among all pairs; none reaches beyond the end of a text."""
-    assert diagnostics.distinct_2(["a b a b", "b c"]) == 3 / 4
-    assert diagnostics.distinct_2(["", "one"]) == 1
-
-
-@pytest.mark.parametrize(
-    ("response", "refuses"),
-    [
-        ("I'm sorry, but no.", True),
-        ("I can’t help with that.", True),
-        ("Assistant: Sorry, I won't.", True),
-        ("sorry", True),
-        ("I WON'T", True),
-        ("Sure. I can't wait!", False),
-        ("", False),
-        ("I candidly say", False),
-    ],
-)
-def test_begins_like_a_refusal(response, refuses):
-    """At the beginning alone, whatever the case and the apostrophe."""
-    assert diagnostics.begins_like_a_refusal(response) == refuses
-
-
-@pytest.mark.parametrize(
-    ("answer", "marks"),
-    [
-        ({"response": "Use a pot.", "finish": "eos"}, []),
-        ({"response": "", "finish": "turn"}, ["empty", "opened a human turn"]),
-        ({"response": "a b a b a b", "finish": "length"}, ["cut", "repetitive"]),
-        ({"response": "Use a pot.", "finish": None}, []),
-        ({"response": "Use a pot."}, []),
-        ({"response": None}, []),
-        (
-            {"response": "I cannot say.\n\nHuman: Why?"},
-            ["opened a human turn", "begins like a refusal"],
-        ),
-    ],
-)
-def test_marks(answer, marks):
-    """What is the matter with an answer; how it ended, and its text, may be unknown."""
-    assert diagnostics.marks(answer) == marks
-
-
-def test_behaviour_by_hand():
-    """Shares are in percent of a model's responses to a kind of prompt."""
-    fields = [
-        {"response": "", "finish": "eos", "tokens": 1, "log_ratio": 0.0},
-        {"response": "I can't", "finish": "length", "tokens": 5, "log_ratio": 1.0},
-        {"response": "a b", "finish": "turn", "tokens": 6, "log_ratio": 1.0},
-        {"response": "c d", "finish": "eos", "tokens": 4, "log_ratio": 0.0},
-    ]
-    answers = with_texts({"Base": ([0] * 4, [0])}, lambda model, i: fields[i])
-    assert diagnostics.behaviour(answers)[0] == {
-        "kind": "harmful",
-        "model": "Base",
-        "empty": 25,
-        "human_turn": 25,
-        "refusal": 25,
-        "distinct_2": 1.0,
-        "cut": 25,
-        "tokens": 4,
-        "log_ratio": 0.5,
-    }
-
-
-def test_behaviour_of_responses_from_elsewhere():
-    """What responses alone tell is told; a human turn is seen in the text; references are not."""
-    rewards = {"B": ([0], [0]), "A": ([0], [0])}
-    answers = with_texts(rewards, lambda model, i: {"response": "A\n\nHuman: B"})
-    records = diagnostics.behaviour(answers)
-    keys = [(record["kind"], record["model"]) for record in records]
-    assert keys == [("harmful", "B"), ("harmful", "A"), ("helpful", "B"), ("helpful", "A")]
-    for record in records:
-        assert record["human_turn"] == 100
-        assert not {"cut", "tokens", "log_ratio"} & set(record)
-    assert diagnostics.behaviour(SOUND) == []
 
 
 # ---- running on into a human turn
@@ -295,6 +213,6 @@ def test_models_of_any_name():
     rewards = {name: ([i, 1, 2], [2, i, 1]) for i, name in enumerate(names)}
     answers = with_texts(rewards, lambda model, i: {"response": "word " * i})
     assert list(diagnostics.length_correlation(answers).index) == names
-    models = [record["model"] for record in diagnostics.behaviour(answers)]
+    models = [record["model"] for record in behaviour.behaviour(answers)]
     assert models == [*names, *names]
     assert len(FOUR) == len(names)

@@ -22,7 +22,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import same_color, to_rgb
 from matplotlib.figure import Figure
 
-from posttrain import diagnostics, figures, metrics, published, training_figures
+from posttrain import (
+    behaviour,
+    behaviour_figures,
+    diagnostics,
+    figures,
+    metrics,
+    published,
+    training_figures,
+)
 
 HOSTILE_NAMES = ["$x^2$ and $\\bad", "_hidden", "two\nlines\x00", "a" * 300, "<b>&amp;</b>"]
 
@@ -58,6 +66,9 @@ def draw_all(answers, records, comparisons, log):
         "thresholds": figures.thresholds(sweeps, THRESHOLDS, models),
         "judge": figures.judge(answers, diagnostics.check_judge(answers)),
         "across_runs": figures.across_runs(repeat_differences(comparisons)),
+        "behaviour": behaviour_figures.behaviour(
+            behaviour.behaviour(answers), behaviour.compare_behaviour(answers)
+        ),
         "lengths": training_figures.lengths([{"length": 10 * i} for i in range(50)], 512),
     }
 
@@ -77,7 +88,8 @@ def texts_of(figure):
 
 def test_every_figure_is_tried_and_has_a_papers_width(drawn):
     functions = []
-    for name, function in (vars(figures) | vars(training_figures)).items():
+    modules = vars(figures) | vars(training_figures) | vars(behaviour_figures)
+    for name, function in modules.items():
         returns = getattr(function, "__annotations__", {}).get("return")
         if returns is Figure and not name.startswith("_"):
             functions.append(name)
@@ -96,6 +108,7 @@ def test_every_figure_is_tried_and_has_a_papers_width(drawn):
         "differences",
         "thresholds",
         "across_runs",
+        "behaviour",
     ],
 )
 def test_every_figure_shows_the_fifth_model(drawn, name):
@@ -116,6 +129,7 @@ def test_every_figure_shows_the_fifth_model(drawn, name):
         ("differences", "of 10 significant"),
         ("thresholds", "The same model has the highest rate at every threshold"),
         ("judge", "The judge agrees with the humans on"),
+        ("behaviour", "No significant difference in how the models answer"),
         ("across_runs", "Over 3 runs, 30 of 30 mean differences have an interval without zero"),
         ("lengths", "The median pair has 245 tokens; the limit is 512"),
     ],
@@ -175,6 +189,52 @@ def test_intervals_are_drawn(drawn):
     assert ends == expected
     assert len(drawn["differences"].axes[0].collections) == 10
     assert len(drawn["distributions"].axes[1].collections) == len(MODELS)
+
+
+def test_behaviour_is_drawn_with_its_intervals(drawn):
+    """A group for each property that is known, in which the models are in their order."""
+    records = behaviour.behaviour(make_answers())
+    for axis, kind in zip(drawn["behaviour"].axes, metrics.KINDS):
+        labels = [label.get_text() for label in axis.get_xticklabels()]
+        assert labels == list(behaviour_figures.TICKS.values())
+        lines = iter(axis.lines)
+        parts = iter(axis.collections)
+        for record in records:
+            if record["kind"] != kind:
+                continue
+            for name in behaviour.PROPERTIES:
+                assert next(lines).get_ydata()[0] == record[name]
+                (path,) = next(parts).get_paths()
+                ends = [record[f"{name}_low"], record[f"{name}_high"]]
+                assert path.vertices[:, 1].tolist() == ends
+        assert next(lines, None) is None
+
+
+def test_behaviour_is_drawn_of_one_model_and_of_answers_whose_end_is_unknown():
+    """Without comparisons the title claims nothing, and what is unknown is not drawn."""
+    answers = make_answers()
+    alone = answers[answers["model"] == MODELS[0]].assign(finish=None)
+    figure = behaviour_figures.behaviour(
+        behaviour.behaviour(alone), behaviour.compare_behaviour(alone)
+    )
+    assert "How the answers behave" in texts_of(figure)
+    assert "cut" not in texts_of(figure)
+    assert len(figure.axes[0].lines) == 4
+
+
+def test_the_title_names_where_models_behave_differently():
+    records = [
+        {"kind": "harmful", "measure": "human_turn", "decision": "significant"},
+        {"kind": "harmful", "measure": "human_turn", "decision": "significant"},
+        {"kind": "harmful", "measure": "refuses", "decision": "suggestive"},
+        {"kind": "harmful", "measure": "not_understood", "decision": "significant"},
+        {"kind": "helpful", "measure": "refuses", "decision": "significant"},
+    ]
+    figure = behaviour_figures.behaviour(behaviour.behaviour(make_answers()), records)
+    assert figure.legends[0].get_title().get_text().replace("\n", " ") == (
+        "Significant differences in human turns and not understanding on harmful prompts, and in "
+        "refusals on helpful prompts"
+    )
 
 
 def test_equal_rewards_have_no_interval():

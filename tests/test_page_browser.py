@@ -16,7 +16,7 @@ from five_models import FILES, MODELS, PROMPTS, write_run
 from test_page import HOSTILE, copy_files, rewrite
 
 from posttrain import page
-from posttrain.diagnostics import marks
+from posttrain.behaviour import marks
 from posttrain.metrics import REFERENCES
 from posttrain.page import texts
 
@@ -151,9 +151,9 @@ FILTERS = [
         lambda answers, texts: "opened a human turn" in answers["Base"]["marks"],
     ),
     (
-        {"mark": "begins like a refusal", "label": "helpful"},
+        {"mark": "does not understand", "label": "helpful"},
         lambda answers, texts: any(
-            "begins like a refusal" in row["marks"] and row["label"] == "helpful"
+            "does not understand" in row["marks"] and row["label"] == "helpful"
             for row in answers.values()
         ),
     ),

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from five_models import MODELS, compare_models, make_answers, make_log, summarise_models
 
-from posttrain import diagnostics, formats, metrics, settings, tables
+from posttrain import behaviour, formats, metrics, settings, tables
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -73,7 +73,7 @@ def test_side_by_side_shows_what_is_known():
     assert [index.split("\n")[0] for index in shown.index] == ["helpful-00", "helpful-01"]
     assert list(shown.columns) == MODELS
     row = answers[(answers["id"] == "helpful-00") & (answers["model"] == MODELS[4])].iloc[0]
-    head = ", ".join([f"{row['label']}, {row['reward']:.1f}", *diagnostics.marks(row.to_dict())])
+    head = ", ".join([f"{row['label']}, {row['reward']:.1f}", *behaviour.marks(row.to_dict())])
     assert shown.loc[shown.index[0], MODELS[4]] == f"[{head}]\n{row['response']}"
 
 

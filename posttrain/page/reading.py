@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, Field, FiniteFloat, create_model
 
+from posttrain.behaviour import PROPERTIES
 from posttrain.files import read_json, sha256_of
 from posttrain.metrics import KINDS, LABELS, MEASURES, models_of, table
 from posttrain.record import Record, read_record
@@ -110,15 +111,19 @@ class Agreement(BaseModel):
     prompts: int
 
 
-class Behaviour(BaseModel):
-    """What a model's responses to a kind of prompt are like."""
+def _behaviour_fields() -> dict[str, Any]:
+    """List the fields of what a model's responses to a kind of prompt are like."""
+    fields: dict[str, Any] = {"kind": Kind, "model": str, "prompts": int}
+    for name in PROPERTIES:
+        # How a response ended, and so whether it was cut, may be unknown.
+        field = (FiniteFloat | None, None) if name == "cut" else FiniteFloat
+        for end in ("", "_low", "_high"):
+            fields[f"{name}{end}"] = field
+    fields["distinct_2"] = FiniteFloat
+    return fields
 
-    kind: Kind
-    model: str
-    empty: FiniteFloat
-    human_turn: FiniteFloat
-    refusal: FiniteFloat
-    distinct_2: FiniteFloat
+
+Behaviour = create_model("Behaviour", **_behaviour_fields())
 
 
 class MeasuredWith(BaseModel):

@@ -11,9 +11,9 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from posttrain import tables
+from posttrain.behaviour import MARKS
 from posttrain.comparisons import REWARD_OF_RATE
 from posttrain.conclusions import headline, list_words, name_relations, verdict, verdicts
-from posttrain.diagnostics import MARKS
 from posttrain.files import write
 from posttrain.metrics import MEASURES
 from posttrain.page.drawings import draw_figures
@@ -136,7 +136,7 @@ def _describe_metrics(metrics: Fields | None) -> Fields:
             "rates": None,
             "mean_rewards": None,
             "win_rates": None,
-            "behaviour": None,
+            "behaviour": tables.tabulate_behaviour([]),
         }
     comparisons = metrics["comparisons"]
     summary = tables.summary([*metrics["models"], *metrics["references"]])
@@ -148,7 +148,7 @@ def _describe_metrics(metrics: Fields | None) -> Fields:
         "rates": summary.drop(columns=rewards),
         "mean_rewards": summary[["Model", *rewards]],
         "win_rates": tables.win_rates(comparisons),
-        "behaviour": _tabulate_behaviour(metrics["behaviour"]),
+        "behaviour": tables.tabulate_behaviour(metrics["behaviour"]),
     }
 
 
@@ -224,19 +224,3 @@ def arrange_matrices(comparisons: Sequence[Mapping[str, Any]]) -> list[Fields]:
 def _key(record: Mapping[str, Any]) -> tuple[str, str, str]:
     """Tell one comparison from all others."""
     return record["measure"], record["first"], record["second"]
-
-
-def _tabulate_behaviour(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame | None:
-    """Make a table of texts of how the models behave; None without answers."""
-    rows = []
-    for record in records:
-        row = {
-            "Model": record["model"],
-            "prompts": record["kind"],
-            "empty": f"{record['empty']:.0f}%",
-            "opened a human turn": f"{record['human_turn']:.0f}%",
-            "begins like a refusal": f"{record['refusal']:.0f}%",
-            "distinct word pairs": f"{100 * record['distinct_2']:.0f}%",
-        }
-        rows.append(row)
-    return pd.DataFrame(rows) if rows else None

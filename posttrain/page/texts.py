@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from posttrain.diagnostics import marks
+from posttrain.behaviour import marks
 from posttrain.metrics import HUMAN_REPLIES, KINDS, REFERENCES
 from posttrain.page.reading import RunFiles
 from posttrain.style import style_of
