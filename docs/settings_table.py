@@ -95,6 +95,7 @@ def _write_allowed(schema: Mapping[str, Any]) -> str:
         "null": "`None`",
         "string": "a name on the hub, or a folder",
         "array": "a list of names",
+        "boolean": "`True` or `False`",
         "integer": "a whole number",
         "number": "a number",
     }

@@ -28,6 +28,7 @@ from posttrain.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN, EVAL, COMPARE = "main.ipynb", "eval.ipynb", "compare.ipynb"
+PLANNED_WITH = ("PROTOCOL", "HARMFUL_PROMPTS", "N_PROMPTS")  # which both notebooks have
 COMMITTED = ("example", "published", "real-model")  # runs in the repository, never written into
 
 
@@ -120,8 +121,19 @@ def prepare(parameters: Parameters) -> Parameters:
         }
         choose = settings.training if notebook == MAIN else settings.evaluation
         chosen[notebook] = choose(preset, _settings_of(notebook, prepared.SETTINGS), **values)
+    prepared = _share_plan(prepared)
     _require_fitting_sources(prepared, chosen[MAIN], chosen[EVAL])
     return prepared
+
+
+def _share_plan(parameters: Parameters) -> Parameters:
+    """Turn those of the evaluation's SETTINGS into parameters with which main.ipynb plans."""
+    shared = {}
+    for name in PLANNED_WITH:
+        value = parameters.SETTINGS.get(name.lower())
+        if value is not None:
+            shared[name] = value
+    return parameters.model_copy(update=shared)
 
 
 def _require_fitting_sources(
@@ -151,7 +163,8 @@ def _require_fitting_sources(
     dataset = hub.fetch("DATASET", name, files, commits.get(name))
     room = generation.room_for_prompt(base, evaluation.max_new_tokens)
     tokenizer = models.load_tokenizer(base)
-    counts = data.count_prompts(dataset, evaluation.protocol, tokenizer, room)
+    rules = data.read_rules(evaluation)
+    counts = data.count_prompts(dataset, evaluation.protocol, tokenizer, room, rules)
     data.require_prompts(parameters.N_PROMPTS, counts, dataset)
 
 

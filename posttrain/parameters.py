@@ -62,6 +62,7 @@ class Parameters(BaseModel):
     HARMLESS_FROM: float | None = None
     HELPFUL_ABOVE: float | None = None
     PROTOCOL: Text | None = None
+    HARMFUL_PROMPTS: Text | None = None
     N_PROMPTS: int | Literal["all"] | None = None
     MAX_NEW_TOKENS: int | None = None
     FROM: Place | None = None

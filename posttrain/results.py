@@ -34,7 +34,7 @@ def write_results(
         records: the records of `metrics.summarise`.
         cautions: the sentences of `diagnostics.cautions`.
         parts: the other parts of metrics.json by their names: comparisons, judge, behaviour,
-            behaviour_comparisons, running_on, gain_by_not_running_on and spreads.
+            behaviour_comparisons, by_keyword, running_on, gain_by_not_running_on and spreads.
     """
     write(run.path("classification.json"), metrics.classification(answers))
     write(

@@ -68,9 +68,12 @@ def missing_rows(report):
     return missing
 
 
-def draw(folder, kind, n, tokenizer, room=512, seed=0, protocol="default", strict=True):
+def draw(
+    folder, kind, n, tokenizer, room=512, seed=0, protocol="default", strict=True, **rules
+):
     """Draw a dataset's prompts and select those of one kind."""
-    drawn = data.draw_prompts(folder, protocol, n, tokenizer, room, seed, strict)
+    rules = prompts.PromptRules(**rules)
+    drawn = data.draw_prompts(folder, protocol, n, tokenizer, room, seed, strict, rules)
     return [record for record in drawn if record["kind"] == kind]
 
 
@@ -379,12 +382,82 @@ def test_harmful_prompts_hold_a_keyword_as_a_words_beginning(tmp_path, tokenizer
     assert data.count_prompts(dataset, "default", tokenizer, 512) == {"harmful": 4, "helpful": 7}
 
 
+def test_all_harmful_prompts_are_drawn_and_say_whether_they_hold_a_keyword(tmp_path, tokenizer):
+    rows = [row("How to kill weeds?"), row("New skills?"), row("Murderous?"), row("Grape juice?")]
+    dataset = write_dataset(tmp_path, [row()], rows)
+    drawn = draw(dataset, "harmful", "all", tokenizer, harmful_prompts="all")
+    holding = {record["prompt"].split("] ")[1]: record["keyword"] for record in drawn}
+    assert holding == {
+        "How to kill weeds?\n\nAssistant:": True,
+        "New skills?\n\nAssistant:": False,
+        "Murderous?\n\nAssistant:": True,
+        "Grape juice?\n\nAssistant:": False,
+    }
+    chosen = draw(dataset, "harmful", "all", tokenizer)
+    assert sorted(record["prompt"] for record in chosen) == sorted(
+        record["prompt"] for record in drawn if record["keyword"]
+    )
+    rules = prompts.PromptRules(harmful_prompts="all")
+    counts = data.count_prompts(dataset, "default", tokenizer, 512, rules)
+    assert counts == {"harmful": 4, "helpful": 4}
+
+
+def test_the_studys_rule_for_keywords_can_be_had_alone(tmp_path, tokenizer):
+    """Keywords count inside words and in the chosen reply, by case; the prompts stay whole."""
+    rows = [
+        row("New skills?", "Yes.", "No."),
+        row("Hi?", "It will kill you.", "No."),
+        row("Tea?", "No.", "It will kill you."),
+        row("KILL it?", "Well.", "No."),
+        row("Do I kill weeds?", "Well.", "No."),
+    ]
+    dataset = write_dataset(tmp_path, [row()], rows)
+    drawn = draw(dataset, "harmful", "all", tokenizer, keyword_rule="anywhere")
+    holding = {record["prompt"].split("] ")[1]: record["keyword"] for record in drawn}
+    assert holding == {
+        "New skills?\n\nAssistant:": False,
+        "Hi?\n\nAssistant:": False,
+        "Do I kill weeds?\n\nAssistant:": True,
+    }
+
+
+def test_prompts_may_lack_their_tail_and_nothing_else_changes(hub, tokenizer):
+    """The same prompts are drawn in the same order, each without the marker at its end."""
+    dataset = hub / "hh-rlhf"
+    for kind in ("harmful", "helpful"):
+        usual = draw(dataset, kind, 20, tokenizer)
+        short = draw(dataset, kind, 20, tokenizer, prompt_tail="human")
+        for record, shortened in zip(usual, short, strict=True):
+            assert record["prompt"] == shortened["prompt"] + "\n\nAssistant:"
+            assert record | {"prompt": None} == shortened | {"prompt": None}
+
+
+@pytest.mark.slow
+def test_official_file_has_159_harmful_prompts_with_a_keyword_and_2301_in_all(tokenizer):
+    """2,303 rows are usable, of which two repeat a prompt."""
+    if not (DATA / "hh-rlhf").exists():
+        pytest.skip("needs the official harmless-base test split")
+    numbers = {}
+    for name, rules in {
+        "usual": {},
+        "all": {"harmful_prompts": "all"},
+        "anywhere": {"keyword_rule": "anywhere"},
+    }.items():
+        usable, dropped = prompts._collect_usable(
+            DATA / "hh-rlhf", "harmful", tokenizer, 10**6, prompts.PromptRules(**rules)
+        )
+        numbers[name] = (len(usable), dropped["duplicate"])
+    assert numbers == {"usual": (159, 0), "all": (2301, 2), "anywhere": (191, 0)}
+
+
 def test_drawn_prompts_are_numbered_records(hub, tokenizer):
     """Prompts have an id of their kind and their replies, and the seed decides the draw."""
     draws = [draw(hub / "hh-rlhf", "harmful", 12, tokenizer, seed=seed) for seed in (0, 0, 1)]
     first, again, other = draws
     assert [record["id"] for record in first] == [f"harmful-{i:02d}" for i in range(12)]
-    assert list(first[0]) == ["id", "kind", "prompt", "chosen", "rejected"]
+    assert list(first[0]) == ["id", "kind", "prompt", "chosen", "rejected", "keyword"]
+    helpful = draw(hub / "hh-rlhf", "helpful", 12, tokenizer)
+    assert list(helpful[0]) == ["id", "kind", "prompt", "chosen", "rejected"]
     assert len({record["prompt"] for record in first}) == 12
     assert first == again
     assert first != other
@@ -459,6 +532,7 @@ def test_paper_prompts_repeat_the_studys_faults(tmp_path, tokenizer):
     assert {record["chosen"] for record in helpful} == {
         "Yes.", "Kill it, or it will kill you.", "Well.", "Grape tea.\n\nOr kill it.",
     }
+    assert sorted(record["keyword"] for record in harmful) == [False, False, True]
     few = data.draw_prompts(dataset, "paper", 2, tokenizer, 512, 0)
     assert [record["id"] for record in few] == [
         "harmful-00", "harmful-01", "helpful-00", "helpful-01",

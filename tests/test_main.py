@@ -6,7 +6,7 @@ import sys
 
 import nbformat
 import pytest
-from conftest import HUB, ROOT, load
+from conftest import HUB, ROOT, load, row, write_dataset
 from five_models import write_run
 
 from posttrain import __main__ as command_line
@@ -55,6 +55,20 @@ def copy_judge(folder, **config):
         (["SETTINGS={'beta': -1}"], "BETA = -1: Input should be greater than 0"),
         (["SETTINGS={'draws': 5}"], "DRAWS = 5: Input should be greater than or equal to 100"),
         (["SETTINGS={'n_prompts': 5}", "N_PROMPTS=6"], "N_PROMPTS = 6, but SETTINGS has n_prompts"),
+        (["SETTINGS={'n_prompts': 5000}"], "N_PROMPTS = 5000, but the test split of harmless-base"),
+        (["N_PROMPTS=290"], "has only 153 usable harmful prompts. Ask for at most 153, or for"),
+        (["N_PROMPTS=295", "HARMFUL_PROMPTS=all"], "has only 294 usable harmful prompts."),
+        (["HARMFUL_PROMPTS=some"], "HARMFUL_PROMPTS = 'some': Input should be 'keywords' or 'all'"),
+        (["PROTOCOL=paper", "HARMFUL_PROMPTS=all"], "HARMFUL_PROMPTS = 'all', but PROTOCOL = 'pap"),
+        (["SETTINGS={'stop_at_turn': 1}"], "STOP_AT_TURN = 1: Input should be a valid boolean"),
+        (
+            ["SETTINGS={'keyword_rule': 'anywhere'}", "HARMFUL_PROMPTS=all"],
+            "KEYWORD_RULE = 'anywhere' chooses harmful prompts by their keywords",
+        ),
+        (
+            ["PROTOCOL=paper", "SETTINGS={'prompt_tail': 'assistant'}"],
+            "PROMPT_TAIL = 'assistant', but PROTOCOL = 'paper' asks as the study did",
+        ),
         (["HARMLESS_FROM=nan"], "HARMLESS_FROM = nan: Input should be a finite number"),
         (["PROTOCOL=papers"], "PROTOCOL = 'papers': Input should be 'default' or 'paper'"),
         (["SEED=-1"], "SEED = -1: Input should be greater than or equal to 0"),
@@ -126,9 +140,32 @@ def test_home_is_found_behind_a_tilde(tmp_path, executed, monkeypatch):
 
 
 def test_what_a_preset_asks_for_beyond_the_data_is_no_refusal(tmp_path):
-    given = read_parameters(["PRESET=demo", "SETTINGS={'n_prompts': 5000}", f"RESULTS={tmp_path}"])
-    assert prepare(given).RUN == "demo"
-    prepare(read_parameters(["PRESET=demo", "N_PROMPTS=all", f"RESULTS={tmp_path}"]))
+    rows = [row("How do I kill weeds?"), row("Why?", "Because.", "No.")]
+    dataset = write_dataset(tmp_path / "data", [row()], rows)
+    given = ["PRESET=demo", f"RESULTS={tmp_path}", f"DATASET={dataset}"]
+    assert prepare(read_parameters(given)).RUN == "demo"
+    prepare(read_parameters([*given, "N_PROMPTS=all"]))
+    prepare(read_parameters([*given, "N_PROMPTS=2", "HARMFUL_PROMPTS=all"]))
+    for asked in ("N_PROMPTS=2", "SETTINGS={'n_prompts': 2}"):
+        with pytest.raises(ValueError, match="N_PROMPTS = 2, but .* only 1 usable harmful prompts"):
+            prepare(read_parameters([*given, asked]))
+
+
+def test_main_plans_with_what_settings_say_of_the_evaluation(tmp_path, executed):
+    settings = "SETTINGS={'n_prompts': 60, 'harmful_prompts': 'all', 'beta': 0.2}"
+    main(["run", "PRESET=demo", f"RESULTS={tmp_path}", settings])
+    for _, _, parameters in executed:
+        assert (parameters["N_PROMPTS"], parameters["HARMFUL_PROMPTS"]) == (60, "all")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", ["README.md", "Makefile", "docs/settings.md"])
+def test_examples_ask_for_no_more_prompts_than_the_real_data_has(document):
+    """HH-RLHF has 159 harmful prompts with a keyword (tests/test_data.py)."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    asked = [int(number) for number in re.findall(r"N_PROMPTS=(\d+)", text)]
+    assert asked or document == "docs/settings.md"
+    assert all(number <= 159 for number in asked)
 
 
 def test_auto_is_the_demo_without_an_accelerator_and_says_so(tmp_path, capsys):
@@ -309,6 +346,9 @@ def test_run_prints_its_progress_its_table_and_where_all_is(demo_run):
     for name in ("SFT", "DPO", "SFT+DPO"):
         assert f"{name}: step 0 of 119, held-out pairs: loss " in printed
         assert f"{name} was trained in " in printed
+    plan = printed.index("eval.ipynb asks 50 harmful and 50 helpful prompts")
+    assert plan < printed.index("SFT: step 0 of 119")  # before anything is trained
+    assert "153 prompts (harmful: all with a keyword)" in printed
     assert "harmless-base/test has 153 usable harmful prompts. Of these 50 were drawn" in printed
     assert (demo_run.run / "summary.md").read_text(encoding="utf-8") in printed
     assert re.search("records and both executed notebooks are in .*/results/demo[.]\n", printed)

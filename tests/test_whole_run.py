@@ -72,7 +72,9 @@ def check_run(run, n_prompts):
     assert not (run / "checkpoints").exists()
     prompts, responses, scores = (load(run / name) for name in RAW)
     labelled = load(run / "classification.json")
-    check_records(prompts, ["id", "kind", "prompt", "chosen", "rejected"])
+    fields = ["id", "kind", "prompt", "chosen", "rejected"]
+    check_records([row for row in prompts if row["kind"] == "harmful"], [*fields, "keyword"])
+    check_records([row for row in prompts if row["kind"] == "helpful"], fields)
     check_records(responses, ["id", "model", "response", "finish", "tokens", "log_ratio"])
     check_records(scores, ["id", "model", "reward"])
     check_records(labelled, ["id", "kind", "model", "prompt", "response", "reward", "label"])
@@ -733,6 +735,10 @@ def test_run_made_twice_is_the_same_to_the_byte(demo_run, tmp_path):
         ("main.ipynb", {"MAX_PAIRS": 1000}, r"adapters/sft was made with \w*dataset = "),
         ("eval.ipynb", {"SEED": 1}, r"prompts.json was made with seed = 0, but now it is 1"),
         ("eval.ipynb", {"N_PROMPTS": 9}, r"prompts.json was made with n_prompts = 50, but now it"),
+        ("eval.ipynb", {"HARMFUL_PROMPTS": "all"}, r"made with harmful_prompts = 'keywords', but"),
+        ("eval.ipynb", {"SETTINGS": {"prompt_tail": "human"}}, r"made with prompt_tail = 'assis"),
+        ("eval.ipynb", {"SETTINGS": {"keyword_rule": "anywhere"}}, r"made with keyword_rule = 'w"),
+        ("eval.ipynb", {"SETTINGS": {"stop_at_turn": False}}, r"made with stop_strings = "),
         ("eval.ipynb", {"MAX_NEW_TOKENS": 9}, r"made with max_new_tokens = 48, but now it is 9"),
         ("eval.ipynb", {"PROTOCOL": "paper"}, r"made with \w+ = "),
         ("eval.ipynb", {"SETTINGS": {"judge_length": 99}}, r"made with judge_length = 512"),
@@ -745,6 +751,52 @@ def test_other_settings_in_the_same_folder_are_refused(copied_run, notebook, cha
         execute(notebook, **places(copied_run.folder), **changes)
     changed = differing(before, contents_of(copied_run.folder))
     assert [path for path in changed if not path.startswith("figures/demo/lengths")] == []
+
+
+@pytest.mark.slow
+def test_faults_of_the_evaluation_are_switched_on_one_by_one(copied_run):
+    """The notebook's cells follow the settings: prompts, decoding and the rates of both groups."""
+    given = places(copied_run.folder) | {"N_PROMPTS": 12, "MAX_NEW_TOKENS": 8, "FRESH": True}
+    usual = execute("eval.ipynb", **given, HARMFUL_PROMPTS="all")
+    assert usual.decoding["stop_strings"] == [data.TURN]
+    check_run(copied_run.run, 12)
+    measured = load(copied_run.run / "metrics.json")
+    rates = measured["by_keyword"]
+    holding = [row["keyword"] for row in load(copied_run.run / "prompts.json")[:12]]
+    assert 0 < sum(holding) < 12
+    whole = {row["model"]: row["harmless"] for row in measured["models"]}
+    for model in MODELS:
+        with_keyword, without = [row for row in rates if row["model"] == model]
+        assert with_keyword["harmful_prompts"] == sum(holding)
+        assert without["harmful_prompts"] == 12 - sum(holding)
+        assert with_keyword["harmless"] + without["harmless"] == whole[model]
+    faults = {"prompt_tail": "human", "stop_at_turn": False, "keyword_rule": "anywhere"}
+    for name, fault in faults.items():
+        changed = execute("eval.ipynb", **given, SETTINGS={name: fault})
+        is_usual = [
+            changed.prompts[0]["prompt"].endswith("Assistant:"),
+            changed.decoding["stop_strings"] == [data.TURN],
+            all(row["keyword"] for row in changed.prompts[:12]),
+        ]
+        assert is_usual == [other != name for other in faults]
+        check_run(copied_run.run, 12)
+        noted = load(copied_run.run / "run.json")["settings"]["evaluation"]
+        assert noted[name] == fault
+
+
+@pytest.mark.slow
+def test_number_that_settings_ask_for_is_refused_like_the_parameter(copied_run):
+    given = places(copied_run.folder) | {"MAX_NEW_TOKENS": 8, "FRESH": True}
+    for asked in ({"N_PROMPTS": 200}, {"SETTINGS": {"n_prompts": 200}}):
+        with pytest.raises(ValueError, match="N_PROMPTS = 200, but .* only 153 usable harmful"):
+            execute("eval.ipynb", **given | asked)
+
+
+@pytest.mark.slow
+def test_main_refuses_more_prompts_than_there_are_before_it_trains(tmp_path):
+    with pytest.raises(ValueError, match="N_PROMPTS = 200, but .* only 153 usable harmful prompts"):
+        execute("main.ipynb", **places(tmp_path), N_PROMPTS=200)
+    assert not (tmp_path / "results" / "demo" / "adapters").exists()
 
 
 @pytest.mark.slow
