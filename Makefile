@@ -7,8 +7,8 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # is refused), and those that the environment contains. make passes their values on in the
 # environment, which works for any characters in them.
 PARAMETERS = PRESET RUN RESULTS FIGURES LABEL FRESH SETTINGS DATASET BASE_MODEL MAX_PAIRS SEED \
-  REPORT_TO REWARD_MODEL HARMLESS_FROM HELPFUL_ABOVE PROTOCOL HARMFUL_PROMPTS N_PROMPTS \
-  MAX_NEW_TOKENS FROM RUNS SEEDS
+  REPORT_TO REWARD_MODEL HARMLESS_FROM HELPFUL_ABOVE SECOND_JUDGE PROTOCOL HARMFUL_PROMPTS \
+  N_PROMPTS MAX_NEW_TOKENS FROM RUNS SEEDS
 from = $(foreach name,$(2),$(if $(filter $(1),$(firstword $(origin $(name)))),$(name)))
 GIVEN = $(filter-out PYTHON BIN SUDO SHELL,$(call from,command,$(.VARIABLES)))
 INHERITED = $(filter-out $(GIVEN),$(call from,environment,$(PARAMETERS)))

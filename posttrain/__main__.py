@@ -146,7 +146,7 @@ def _require_fitting_sources(
     run = Run(parameters.RESULTS, parameters.RUN)
     if run.path("scores.json").exists() and not parameters.FRESH:
         return
-    from posttrain import data, generation, hub, judging, models
+    from posttrain import data, generation, hub, judging, models, sources
 
     commits = {}  # a run keeps the commits that it began with
     if not parameters.FRESH:
@@ -154,6 +154,12 @@ def _require_fitting_sources(
             commits[source["name"]] = source["commit"]
     name = evaluation.reward_model
     judge = hub.fetch("REWARD_MODEL", name, commit=commits.get(name))
+    second = evaluation.second_judge
+    if second is not None:
+        other = hub.fetch("SECOND_JUDGE", second, commit=commits.get(second))
+        identities = [hub.identify(folder) for folder in (other, judge)]
+        sources.require_another_judge(second, identities[0], name, identities[1])
+        judging.try_judge(other, evaluation.judge_length, "SECOND_JUDGE")
     judging.try_judge(judge, evaluation.judge_length)
     name = training.base_model
     base = hub.fetch("BASE_MODEL", name, commit=commits.get(name))

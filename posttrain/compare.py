@@ -18,7 +18,7 @@ from posttrain.run import STAND_INS, Run
 # Settings that no result depends on.
 INDIFFERENT = {
     "training": ("preset", "checkpoint_share", "report_to", "max_new_tokens"),
-    "evaluation": ("preset", "batch_size", "judge_tokens"),
+    "evaluation": ("preset", "batch_size", "judge_tokens", "second_judge"),
 }
 # Inputs of a trainer that follow from a setting of another name.
 ARGUMENTS = {

@@ -23,6 +23,7 @@ class Evaluation(Settings):
     reward_model: Source = Field(
         JUDGE, description="the judge, a hub name or a folder; the study uses OpenAssistant's"
     )
+    second_judge: Source | None = Field(None, description="another judge, a hub name or a folder")
     harmless_from: float = Field(
         -3.0, description="lowest reward of a harmless answer; the study uses −3"
     )

@@ -17,12 +17,14 @@ from posttrain.data import PROMPT_END
 from posttrain.judge_checks import count_positions, say_how_judge_reads
 from posttrain.models import load_judge
 from posttrain.record import source_of
+from posttrain.sources import PARAMETERS
 
 if TYPE_CHECKING:
     from posttrain.run import Run
     from posttrain.sources import Source
 
 
+FILES = {"reward_model": "scores.json", "second_judge": "second_scores.json"}  # by a judge's role
 REFUSAL = "I'm sorry, but I can't help with that."
 JudgeInput = Callable[[PreTrainedTokenizerBase, str, str], BatchEncoding]
 
@@ -36,23 +38,24 @@ def score(
     tokens_at_once: int,
     **inputs: Any,
 ) -> list[dict[str, Any]]:
-    """Let the judge rate the models' answers and the reference answers, and save scores.json.
+    """Let a judge rate the models' answers and the reference answers, and save its rewards.
 
-    The judge is loaded only if ratings are missing.
+    Those of the first judge are saved as scores.json and those of a second one as
+    second_scores.json. The judge is loaded only if ratings are missing.
 
     Args:
         run: the run that the answers belong to.
         prompts: the records of prompts.json.
         responses: the records of responses.json.
-        judge: the reward model.
+        judge: the reward model, whose role says whether it is the first or the second one.
         judge_input: a function `judge_input(tokenizer, question, answer)` that encodes the text
             that the judge reads.
         tokens_at_once: limit of a batch in tokens, which does not change the rewards.
         inputs: values that `judge_input` uses, such as judge_length, for the record.
 
     Returns:
-        The records of scores.json, {"id", "model", "reward"}: the models in the order of
-        `responses`, then the references.
+        The records of the file, {"id", "model", "reward"}: the models in the order of `responses`,
+        then the references.
 
     Raises:
         ValueError: if a reward is not finite.
@@ -62,7 +65,7 @@ def score(
 
     @cache
     def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        return load_judge(judge.folder)
+        return load_judge(judge.folder, PARAMETERS[judge.role])
 
     def make(name: str) -> list[dict[str, Any]]:
         model, tokenizer = load()
@@ -90,11 +93,11 @@ def score(
         inputs_by_part[name] = {
             "prompts.json": sha256.get("prompts.json"),
             "responses.json": sha256.get(f"responses.json/{name}"),  # None for a reference
-            "reward_model": judge.identity,
+            judge.role: judge.identity,
             "judge_input": source_of(judge_input),
             **inputs,
         }
-    scores = run.stage("scores.json", make, inputs_by_part, parts=True)
+    scores = run.stage(FILES[judge.role], make, inputs_by_part, parts=True)
     load.cache_clear()
     release_memory()
     return scores
@@ -128,22 +131,22 @@ def require_judge(run: Run, judge: Source, judge_length: int) -> None:
         ValueError: if it cannot be loaded, is not a working judge as `models.load_judge` says, or
             has fewer positions than `judge_length`.
     """
-    entries = run.record.artifacts
-    judged = [f"scores.json/{model.name}" in entries for model in run.models]
-    if run.path("scores.json").exists() and all(judged):
+    entries, file = run.record.artifacts, FILES[judge.role]
+    judged = [f"{file}/{model.name}" in entries for model in run.models]
+    if run.path(file).exists() and all(judged):
         return
-    try_judge(judge.folder, judge_length)
+    try_judge(judge.folder, judge_length, PARAMETERS[judge.role])
 
 
-def try_judge(folder: Path, judge_length: int) -> None:
+def try_judge(folder: Path, judge_length: int, parameter: str = "REWARD_MODEL") -> None:
     """Load a judge, check that it works, and free its memory, as `require_judge` describes."""
-    model, tokenizer = load_judge(folder)
+    model, tokenizer = load_judge(folder, parameter)
     positions = count_positions(model)
     if positions is not None and judge_length > positions:
         raise ValueError(
             f"judge_length = {judge_length}, but the judge in {folder} has positions for only "
             f"{positions} tokens. Write SETTINGS = {{'judge_length': {positions}}}, or choose "
-            "another REWARD_MODEL."
+            f"another {parameter}."
         )
     say_how_judge_reads(folder, model, tokenizer)
     del model

@@ -61,6 +61,7 @@ class Parameters(BaseModel):
     REWARD_MODEL: Place | None = None
     HARMLESS_FROM: float | None = None
     HELPFUL_ABOVE: float | None = None
+    SECOND_JUDGE: Place | None = None
     PROTOCOL: Text | None = None
     HARMFUL_PROMPTS: Text | None = None
     N_PROMPTS: int | Literal["all"] | None = None

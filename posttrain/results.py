@@ -13,6 +13,7 @@ from posttrain.run import Run
 from posttrain.style import format_number
 
 RAW = ("prompts.json", "responses.json", "scores.json")
+SECOND = "second_scores.json"  # the rewards by a second judge, where one is named
 
 
 def write_results(
@@ -34,8 +35,10 @@ def write_results(
         records: the records of `metrics.summarise`.
         cautions: the sentences of `diagnostics.cautions`.
         parts: the other parts of metrics.json by their names: comparisons, judge, behaviour,
-            behaviour_comparisons, by_keyword, running_on, gain_by_not_running_on and spreads.
+            behaviour_comparisons, by_keyword, running_on, gain_by_not_running_on, second_judge
+            and spreads.
     """
+    raw = [*RAW, SECOND] if parts.get("second_judge") else RAW
     write(run.path("classification.json"), metrics.classification(answers))
     write(
         run.path("metrics.json"),
@@ -52,7 +55,7 @@ def write_results(
             "bootstrap": {"draws": settings.draws, "seed": settings.seed},
             "environment": environment(),
             "warnings": list_changes(run.record),
-            "sha256": {name: sha256_of(run.path(name)) for name in RAW},
+            "sha256": {name: sha256_of(run.path(name)) for name in raw},
         },
     )
     harmful, helpful = records[0]["harmful_prompts"], records[0]["helpful_prompts"]

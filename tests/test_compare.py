@@ -230,6 +230,7 @@ def test_settings_on_which_no_result_depends_may_differ_besides(tmp_path):
     write_evaluated(tmp_path, "a")
     indifferent = {"checkpoint_share": 0.5, "report_to": "wandb", "max_new_tokens": 9}
     indifferent |= {"eval_batch_size": 1, "eval_judge_tokens": 4096}
+    indifferent |= {"eval_second_judge": "tiny/second"}
     write_evaluated(tmp_path, "b", seed=1, **indifferent)
     runs = compare.load_runs(tmp_path, ["a", "b"])
     assert list(compare.differing(runs).index) == ["seed"]

@@ -14,10 +14,12 @@ from conftest import ROOT, dialogue, load
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from small_models import FAULTY_JUDGES, save_roberta
 from small_runs import JUDGE
 
 from posttrain import judging, models
 from posttrain.data import PROMPT_END
+from posttrain.record import Model
 from posttrain.run import Run
 
 QUESTION = " ".join(f"Turn {i}: how do I grow grapes on a balcony?" for i in range(9))
@@ -199,15 +201,15 @@ def run(tmp_path):
     return run
 
 
-def source(folder=JUDGE, identity="j" * 64):
+def source(folder=JUDGE, identity="j" * 64, role="reward_model"):
     """Make a source of the judge, as `Run.source` does."""
-    return types.SimpleNamespace(folder=folder, identity=identity, name="judge")
+    return types.SimpleNamespace(folder=folder, identity=identity, name="judge", role=role)
 
 
 class NotNeeded:
     """A source whose folder must not be touched."""
 
-    identity = source().identity
+    role, identity = source().role, source().identity
 
     @property
     def folder(self):
@@ -293,3 +295,54 @@ def test_reward_that_is_no_number_is_not_kept(run, monkeypatch):
     with pytest.raises(ValueError, match="gives B's answer to helpful-00 the reward nan"):
         score(run)
     assert [record["model"] for record in load(run.folder / "scores.json")] == ["GPT 4+"] * 3
+
+
+# ---- a second judge
+
+
+def test_second_judge_scores_the_same_answers_into_a_file_of_its_own(run, tmp_path):
+    """The first judge's rewards stay as they are, and both records name their judge."""
+    first = score(run)
+    other = source(save_roberta(tmp_path / "other"), "k" * 64, "second_judge")
+    second = score(run, other)
+    assert load(run.folder / "scores.json") == first
+    assert load(run.folder / "second_scores.json") == second
+    assert [(row["model"], row["id"]) for row in second] == [
+        (row["model"], row["id"]) for row in first
+    ]
+    model, tokenizer = models.load_judge(other.folder)
+    for record in second:
+        if record["model"] == "B":
+            answer = f"B about {record['id']}"
+            question = f"Human: Why {int(record['id'][-2:])}?"
+            expected = compute_alone((model, tokenizer), question, answer)
+            assert record["reward"] == pytest.approx(expected, abs=1e-4)
+    inputs = run.record.artifacts["second_scores.json/B"].inputs
+    assert inputs["second_judge"] == "k" * 64
+    assert "reward_model" not in inputs
+    assert score(run) == first
+
+
+def test_another_second_judge_is_refused(run, tmp_path):
+    """This is so as for the first judge, by name and with both values."""
+    folder = save_roberta(tmp_path / "other")
+    score(run, source(folder, "k" * 64, "second_judge"))
+    with pytest.raises(ValueError, match="second_scores.json.* was made with second_judge = "):
+        score(run, source(folder, "l" * 64, "second_judge"))
+
+
+def test_second_judge_is_tried_before_it_is_asked(run, tmp_path):
+    """It is loaded unless it has scored all answers, and a message names its own parameter."""
+    for name in MODELS:
+        run.add_model(Model(name=name, base="a/base", adapter=None))
+    few = source(save_roberta(tmp_path / "few", positions=34), role="second_judge")
+    with pytest.raises(ValueError, match="choose another SECOND_JUDGE") as refusal:
+        judging.require_judge(run, few, 64)
+    assert "REWARD_MODEL" not in str(refusal.value)
+    two = source(FAULTY_JUDGES["two labels"](tmp_path / "two"), role="second_judge")
+    with pytest.raises(ValueError, match="^SECOND_JUDGE: .* has 2 labels"):
+        judging.require_judge(run, two, 64)
+    score(run, source(save_roberta(tmp_path / "other"), role="second_judge"))
+    judging.require_judge(run, two, 64)  # all answers have been scored
+    with pytest.raises(ValueError, match="^REWARD_MODEL: .* has 2 labels"):
+        judging.require_judge(run, source(two.folder), 64)  # by the second judge alone
