@@ -1052,7 +1052,7 @@ def studys_way(tmp_path_factory):
     """A run in the study's way: full fine-tuning, dropout, two layers and its protocol."""
     folder = tmp_path_factory.mktemp("paper")
     changes = TINY | {"sft_method": "full", "dropout": 0.1, "lora_layers": ["q_proj", "v_proj"]}
-    changes |= {"sft_learning_rate": 1e-4, "lora_dropout": 0.05}
+    changes |= {"sft_loss": "transcript", "sft_learning_rate": 1e-4, "lora_dropout": 0.05}
     trained = execute("main.ipynb", **places(folder), MAX_PAIRS=60, SETTINGS=changes)
     evaluated = execute("eval.ipynb", **places(folder), N_PROMPTS=3, PROTOCOL="paper")
     run = folder / "results" / "demo"
@@ -1112,8 +1112,8 @@ def test_second_run_of_the_studys_way_only_reads(studys_way):
     made = states(studys_way.run, "models", "adapters", "training.json", *RAW)
     given = places(studys_way.run.parents[1])
     changes = load(studys_way.run / "run.json")["settings"]["training"]
-    names = ("sft_method", "dropout", "lora_layers", "sft_learning_rate", "lora_dropout")
-    changes = {name: changes[name] for name in (*names, "validation_pairs")}
+    names = ("sft_method", "sft_loss", "dropout", "lora_layers", "sft_learning_rate")
+    changes = {name: changes[name] for name in (*names, "lora_dropout", "validation_pairs")}
     execute("main.ipynb", **given, MAX_PAIRS=60, SETTINGS=changes)
     execute("eval.ipynb", **given, N_PROMPTS=3, PROTOCOL="paper")
     assert states(studys_way.run, "models", "adapters", "training.json", *RAW) == made
