@@ -55,8 +55,7 @@ class Training(Settings):
         "reference differ before any training",
     )  # fmt: skip
     sft_method: Literal["lora", "full"] = Field(
-        "lora",
-        description='"lora" trains an adapter, "full" all weights, as the study does',
+        "lora", description='"lora" trains an adapter, "full" all weights, as the study does'
     )
     sft_loss: Literal["reply", "transcript"] = Field(
         "reply", description='tokens with a loss: "transcript" takes all of them, as the study does'

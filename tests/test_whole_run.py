@@ -1338,6 +1338,30 @@ def test_seeds_share_all_but_the_training(tmp_path):
 
 
 @pytest.mark.slow
+def test_sweep_varies_one_setting_and_nothing_else(tmp_path):
+    """β is a setting of DPO, so the SFT models, the prompts and Base's answers are equal."""
+    results = tmp_path / "results"
+    given = ["PRESET=demo", "MAX_PAIRS=60", "N_PROMPTS=12", "MAX_NEW_TOKENS=8"]
+    given += ["SETTING=beta", "VALUES=0.1 1", f"RESULTS={results}"]
+    done = command("sweep", *given, "SETTINGS={'validation_pairs': 10, 'draws': 200}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "SFT − Base in CAS: " in done.stdout
+    runs = [results / "demo-beta0.1", results / "demo-beta1"]
+    assert len({(run / "prompts.json").read_bytes() for run in runs}) == 1
+    records = [load(run / "run.json") for run in runs]
+    first, second = (record["settings"]["training"] for record in records)
+    assert (first.pop("beta"), second.pop("beta")) == (0.1, 1.0)
+    assert first == second
+    assert records[0]["settings"]["evaluation"] == records[1]["settings"]["evaluation"]
+    hashes = {}
+    for adapter in ADAPTERS:
+        hashes[adapter] = len({record["artifacts"][adapter]["sha256"] for record in records})
+    assert hashes == {"adapters/sft": 1, "adapters/dpo": 2, "adapters/sft_dpo": 2}
+    kept = load(results / "demo-beta" / "compare.json")
+    assert kept["runs"] == ["demo-beta0.1", "demo-beta1"]
+
+
+@pytest.mark.slow
 def test_parameters_reach_both_notebooks_whatever_is_in_them(tmp_path):
     """make passes their names on, and their values in the environment."""
     name = "a b'c$d"
