@@ -115,7 +115,8 @@ def prepare(parameters: Parameters) -> Parameters:
             f"SETTINGS: neither notebook has a setting {', '.join(unknown)}. The settings are "
             f"{', '.join(sorted(known - {'preset'}))}."
         )
-    _require_fitting_sources(prepared, _choose(MAIN, prepared), _choose(EVAL, prepared))
+    chosen = {notebook: _choose(notebook, prepared) for notebook in (MAIN, EVAL)}
+    _require_fitting_sources(prepared, chosen[MAIN], chosen[EVAL])
     return prepared
 
 
