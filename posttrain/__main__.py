@@ -4,10 +4,14 @@
                         train a run's models and evaluate them
     python -m posttrain seeds SEEDS="0 1 2" [NAME=VALUE ...]
                         train and evaluate one run per seed, then compare the runs
+    python -m posttrain sweep SETTING=beta VALUES="0.03 0.1 0.3" [NAME=VALUE ...]
+                        train and evaluate one run per value of a setting, then compare the runs
     python -m posttrain compare RUNS="one two" [RUN=name]
                         compare runs that have been evaluated
     python -m posttrain import FROM=folder [RUN=name]
                         make a run of prompts, responses and rewards from elsewhere
+    python -m posttrain reask FROM=run RUN=new [PROTOCOL=paper] [NAME=VALUE ...]
+                        copy a run's trained models, and let them answer in another way
     python -m posttrain rejudge FROM=published [NAME=VALUE ...]
                         cut a run's responses where they open a human turn, and judge them again
     python -m posttrain report RUN=name
@@ -112,15 +116,7 @@ def prepare(parameters: Parameters) -> Parameters:
             f"SETTINGS: neither notebook has a setting {', '.join(unknown)}. The settings are "
             f"{', '.join(sorted(known - {'preset'}))}."
         )
-    chosen = {}
-    for notebook, kind in ((MAIN, settings.Training), (EVAL, settings.Evaluation)):
-        values = {
-            name: value
-            for name, value in prepared.given().items()
-            if name.lower() in kind.model_fields and name != "PRESET"
-        }
-        choose = settings.training if notebook == MAIN else settings.evaluation
-        chosen[notebook] = choose(preset, _settings_of(notebook, prepared.SETTINGS), **values)
+    chosen = {notebook: _choose(notebook, prepared) for notebook in (MAIN, EVAL)}
     prepared = _share_plan(prepared)
     _require_fitting_sources(prepared, chosen[MAIN], chosen[EVAL])
     return prepared
@@ -136,12 +132,28 @@ def _share_plan(parameters: Parameters) -> Parameters:
     return parameters.model_copy(update=shared)
 
 
+def _choose(notebook: str, parameters: Parameters) -> settings.Settings:
+    """Choose the settings of a notebook from the parameters, as the notebook itself does."""
+    is_main = notebook == MAIN
+    kind = settings.Training if is_main else settings.Evaluation
+    choose = settings.training if is_main else settings.evaluation
+    values = {}
+    for name, value in parameters.given().items():
+        if name.lower() in kind.model_fields and name != "PRESET":
+            values[name] = value
+    return choose(parameters.PRESET, _settings_of(notebook, parameters.SETTINGS), **values)
+
+
 def _require_fitting_sources(
-    parameters: Parameters, training: settings.Training, evaluation: settings.Evaluation
+    parameters: Parameters,
+    training: settings.Training,
+    evaluation: settings.Evaluation,
+    begun: Run | None = None,
 ) -> None:
     """Refuse a judge or a base that does not work, too many prompts, and answers that are too long.
 
     A run that has been judged is not checked, since it may be read where its sources are missing.
+    `begun` is the run whose commits are kept, where it is not the run itself.
     """
     run = Run(parameters.RESULTS, parameters.RUN)
     if run.path("scores.json").exists() and not parameters.FRESH:
@@ -150,7 +162,7 @@ def _require_fitting_sources(
 
     commits = {}  # a run keeps the commits that it began with
     if not parameters.FRESH:
-        for source in run.record.sources.values():
+        for source in (begun or run).record.sources.values():
             commits[source["name"]] = source["commit"]
     name = evaluation.reward_model
     judge = hub.fetch("REWARD_MODEL", name, commit=commits.get(name))
@@ -216,15 +228,38 @@ def run_seeds(parameters: Parameters) -> None:
         raise ValueError('SEEDS: give two or more seeds, each once, such as SEEDS="0 1 2".')
     if parameters.SEED is not None:
         raise ValueError("SEED: this command takes the training seeds from SEEDS. Leave SEED out.")
-    prepared = prepare(parameters)
-    names = [f"{prepared.RUN}-seed{seed}" for seed in seeds]
-    for seed, name in zip(seeds, names):
-        run = Run(prepared.RESULTS, name)
-        given = prepared.given() | {"RUN": name}
-        execute(MAIN, run.folder, given | {"SEED": int(seed)})
-        execute(EVAL, run.folder, given)  # its seed stays the same, and so do the prompts
-    changes = {"RUNS": " ".join(names), "RUN": f"{prepared.RUN}-seeds"}
-    compare_runs(prepared.model_copy(update=changes))
+    if parameters.SETTING or parameters.VALUES:
+        raise ValueError("SETTING and VALUES: use them with make sweep, or SEEDS with make seeds.")
+    values = " ".join(str(int(seed)) for seed in seeds)
+    run_sweep(parameters.model_copy(update={"SETTING": "seed", "VALUES": values, "SEEDS": None}))
+
+
+def run_sweep(parameters: Parameters) -> None:
+    """Train and evaluate one run per value of a setting of the training, then compare the runs."""
+    from posttrain import sweeps
+
+    if parameters.SEEDS:
+        raise ValueError("SEEDS: use it with make seeds, or SETTING=seed VALUES=... with this one.")
+    values = sweeps.read_values(parameters)
+    preset = settings.resolve(parameters.PRESET)
+    name, setting = parameters.RUN or preset, parameters.SETTING
+    require_own_name(name, parameters.RESULTS)
+    if len(name.split()) > 1:
+        raise ValueError(f"RUN = {name!r}: choose a name without blanks, since they part RUNS.")
+    chosen = {"PRESET": preset, "RUN": name}
+    trainings = []
+    for value in values:  # every value is checked before anything is trained with one
+        chosen["RUN"] = sweeps.name_run(name, setting, value)
+        chosen["SETTINGS"] = parameters.SETTINGS | {setting: value}
+        trainings.append(prepare(parameters.model_copy(update=chosen)))
+    for training in trainings:
+        run = Run(training.RESULTS, training.RUN)
+        execute(MAIN, run.folder, training.given())
+        # The evaluation stays the same, its seed and prompts included.
+        execute(EVAL, run.folder, training.given() | {"SETTINGS": parameters.SETTINGS})
+    runs = " ".join(training.RUN for training in trainings)
+    changes = {"RUNS": runs, "RUN": sweeps.name_comparison(name, setting)}
+    compare_runs(parameters.model_copy(update=changes))
 
 
 def compare_runs(parameters: Parameters) -> None:
@@ -272,6 +307,22 @@ def rejudge(parameters: Parameters) -> None:
     print_summary(run.folder)
 
 
+def reask(parameters: Parameters) -> None:
+    """Copy a run's trained models into a new run, and let them answer in another way there."""
+    from posttrain import reasking
+
+    if parameters.RUN:
+        require_own_name(parameters.RUN, parameters.RESULTS)
+    source, run = reasking.open_runs(parameters)
+    asked = reasking.complete(parameters, source)
+    training = reasking.choose_training(asked, source)
+    _require_fitting_sources(asked, training, _choose(EVAL, asked), source)
+    reasking.copy_models(source, run)
+    execute(EVAL, run.folder, asked.given())
+    print_summary(run.folder)
+    print(f"The models of {source.folder} were asked again. The results are in {run.folder}.")
+
+
 def report(parameters: Parameters) -> None:
     """Write the page of a run, report.html, from the files that the run has so far."""
     from posttrain.page import write_page
@@ -285,8 +336,10 @@ def report(parameters: Parameters) -> None:
 COMMANDS = {
     "run": run_both,
     "seeds": run_seeds,
+    "sweep": run_sweep,
     "compare": compare_runs,
     "import": import_run,
+    "reask": reask,
     "rejudge": rejudge,
     "report": report,
 }

@@ -69,6 +69,8 @@ class Parameters(BaseModel):
     FROM: Place | None = None
     RUNS: Text | None = None
     SEEDS: Text | None = None
+    SETTING: Text | None = None
+    VALUES: Text | None = None
 
     def given(self) -> dict[str, Any]:
         """Collect {name: value} of the parameters that have a value."""

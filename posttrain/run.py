@@ -139,12 +139,18 @@ class Run(Store):
             report: the report of `data.load_pairs`, with a column for each subset.
 
         Raises:
-            ValueError: if the run was imported, because nothing can be trained in it.
+            ValueError: if the run was imported, or its models were copied from another run,
+                because nothing can be trained in it.
         """
         if self.record.imported:
             raise ValueError(
                 f"{self.folder} contains imported results, so no model can be trained in it. "
                 "Choose another RUN."
+            )
+        if self.record.copied:
+            raise ValueError(
+                f"{self.folder} contains the models of the run {self.record.copied['from']}, so no "
+                "model is trained in it. Choose another RUN."
             )
         rows = [{"subset": subset, **counts} for subset, counts in report.to_dict().items()]
         self.begun = {

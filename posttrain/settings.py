@@ -55,9 +55,10 @@ class Training(Settings):
         "reference differ before any training",
     )  # fmt: skip
     sft_method: Literal["lora", "full"] = Field(
-        "lora",
-        description='"lora" trains an adapter with a loss on the reply only; "full" trains all '
-        "weights with a loss on every token, as the study does",
+        "lora", description='"lora" trains an adapter, "full" all weights, as the study does'
+    )
+    sft_loss: Literal["reply", "transcript"] = Field(
+        "reply", description='tokens with a loss: "transcript" takes all of them, as the study does'
     )
     sft_epochs: int = Field(2, ge=1, description="passes of SFT over its data; the study makes two")
     sft_learning_rate: float = Field(
@@ -126,6 +127,7 @@ class Training(Settings):
         "paper": {
             "dropout": 0.1,
             "sft_method": "full",
+            "sft_loss": "transcript",
             "sft_learning_rate": 2e-5,
             "dpo_learning_rate": 2e-5,
             "batch_size": 8,

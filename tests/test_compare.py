@@ -18,6 +18,7 @@ TRAINING = {
     "subsets": "base",
     "dropout": 0.0,
     "sft_method": "lora",
+    "sft_loss": "reply",
     "sft_learning_rate": 1e-3,
     "beta": 0.1,
     "batch_size": 16,
@@ -62,8 +63,8 @@ def trainer_inputs(training, name):
         },
         "base_model": "b1",
         "goes_on_from": None if name == "SFT" else f"sft{training}",
-        "train_dataset": f"drawn by {training['seed']}",
-        "eval_dataset": f"drawn by {training['seed']}",
+        "train_dataset": f"drawn by {training['seed']}, a loss on the {training['sft_loss']}",
+        "eval_dataset": f"drawn by {training['seed']}, a loss on the {training['sft_loss']}",
         "notebook": {},
     }
 
@@ -211,6 +212,7 @@ def test_runs_that_differ_otherwise_are_no_sample(seeds, monkeypatch):
         {"lora_layers": ["q_proj", "v_proj"]},
         {"dropout": 0.1},
         {"sft_method": "full"},
+        {"sft_loss": "transcript"},
         {"subsets": "all", "sources": {"dataset": "d2"}},
         {"eval_reward_model": "tiny/other", "sources": {"reward_model": "r2"}},
         {"eval_max_new_tokens": 64},

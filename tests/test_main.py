@@ -116,9 +116,12 @@ def test_judge_with_two_labels_is_refused_where_it_would_still_be_asked(tmp_path
 
 
 @pytest.mark.parametrize("name", ["example", "published", "real-model"])
-@pytest.mark.parametrize("command", ["run", "seeds", "compare", "import", "rejudge"])
+@pytest.mark.parametrize(
+    "command", ["run", "seeds", "sweep", "compare", "import", "reask", "rejudge"]
+)
 def test_runs_of_the_repository_are_not_written_into(executed, command, name):
     given = {"seeds": ["SEEDS=1 2"], "compare": ["RUNS=a b"], "import": ["FROM=results/published"]}
+    given |= {"sweep": ["SETTING=beta", "VALUES=0.1 1"], "reask": ["FROM=demo"]}
     with pytest.raises(SystemExit, match=f"RUN = '{name}' is a run of the repository"):
         main([command, "PRESET=demo", f"RUN={name}", *given.get(command, [])])
     assert executed == []
@@ -203,7 +206,10 @@ def test_run_trains_then_evaluates_and_prints_the_table(tmp_path, executed, caps
 
 def test_seeds_vary_the_training_alone(tmp_path, executed):
     main(["seeds", "SEEDS=3 14", "PRESET=demo", f"RESULTS={tmp_path}", "N_PROMPTS=4"])
-    steps = [(name, folder.name, given.get("SEED")) for name, folder, given in executed]
+    steps = []
+    for name, folder, given in executed:
+        assert "SEED" not in given  # it would choose other prompts too
+        steps.append((name, folder.name, given["SETTINGS"].get("seed")))
     assert steps == [
         ("main.ipynb", "demo-seed3", 3),
         ("eval.ipynb", "demo-seed3", None),
@@ -225,12 +231,114 @@ def test_seeds_vary_the_training_alone(tmp_path, executed):
         (["SEEDS=a b"], "SEEDS: give two or more seeds, each once"),
         (["SEEDS=1 2", "SEED=3"], "SEED: this command takes the training seeds from SEEDS"),
         (["SEEDS=1 2", "N_PROMPTS=5000"], "N_PROMPTS = 5000, but the test split"),
+        (["SEEDS=1 2", "SETTING=beta"], "SETTING and VALUES: use them with make sweep"),
     ],
 )
 def test_seeds_that_are_none_are_refused(tmp_path, executed, arguments, message):
     with pytest.raises(SystemExit, match=message):
         main(["seeds", "PRESET=demo", f"RESULTS={tmp_path}", *arguments])
     assert executed == []
+
+
+# ---- one setting varied
+
+
+def sweep(results, setting, values, *arguments):
+    """Call make sweep for the demo."""
+    given = [f"SETTING={setting}", f"VALUES={values}", f"RESULTS={results}", *arguments]
+    main(["sweep", "PRESET=demo", *given])
+
+
+def test_sweep_varies_one_setting_of_the_training(tmp_path, executed):
+    """The evaluation of every run is the same, and the runs are compared at the end."""
+    sweep(tmp_path, "beta", "0.03 1", "SEED=5", "SETTINGS={'lora_r': 4, 'draws': 100}")
+    varied = [(name, folder.name, given["SETTINGS"]) for name, folder, given in executed]
+    common = {"lora_r": 4, "draws": 100}
+    assert varied == [
+        ("main.ipynb", "demo-beta0.03", common | {"beta": 0.03}),
+        ("eval.ipynb", "demo-beta0.03", common),
+        ("main.ipynb", "demo-beta1", common | {"beta": 1.0}),
+        ("eval.ipynb", "demo-beta1", common),
+        ("compare.ipynb", "demo-beta", common),
+    ]
+    assert executed[-1][2]["RUNS"] == "demo-beta0.03 demo-beta1"
+    for _, folder, given in executed:
+        assert (given["RUN"], given["SEED"], given["PRESET"]) == (folder.name, 5, "demo")
+
+
+def test_sweep_of_the_seed_is_make_seeds(tmp_path, executed):
+    main(["seeds", "SEEDS=3 14", "PRESET=demo", f"RESULTS={tmp_path}"])
+    of_seeds = list(executed)
+    executed.clear()
+    sweep(tmp_path, "seed", "3 14")
+    for (name, folder, given), other in zip(of_seeds, executed, strict=True):
+        assert (name, folder) == other[:2]
+        assert given == other[2]
+
+
+@pytest.mark.parametrize(
+    ("setting", "values", "read"),
+    [
+        ("sft_learning_rate", "2e-4 0.002", {"0.0002": 2e-4, "0.002": 2e-3}),
+        ("sft_loss", "reply transcript", {"reply": "reply", "transcript": "transcript"}),
+        ("max_pairs", "40 None", {"40": 40, "None": None}),
+        (
+            "lora_layers",
+            "all-linear q_proj,v_proj",
+            {"all-linear": "all-linear", "q_proj,v_proj": ["q_proj", "v_proj"]},
+        ),
+        ("batch_size", "8 16", {"8": 8, "16": 16}),  # the evaluation has one of its own
+    ],
+)
+def test_values_are_read_as_the_settings_type_says(tmp_path, executed, setting, values, read):
+    sweep(tmp_path, setting, values)
+    trained = {}
+    for name, folder, given in executed:
+        if name == "main.ipynb":
+            trained[folder.name.removeprefix(f"demo-{setting}")] = given["SETTINGS"][setting]
+        else:
+            assert given["SETTINGS"] == {}
+    assert trained == read
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "SETTING: name a setting of the training and its values, such as SETTING=beta"),
+        (["VALUES=1 2"], "The settings that can be varied are subsets, max_pairs, validation"),
+        (["SETTING=bets", "VALUES=1 2"], "SETTING: there is no setting bets. The settings that"),
+        (["SETTING=BETA", "VALUES=1 2"], "SETTING: there is no setting BETA. The settings that"),
+        (["SETTING=report_to", "VALUES=none wandb"], "no result depends on the training's report"),
+        (["SETTING=preset", "VALUES=demo full"], "no result depends on the training's preset"),
+        (["SETTING=max_new_tokens", "VALUES=8 9"], "evaluation's max_new_tokens, .* make reask"),
+        (["SETTING=protocol", "VALUES=default paper"], "protocol is a setting .* make reask"),
+        (["SETTING=harmless_from", "VALUES=-3 -2"], "To change harmless_from, run eval.ipynb ag"),
+        (["SETTING=base_model", "VALUES=a b"], "the prompts or Base itself would change"),
+        (["SETTING=dataset", "VALUES=a b"], "the prompts or Base itself would change"),
+        (["SETTING=beta"], "VALUES: give two or more values of beta with blanks between them"),
+        (["SETTING=beta", "VALUES=0.1"], "VALUES: give two or more values of beta with blanks"),
+        (["SETTING=beta", "VALUES=0.1 1 1e-1"], "VALUES: 0.1 is given twice. Give every value"),
+        (["SETTING=beta", "VALUES=0.1 -1"], "VALUES: '-1' is no value of beta. Input should be g"),
+        (["SETTING=beta", "VALUES=0.1 nan"], "VALUES: 'nan' is no value of beta. Input should be"),
+        (["SETTING=beta", "VALUES=0.1, 1"], "VALUES: '0.1,' is no value of beta. Input should be"),
+        (["SETTING=lora_r", "VALUES=8 1.5"], "VALUES: '1.5' is no value of lora_r. Input should"),
+        (["SETTING=sft_loss", "VALUES=reply all"], "VALUES: 'all' is no value of sft_loss. Input"),
+        (["SETTING=beta", "VALUES=1 2", "SETTINGS={'beta': 3}"], "SETTINGS: beta has its values"),
+        (["SETTING=max_pairs", "VALUES=40 50", "MAX_PAIRS=60"], "MAX_PAIRS: max_pairs has its v"),
+        (["SETTING=seed", "VALUES=1 2", "SEED=3"], "SEED: seed has its values in VALUES"),
+        (["SETTING=beta", "VALUES=1 2", "SEEDS=3 4"], "SEEDS: use it with make seeds"),
+        (["SETTING=beta", "VALUES=1 2", "RUN=my run"], "RUN = 'my run': choose a name without b"),
+        (["SETTING=beta", "VALUES=1 2", "SETTINGS={'bets': 3}"], "neither notebook has a setting"),
+        (["SETTING=beta", "VALUES=1 2", "N_PROMPTS=5000"], "N_PROMPTS = 5000, but the test split"),
+        (["SETTING=max_length", "VALUES=512 4096"], "4096"),  # known before the first is trained
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_sweep_is_refused_before_anything_is_trained(tmp_path, executed, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["sweep", "PRESET=demo", f"RESULTS={tmp_path / 'results'}", *arguments])
+    assert executed == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_compare_names_its_folder_after_the_first_run(tmp_path, executed):

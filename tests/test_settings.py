@@ -217,6 +217,7 @@ def test_the_paper_preset_is_the_published_one():
     paper = choose(Training, "paper")
     assert (paper.base_model, paper.dataset) == ("facebook/opt-350m", "Anthropic/hh-rlhf")
     assert (paper.sft_method, paper.sft_epochs, paper.dpo_epochs) == ("full", 2, 1)
+    assert (paper.sft_loss, choose(Training, "full").sft_loss) == ("transcript", "reply")
     assert (paper.sft_learning_rate, paper.dpo_learning_rate) == (2e-5, 2e-5)
     assert (paper.batch_size, paper.beta, paper.max_length) == (8, 0.1, 512)
     assert (paper.lora_r, paper.lora_alpha, paper.lora_dropout) == (8, 16, 0.05)

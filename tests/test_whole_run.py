@@ -1253,7 +1253,7 @@ def studys_way(tmp_path_factory):
     """A run in the study's way: full fine-tuning, dropout, two layers and its protocol."""
     folder = tmp_path_factory.mktemp("paper")
     changes = TINY | {"sft_method": "full", "dropout": 0.1, "lora_layers": ["q_proj", "v_proj"]}
-    changes |= {"sft_learning_rate": 1e-4, "lora_dropout": 0.05}
+    changes |= {"sft_loss": "transcript", "sft_learning_rate": 1e-4, "lora_dropout": 0.05}
     trained = execute("main.ipynb", **places(folder), MAX_PAIRS=60, SETTINGS=changes)
     evaluated = execute("eval.ipynb", **places(folder), N_PROMPTS=3, PROTOCOL="paper")
     run = folder / "results" / "demo"
@@ -1313,8 +1313,8 @@ def test_second_run_of_the_studys_way_only_reads(studys_way):
     made = states(studys_way.run, "models", "adapters", "training.json", *RAW)
     given = places(studys_way.run.parents[1])
     changes = load(studys_way.run / "run.json")["settings"]["training"]
-    names = ("sft_method", "dropout", "lora_layers", "sft_learning_rate", "lora_dropout")
-    changes = {name: changes[name] for name in (*names, "validation_pairs")}
+    names = ("sft_method", "sft_loss", "dropout", "lora_layers", "sft_learning_rate")
+    changes = {name: changes[name] for name in (*names, "lora_dropout", "validation_pairs")}
     execute("main.ipynb", **given, MAX_PAIRS=60, SETTINGS=changes)
     execute("eval.ipynb", **given, N_PROMPTS=3, PROTOCOL="paper")
     assert states(studys_way.run, "models", "adapters", "training.json", *RAW) == made
@@ -1536,6 +1536,30 @@ def test_seeds_share_all_but_the_training(tmp_path):
         assert row["values"] == [table[row["model"]][row["measure"]] for table in tables]
     assert (tmp_path / "figures" / "demo-seeds" / "across_runs.png").exists()
     assert (results / "demo-seeds" / "compare.ipynb").exists()
+
+
+@pytest.mark.slow
+def test_sweep_varies_one_setting_and_nothing_else(tmp_path):
+    """β is a setting of DPO, so the SFT models, the prompts and Base's answers are equal."""
+    results = tmp_path / "results"
+    given = ["PRESET=demo", "MAX_PAIRS=60", "N_PROMPTS=12", "MAX_NEW_TOKENS=8"]
+    given += ["SETTING=beta", "VALUES=0.1 1", f"RESULTS={results}"]
+    done = command("sweep", *given, "SETTINGS={'validation_pairs': 10, 'draws': 200}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "SFT − Base in CAS: " in done.stdout
+    runs = [results / "demo-beta0.1", results / "demo-beta1"]
+    assert len({(run / "prompts.json").read_bytes() for run in runs}) == 1
+    records = [load(run / "run.json") for run in runs]
+    first, second = (record["settings"]["training"] for record in records)
+    assert (first.pop("beta"), second.pop("beta")) == (0.1, 1.0)
+    assert first == second
+    assert records[0]["settings"]["evaluation"] == records[1]["settings"]["evaluation"]
+    hashes = {}
+    for adapter in ADAPTERS:
+        hashes[adapter] = len({record["artifacts"][adapter]["sha256"] for record in records})
+    assert hashes == {"adapters/sft": 1, "adapters/dpo": 2, "adapters/sft_dpo": 2}
+    kept = load(results / "demo-beta" / "compare.json")
+    assert kept["runs"] == ["demo-beta0.1", "demo-beta1"]
 
 
 @pytest.mark.slow
