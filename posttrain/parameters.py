@@ -67,6 +67,7 @@ class Parameters(BaseModel):
     FROM: Place | None = None
     RUNS: Text | None = None
     SEEDS: Text | None = None
+    VOTES: Place | None = None
 
     def given(self) -> dict[str, Any]:
         """Collect {name: value} of the parameters that have a value."""
