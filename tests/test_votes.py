@@ -329,14 +329,14 @@ def test_bootstrap_interval_of_kappa_covers_the_truth():
     truth = cohens_kappa(10_000 * table).kappa
     names = np.array(preferences.WINNERS)
     covered = 0
-    for _ in range(150):
+    for _ in range(100):
         cells = np.repeat(draw.choice(9, size=60, p=table.ravel()), 2)  # both votes are the same
         part = pd.DataFrame({"id": np.repeat(range(60), 2)})
         part["winner"], part["judged"] = names[cells // 3], names[cells % 3]
         part["kind"], part["is_same"] = "helpful", False
         (row,) = preferences.compare_with_judge(part)
         covered += row["kappa_low"] <= truth <= row["kappa_high"]
-    assert covered / 150 > 0.88
+    assert covered / 100 > 0.87
 
 
 # ---- the command

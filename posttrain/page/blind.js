@@ -289,14 +289,27 @@
   }
 
   const isOpen = () => "blind" in document.documentElement.dataset;
+  let wasOpen = isOpen();
 
   function followAddress() {
-    const wasOpen = isOpen();
-    drawCurtain();
     if (isOpen() && !wasOpen) open();
-    if (!wasOpen || isOpen()) return;
+    if (!isOpen() && wasOpen) leave();
+    wasOpen = isOpen();
+  }
+
+  function leave() {
+    const section = byId(location.hash.slice(1)); // it was not there to be scrolled to
     dispatchEvent(new Event("uncurtained")); // what was drawn without a width is drawn again
-    byId(location.hash.slice(1))?.scrollIntoView(); // it was not there to be scrolled to
+    section?.scrollIntoView();
+  }
+
+  // Another window has changed the same votes.
+  function followStorage(event) {
+    if (!isOpen() || event.key !== storageKey()) return;
+    refreshState();
+    const voted = new Set(state.votes.map(nameOfVote));
+    if (!current || voted.has(nameOfItem(current))) show(nextItem());
+    else showProgress();
   }
 
   // While the mode is open, no key reaches the page that it hides.
@@ -321,6 +334,7 @@
   byId("blind-save").addEventListener("click", saveVotes);
   byId("blind-delete").addEventListener("click", startOver);
   addEventListener("hashchange", followAddress);
+  addEventListener("storage", followStorage);
   addEventListener("keydown", onKey, true);
   byId("to-blind").hidden = false;
   if (isOpen()) open();

@@ -11,3 +11,4 @@ function drawCurtain() {
 }
 
 drawCurtain();
+addEventListener("hashchange", drawCurtain); // before the other scripts look at the address
