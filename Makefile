@@ -8,7 +8,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # environment, which works for any characters in them.
 PARAMETERS = PRESET RUN RESULTS FIGURES LABEL FRESH SETTINGS DATASET BASE_MODEL MAX_PAIRS SEED \
   REPORT_TO REWARD_MODEL HARMLESS_FROM HELPFUL_ABOVE SECOND_JUDGE PROTOCOL HARMFUL_PROMPTS \
-  N_PROMPTS MAX_NEW_TOKENS FROM RUNS SEEDS SETTING VALUES
+  N_PROMPTS MAX_NEW_TOKENS FROM RUNS SEEDS SETTING VALUES VOTES
 from = $(foreach name,$(2),$(if $(filter $(1),$(firstword $(origin $(name)))),$(name)))
 GIVEN = $(filter-out PYTHON BIN SUDO SHELL,$(call from,command,$(.VARIABLES)))
 INHERITED = $(filter-out $(GIVEN),$(call from,environment,$(PARAMETERS)))
@@ -37,6 +37,8 @@ make reask FROM=run RUN=new [PROTOCOL=paper] [SETTINGS=...] [N_PROMPTS=...]
 make rejudge REWARD_MODEL=... [FROM=published]
                         Cut a run's responses where they open a human turn, and judge them again.
 make report RUN=name    Write the page of a run, results/<run>/report.html, again.
+make votes RUN=name VOTES=file
+                        Count the votes that a person gave in the blind mode of a run's page.
 make install            Install what is needed and do nothing else.
 
 Commands to work on the repository
@@ -48,13 +50,13 @@ make notebooks          Make the committed outputs, Colab notebooks and document
 endef
 export HELP
 
-.PHONY: help run seeds sweep compare import reask rejudge report install test test-slow browser \
-  notebooks
+.PHONY: help run seeds sweep compare import reask rejudge report votes install test test-slow \
+  browser notebooks
 
 help:
 	@echo "$$HELP"
 
-run seeds sweep compare import reask rejudge report: install
+run seeds sweep compare import reask rejudge report votes: install
 	@$(if $(INHERITED),echo "Taken from the environment: $(INHERITED).")
 	@$(BIN)/python -m posttrain $@ $(GIVEN) $(INHERITED)
 

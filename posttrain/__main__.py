@@ -16,6 +16,8 @@
                         cut a run's responses where they open a human turn, and judge them again
     python -m posttrain report RUN=name
                         write the page of a run again
+    python -m posttrain votes RUN=name VOTES=file
+                        count the votes that a person gave on the page of a run
 
 A NAME without a value is read from the environment, where make puts the values that it is given.
 """
@@ -333,6 +335,21 @@ def report(parameters: Parameters) -> None:
     print(f"Double-click {page} to open the page.")
 
 
+def count_votes(parameters: Parameters) -> None:
+    """Count a person's votes on the answers of a run, and compare them with the judge's rewards."""
+    from posttrain.votes import RESULT, describe_votes, write_votes
+
+    if not parameters.RUN or not parameters.VOTES:
+        raise ValueError(
+            "RUN, VOTES: name the run and the file of votes that its page has saved, as in "
+            "make votes RUN=demo VOTES=demo-votes.json."
+        )
+    folder = Run(parameters.RESULTS, parameters.RUN).folder
+    result = write_votes(Path(parameters.VOTES), folder)
+    print("\n".join(describe_votes(result)))
+    print(f"All numbers are in {folder / RESULT}.")
+
+
 COMMANDS = {
     "run": run_both,
     "seeds": run_seeds,
@@ -342,6 +359,7 @@ COMMANDS = {
     "reask": reask,
     "rejudge": rejudge,
     "report": report,
+    "votes": count_votes,
 }
 
 

@@ -71,6 +71,7 @@ class Parameters(BaseModel):
     SEEDS: Text | None = None
     SETTING: Text | None = None
     VALUES: Text | None = None
+    VOTES: Place | None = None
 
     def given(self) -> dict[str, Any]:
         """Collect {name: value} of the parameters that have a value."""

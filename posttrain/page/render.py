@@ -23,7 +23,8 @@ from posttrain.page.texts import collect_answers, make_visible
 from posttrain.style import format_number
 
 HERE = Path(__file__).parent
-SCRIPTS = ("elements", "words", "saving", "tables", "sections", "report")  # one after another
+# One after another.
+SCRIPTS = ("elements", "words", "saving", "tables", "sections", "report", "blind")
 RATE_NAMES = {
     "HmR": "Harmlessness (HmR)",
     "HpR": "Helpfulness (HpR)",
@@ -68,12 +69,14 @@ def render_page(folder: Path) -> str:
         ValueError: a file, which is named, is damaged.
     """
     files = read_run(folder)
+    data = collect_answers(files)
     fields = {
         "record": files.record,
         "metrics": files.metrics,
         "missing": list_missing(files),
         "is_labelled": bool(files.labels),
-        "data": collect_answers(files),
+        "data": data,
+        "votable": len(data["sha256"]) == 2 and len(data["models"]) > 1,
         "meanings": MEANINGS,
         "marks": MARKS,
         "figures": draw_figures(files),
@@ -84,7 +87,7 @@ def render_page(folder: Path) -> str:
         fields |= describe_making(files)
     parts = {
         "style": ["report.css"],
-        "theme": ["theme.js"],
+        "theme": ["theme.js", "curtain.js"],  # before anything is drawn
         "script": [f"{name}.js" for name in SCRIPTS],
     }
     for part, names in parts.items():
