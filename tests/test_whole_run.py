@@ -458,7 +458,7 @@ def test_agreement_of_the_judge_by_hand(by_hand, measured):
 
 
 # How the demo's models refuse.
-REFUSALS = ("I can't help with ", "No, I would rather not.", "Sorry, I won't help with ")
+REFUSALS = ("I can't help with ", "I would rather not.", "Sorry, I won't help with ")
 
 
 def test_behaviour_by_hand(by_hand, measured):
@@ -480,7 +480,9 @@ def test_behaviour_by_hand(by_hand, measured):
         assert row["empty"] == close(100 * texts.count("") / 50)
         assert row["human_turn"] == close(100 * sum(opened) / 50)
         assert row["cut"] == close(100 * finishes.count("length") / 50)
-        refusals = sum(text.startswith(REFUSALS) for text in texts)
+        refusals = 0
+        for text in texts:
+            refusals += any(words in text for words in REFUSALS)
         assert row["refuses"] == close(100 * refusals / 50)
         assert (row["refuses_low"], row["refuses_high"]) == close(wilson(refusals, 50))
         assert (row["prompts"], row["not_understood"]) == (50, 0)
