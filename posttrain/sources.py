@@ -98,12 +98,12 @@ def pin_source(
                 f"{name} was changed since the run {store.name} began{others}. Restore it, choose "
                 "another RUN, or set FRESH = True, which moves the old files aside."
             )
-    _refuse_another(store, role, identity)
     if unlike is not None:
         first_name = unlike.name
         if unlike.identity is None:  # its rewards were imported, perhaps with the judge's name
             first_name = record.imported.get("judge", first_name)
         require_another_judge(name, identity, first_name, unlike.identity)
+    _refuse_another(store, role, identity)
     entry = {"name": name, "commit": commit, "sha256": None if commit else identity}
     if record.sources.get(role) != entry:
         store.note(sources={role: entry})
