@@ -247,7 +247,10 @@ def run_sweep(parameters: Parameters) -> None:
     name, setting = parameters.RUN or preset, parameters.SETTING
     require_own_name(name, parameters.RESULTS)
     if len(name.split()) > 1:
-        raise ValueError(f"RUN = {name!r}: choose a name without blanks, since they part RUNS.")
+        raise ValueError(
+            f"RUN = {name!r} has a blank, but the runs will be compared by their names with blanks "
+            "between them. Choose a RUN without blanks."
+        )
     chosen = {"PRESET": preset, "RUN": name}
     trainings = []
     for value in values:  # every value is checked before anything is trained with one

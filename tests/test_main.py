@@ -327,7 +327,7 @@ def test_values_are_read_as_the_settings_type_says(tmp_path, executed, setting, 
         (["SETTING=max_pairs", "VALUES=40 50", "MAX_PAIRS=60"], "MAX_PAIRS: max_pairs has its v"),
         (["SETTING=seed", "VALUES=1 2", "SEED=3"], "SEED: seed has its values in VALUES"),
         (["SETTING=beta", "VALUES=1 2", "SEEDS=3 4"], "SEEDS: use it with make seeds"),
-        (["SETTING=beta", "VALUES=1 2", "RUN=my run"], "RUN = 'my run': choose a name without b"),
+        (["SETTING=beta", "VALUES=1 2", "RUN=my run"], "RUN = 'my run' has a blank, but the runs"),
         (["SETTING=beta", "VALUES=1 2", "SETTINGS={'bets': 3}"], "neither notebook has a setting"),
         (["SETTING=beta", "VALUES=1 2", "N_PROMPTS=5000"], "N_PROMPTS = 5000, but the test split"),
         (["SETTING=max_length", "VALUES=512 4096"], "4096"),  # known before the first is trained
