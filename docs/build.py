@@ -52,7 +52,7 @@ def list_parts(
         "headlines": partial(study_tables.write_headlines, metrics),
         "pairs": partial(study_tables.write_pairs, metrics),
         "rewards say more": partial(study_tables.write_rewards_say_more, metrics),
-        "thresholds": partial(study_tables.write_thresholds, published),
+        "thresholds": partial(study_tables.write_thresholds, published, metrics),
         "apologies": partial(study_tables.write_apologies, published),
         "behaviour": partial(study_tables.write_behaviour, metrics),
         "running on": partial(study_tables.write_running_on, metrics),

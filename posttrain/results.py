@@ -15,6 +15,23 @@ from posttrain.style import format_number
 RAW = ("prompts.json", "responses.json", "scores.json")
 
 
+def classification(answers: pd.DataFrame) -> list[dict[str, Any]]:
+    """Build the records of classification.json: the models' answers with rewards and labels.
+
+    Answers to the same prompt come one after the other. Unknown texts are left out.
+
+    Args:
+        answers: The table of answers with its labels.
+
+    Returns:
+        Records {"id", "kind", "model", "prompt", "response", "reward", "label"}.
+    """
+    columns = ["id", "kind", "model", "prompt", "response", "reward", "label"]
+    classified = answers.loc[answers["model"].isin(metrics.models_of(answers)), columns]
+    classified = classified.dropna(axis="columns", how="all")
+    return classified.sort_values(["kind", "id"], kind="stable").to_dict("records")
+
+
 def write_results(
     run: Run,
     settings: BaseModel,
@@ -33,10 +50,10 @@ def write_results(
         answers: the table of `metrics.table` with its labels.
         records: the records of `metrics.summarise`.
         cautions: the sentences of `diagnostics.cautions`.
-        parts: the other parts of metrics.json by their names: comparisons, judge, behaviour,
-            running_on, gain_by_not_running_on and spreads.
+        parts: the other parts of metrics.json by their names: comparisons, judge, human_wins,
+            threshold_decisions, behaviour, running_on, gain_by_not_running_on and spreads.
     """
-    write(run.path("classification.json"), metrics.classification(answers))
+    write(run.path("classification.json"), classification(answers))
     write(
         run.path("metrics.json"),
         {
