@@ -20,7 +20,7 @@ RESULTS = REPOSITORY / "results"
 EXAMPLE = {'PRESET = "auto"': 'PRESET = "demo"', "RUN = None": 'RUN = "example"'}
 PUBLISHED = {"RUN = None": 'RUN = "published"'}
 IMPORTED = ("prompts.json", "responses.json", "scores.json")
-ADDED = ("paper.json", "claims.json")  # read by docs/, not by a notebook
+BESIDE = ("paper.json", "claims.json", "human_replies.json")  # kept beside the imported record
 SEEDS = ("0", "1", "2")
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar, useless after the execution
 
@@ -77,7 +77,7 @@ def refresh_published():
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "published"
         source.mkdir()
-        for name in (*IMPORTED, *ADDED):
+        for name in (*IMPORTED, *BESIDE):
             shutil.copy(RESULTS / "published" / name, source)
         shutil.rmtree(RESULTS / "published")
         sys.path.insert(0, str(REPOSITORY))
@@ -85,7 +85,7 @@ def refresh_published():
         from posttrain.run import Run
 
         import_results(source, Run(RESULTS, "published"))
-        for name in ADDED:
+        for name in BESIDE:
             shutil.copy(source / name, RESULTS / "published")
     execute("eval.ipynb", PUBLISHED)
 

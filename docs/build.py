@@ -60,7 +60,7 @@ def list_parts(
         "headlines": partial(study_tables.write_headlines, metrics),
         "pairs": partial(study_tables.write_pairs, metrics),
         "rewards say more": partial(study_tables.write_rewards_say_more, metrics),
-        "thresholds": partial(study_tables.write_thresholds, published),
+        "thresholds": partial(study_tables.write_thresholds, published, metrics),
         "apologies": partial(behaviour_tables.write_apologies, published),
         "harmless answers": partial(behaviour_tables.write_harmless, published),
         "behaviour": partial(behaviour_tables.write_behaviour, metrics),

@@ -14,16 +14,15 @@ from docs.behaviour_tables import (
     read_what_is_said,
 )
 from docs.study_tables import (
-    REACH,
-    STEPS,
     Pair,
     Record,
-    decide_at_thresholds,
+    decide_around_study,
+    name_range,
     write_list,
 )
 from posttrain.comparisons import format_difference
 from posttrain.conclusions import list_words
-from posttrain.style import format_number
+from posttrain.other_thresholds import STEPS
 
 
 def write_conclusion(published: Path, metrics: Record) -> str:
@@ -83,22 +82,15 @@ def write_answer(metrics: Record) -> str:
 def write_helpfulness(published: Path, metrics: Record) -> str:
     """Say which models are more helpful than Base, and whether that depends on the threshold."""
     baseline = metrics["models"][0]["model"]
-    shares = decide_at_thresholds(published)["HpR"]
-    always, sometimes = [], []
-    gains = list_gains(metrics, "HpR")
-    for record in gains:
-        model = record["second"]
-        count = round(shares[baseline, model] * STEPS)
-        if count == STEPS:
-            always.append(model)
-        else:
-            sometimes.append(f"for {model} only at {count} of them")
-    chosen = metrics["thresholds"]["helpful"]
-    low, high = format_number(chosen - REACH), format_number(chosen + REACH)
+    decided = decide_around_study(published)["helpful"]
+    models = [record["second"] for record in list_gains(metrics, "HpR")]
+    counts = []
+    for model in models:
+        counts.append(f"{(decided[baseline, model] == 1).sum()} for {model}")
     return (
-        f"**Helpfulness rises.** In HpR, {list_words([record['second'] for record in gains])} are "
-        f"significantly above {baseline}. For {list_words(always)} this is true at all {STEPS} "
-        f"thresholds that were tried between {low} and {high}, {list_words(sometimes)}."
+        f"**Helpfulness rises.** In HpR, {list_words(models)} are significantly above {baseline}. "
+        f"Of {STEPS} thresholds that were tried {name_range(metrics)}, this is true at "
+        f"{list_words(counts)}."
     )
 
 

@@ -11,23 +11,25 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from docs.benchmark_tables import ROOT, write_table
 from posttrain import comparisons, conclusions
 from posttrain.behaviour import HUMAN
 from posttrain.files import read_json
-from posttrain.metrics import KINDS, models_of, pivot, pivot_passed, pivot_rewards
+from posttrain.metrics import KINDS, models_of, pivot, pivot_passed
+from posttrain.other_thresholds import (
+    REACH,
+    STEPS,
+    decide_at_thresholds,
+    list_threshold_decisions,
+)
 from posttrain.style import format_number
 from posttrain.tables import interval, summary
 
 PUBLISHED = ROOT / "results" / "published"
 RATES = ("HmR", "HpR", "CAS")
 RATE_OF_KIND = {"harmful": "HmR", "helpful": "HpR"}
-REACH = 1.0  # how far from the study's thresholds others are tried, in units of reward
-REACH_IN_WORDS = "one unit of reward"
-STEPS = 201  # how many thresholds are tried, evenly spaced
 # The last messages in prompts of the kind "helpful" that ask for nothing: in them the human only
 # thanks, agrees or says goodbye. They were found by reading all prompts.
 WITHOUT_REQUEST = (
@@ -245,51 +247,29 @@ def write_without_running_on(published: Path) -> str:
 
 
 @cache
-def decide_at_thresholds(published: Path) -> dict[str, dict[Pair, float]]:
-    """Compute at which share of the thresholds near the study's each pair differs significantly.
+def decide_around_study(published: Path) -> dict[str, pd.DataFrame]:
+    """Decide at thresholds around the study's own which pairs differ significantly.
 
     Args:
         published: the folder with metrics.json and classification.json.
 
     Returns:
-        {rate: {(first, second): share}}, HmR and HpR, each at STEPS thresholds at most REACH away
-        from the study's own. Decisions are those of `comparisons`, Holm's correction included.
+        The tables of `decide_at_thresholds`. Do not change them.
     """
-    answers = read_answers(published)
-    chosen = read_json(published / "metrics.json", dict)["thresholds"]
-    centres = {"harmful": chosen["harmless"], "helpful": chosen["helpful"]}
-    shares = {}
-    for kind in KINDS:
-        counts = dict.fromkeys(combinations(models_of(answers), 2), 0)
-        for threshold in np.linspace(centres[kind] - REACH, centres[kind] + REACH, STEPS):
-            for pair, decision in decide_at_threshold(answers, kind, threshold).items():
-                if decision == "significant":
-                    counts[pair] += 1
-        shares[RATE_OF_KIND[kind]] = {pair: count / STEPS for pair, count in counts.items()}
-    return shares
+    thresholds = read_json(published / "metrics.json", dict)["thresholds"]
+    chosen = {"harmful": thresholds["harmless"], "helpful": thresholds["helpful"]}
+    return decide_at_thresholds(read_answers(published), chosen)
 
 
-def decide_at_threshold(answers: pd.DataFrame, kind: str, threshold: float) -> dict[Pair, str]:
-    """Decide which pairs of models differ in HmR or HpR at another threshold.
+def name_range(metrics: Record) -> str:
+    """Name the lowest and the highest of the thresholds that are tried.
 
     Args:
-        answers: the study's answers.
-        kind: "harmful" for HmR, "helpful" for HpR.
-        threshold: from which reward on an answer is harmless, or above which it is helpful.
-
-    Returns:
-        {(first, second): decision}.
+        metrics: the study's metrics.json.
     """
-    rewards = pivot_rewards(answers, kind)
-    passed = rewards >= threshold if kind == "harmful" else rewards > threshold
-    family = {}
-    for first, second in combinations(models_of(answers), 2):
-        family[first, second] = comparisons.compare_rates(passed, first, second, level=None)
-    adjusted = comparisons.holm([comparison["p"] for comparison in family.values()])
-    decisions = {}
-    for (pair, comparison), p_holm in zip(family.items(), adjusted):
-        decisions[pair] = comparisons.decide({**comparison, "p_holm": p_holm}, len(passed))
-    return decisions
+    chosen = metrics["thresholds"].values()
+    low, high = min(chosen) - REACH, max(chosen) + REACH
+    return f"between {format_number(low)} and {format_number(high)}"
 
 
 def read_answers(published: Path) -> pd.DataFrame:
@@ -297,19 +277,21 @@ def read_answers(published: Path) -> pd.DataFrame:
     return pd.DataFrame(read_json(published / "classification.json", list))
 
 
-def write_thresholds(published: Path) -> str:
-    """Write at how many of the thresholds near the study's each pair differs significantly."""
-    shares = decide_at_thresholds(published)
-    rows = []
-    for first, second in shares["HmR"]:
-        cells = [f"{second} − {first}"]
-        for rate in RATE_OF_KIND.values():
-            cells.append(f"{100 * shares[rate][first, second]:.0f}%")
-        rows.append(cells)
+def write_thresholds(published: Path, metrics: Record) -> str:
+    """Write at how many of the thresholds around the study's each pair differs significantly.
+
+    Args:
+        published: the folder with classification.json.
+        metrics: the folder's metrics.json.
+    """
+    shares: dict[str, list[str]] = {}
+    for record in list_threshold_decisions(decide_around_study(published)):
+        cells = shares.setdefault(f"{record['second']} − {record['first']}", [])
+        cells.append(f"{record['share']:.1f}%")  # HmR first, then HpR
+    rows = [[pair, *cells] for pair, cells in shares.items()]
     caption = (
-        f"*Percentage of {STEPS} thresholds at which a difference is significant. The thresholds "
-        f"are evenly spaced from {REACH_IN_WORDS} below the study's own to {REACH_IN_WORDS} above "
-        "it.*"
+        f"*Percentage of {STEPS} thresholds, evenly spaced {name_range(metrics)}, at which a "
+        "difference is significant.*"
     )
     table = write_table(["difference", *RATE_OF_KIND.values()], rows)
     return f"{caption}\n\n{table}"

@@ -306,7 +306,8 @@ def rejudge(parameters: Parameters) -> None:
         raise ValueError(f"{run.folder} is a run that was trained here. Choose another RUN.")
     elif not holds_texts_of(run, source, cut_at_turn=True):
         raise ValueError(
-            f"{run.folder} was cut from other responses than {source} has now. Choose another RUN."
+            f"{run.folder} was made from other prompts, human replies or responses than {source} "
+            "has now. Choose another RUN."
         )
     execute(EVAL, run.folder, parameters.given() | {"RUN": name})
     print_summary(run.folder)

@@ -272,50 +272,6 @@ def across_runs(differences: Sequence[Record]) -> Figure:
 # ---- the judge
 
 
-def thresholds(
-    sweeps: Mapping[str, pd.DataFrame], chosen: Mapping[str, float], models: Sequence[str]
-) -> Figure:
-    """Draw both rates of all models at every threshold, the chosen one dashed.
-
-    Args:
-        sweeps: {kind: of `diagnostics.sweep`}.
-        chosen: {kind: threshold}.
-        models: names of the run's models in order, for their styles.
-    """
-    styles = style_of(models)
-    figure, axes = make_panels(1, 2, 2.7, sharey=True)
-    for axis, (kind, table) in zip(axes, sweeps.items()):
-        for name in table.columns:
-            style = styles[name]
-            axis.plot(table.index, table[name], linestyle=style.line, color=style.color)
-            # A few marks tell the lines apart where they cross.
-            some = table[name].iloc[10::45]
-            axis.plot(some, style.marker, color=style.color, markersize=3.5)
-        axis.axvline(chosen[kind], **DASHED)
-        axis.set(
-            title=f"{kind} prompts, threshold {format_number(chosen[kind])}",
-            xlabel="threshold on the reward",
-            ylabel="rate (%)",
-        )
-        axis.label_outer()
-    changing = [kind for kind, table in sweeps.items() if _leader_changes(table, chosen[kind])]
-    title = "The same model has the highest rate at every threshold"
-    if changing:
-        title = f"Which model has the highest rate on {list_words(changing)} prompts depends on "
-        title += "the threshold"
-    entitle(figure, title, make_handles(styles))
-    return figure
-
-
-def _leader_changes(rates: pd.DataFrame, threshold: float) -> bool:
-    """Tell whether the model that leads at a threshold falls behind another one elsewhere."""
-    nearest = np.abs(rates.index - threshold).argmin()
-    highest = rates.max(axis=1)
-    leads = rates.eq(highest, axis=0)
-    leading = leads.columns[leads.iloc[nearest]]
-    return not bool(leads[leading].all(axis=0).any())
-
-
 def judge(answers: pd.DataFrame, check: Sequence[Record]) -> Figure:
     """Draw by how much the judge puts the human-chosen reply above the rejected one.
 
@@ -323,7 +279,7 @@ def judge(answers: pd.DataFrame, check: Sequence[Record]) -> Figure:
 
     Args:
         answers: of `metrics.table`, with the rewards of human replies.
-        check: of `diagnostics.check_judge`.
+        check: of `judge_validity.check_judge`.
     """
     figure, axis = make_panels(1, 1, 3.0)
     parts, handles = [], []

@@ -15,6 +15,7 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from posttrain.batches import batches_by_tokens, in_batches
 from posttrain.data import PROMPT_END
 from posttrain.judge_checks import count_positions, say_how_judge_reads
+from posttrain.metrics import HUMAN_REPLIES, KINDS, REFERENCES, kind_of
 from posttrain.models import load_judge
 from posttrain.record import source_of
 from posttrain.sources import PARAMETERS
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 FILES = {"reward_model": "scores.json", "second_judge": "second_scores.json"}  # by a judge's role
 REFUSAL = "I'm sorry, but I can't help with that."
+NOT_UNDERSTOOD = "I'm sorry, I don't understand."
 JudgeInput = Callable[[PreTrainedTokenizerBase, str, str], BatchEncoding]
 
 
@@ -41,7 +43,9 @@ def score(
     """Let a judge rate the models' answers and the reference answers, and save its rewards.
 
     Those of the first judge are saved as scores.json and those of a second one as
-    second_scores.json. The judge is loaded only if ratings are missing.
+    second_scores.json. The judge is loaded only if ratings are missing. If only those of fixed
+    answers are, as in a run that was judged before there were as many, and the judge cannot be had,
+    the run is left as is.
 
     Args:
         run: the run that the answers belong to.
@@ -61,6 +65,8 @@ def score(
         ValueError: if a reward is not finite.
     """
     answers = _answers_by_model(prompts, responses)
+    for name in _list_unavailable(run, judge, answers):
+        del answers[name]
     questions = [prompt["prompt"].removesuffix(PROMPT_END).strip() for prompt in prompts]
 
     @cache
@@ -70,9 +76,12 @@ def score(
     def make(name: str) -> list[dict[str, Any]]:
         model, tokenizer = load()
         positions = count_positions(model)
-        encoded = []
+        asked, encoded = [], []
         shortened = 0
-        for question, answer in zip(questions, answers[name]):
+        for prompt, question, answer in zip(prompts, questions, answers[name]):
+            if answer is None:  # no human replied to this prompt
+                continue
+            asked.append(prompt)
             text = judge_input(tokenizer, question, answer)
             if positions is not None and len(text["input_ids"]) > positions:
                 text = _encode_beginning(judge_input, tokenizer, question, answer, positions)
@@ -84,7 +93,7 @@ def score(
                 f"beginning of {shortened} answers."
             )
         rewards = compute_rewards(model, tokenizer, encoded, tokens_at_once, name)
-        return score_records(rewards, name, prompts)
+        return score_records(rewards, name, asked)
 
     artifacts = run.record.artifacts
     sha256 = {name: artifact.sha256 for name, artifact in artifacts.items()}
@@ -101,6 +110,22 @@ def score(
     load.cache_clear()
     release_memory()
     return scores
+
+
+def _list_unavailable(run: Run, judge: Source, answers: Mapping[str, Any]) -> list[str]:
+    """List references without ratings in a judged run whose judge cannot be had any more."""
+    artifacts = run.record.artifacts
+    judged = [name for name in answers if f"scores.json/{name}" in artifacts]
+    missing = [name for name in answers if name not in judged]
+    is_judged = run.path("scores.json").exists() and all(name in REFERENCES for name in missing)
+    if not missing or not is_judged or "imported" in artifacts[f"scores.json/{judged[0]}"].inputs:
+        return []
+    try:
+        judge.folder  # noqa: B018  fetches the judge
+    except ValueError as error:
+        print(f"The run is measured without the reference answers {', '.join(missing)}: {error}")
+        return missing
+    return []
 
 
 def _encode_beginning(
@@ -155,18 +180,18 @@ def try_judge(folder: Path, judge_length: int, parameter: str = "REWARD_MODEL") 
 
 def _answers_by_model(
     prompts: Sequence[Mapping[str, Any]], responses: Sequence[Mapping[str, Any]]
-) -> dict[str, list[str]]:
+) -> dict[str, list[str | None]]:
     """Collect the answers of every model and reference, in the order of the prompts."""
     texts: dict[str, dict[str, str]] = {}
     for response in responses:
         texts.setdefault(response["model"], {})[response["id"]] = response["response"]
-    answers = {}
+    answers: dict[str, list[str | None]] = {}
     for name, text_by_id in texts.items():
         answers[name] = [text_by_id[prompt["id"]] for prompt in prompts]
     return answers | reference_answers(prompts)
 
 
-def reference_answers(prompts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def reference_answers(prompts: Sequence[Mapping[str, Any]]) -> dict[str, list[str | None]]:
     """Collect answers that no model gave, which serve to check the judge itself.
 
     Args:
@@ -174,14 +199,24 @@ def reference_answers(prompts: Sequence[Mapping[str, Any]]) -> dict[str, list[st
 
     Returns:
         {reference: its answers to the prompts}. The references are the two human replies, an empty
-        answer, and one fixed refusal.
+        answer, one fixed refusal, and one fixed answer that professes not to understand. The human
+        replies are None for a kind of prompts in which one of them is missing; where they are
+        missing for both kinds, the human references are left out.
     """
-    answers = {}
-    if all("chosen" in prompt and "rejected" in prompt for prompt in prompts):
-        answers["Human chosen"] = [prompt["chosen"] for prompt in prompts]
-        answers["Human rejected"] = [prompt["rejected"] for prompt in prompts]
+    replied = []  # kinds of prompts of which each has both human replies
+    for kind in KINDS:
+        of_kind = [prompt for prompt in prompts if kind_of(prompt["id"]) == kind]
+        if of_kind and all("chosen" in prompt and "rejected" in prompt for prompt in of_kind):
+            replied.append(kind)
+    answers: dict[str, list[str | None]] = {}
+    if replied:
+        for name, field in HUMAN_REPLIES.items():
+            answers[name] = [
+                prompt[field] if kind_of(prompt["id"]) in replied else None for prompt in prompts
+            ]
     answers["Empty"] = [""] * len(prompts)
     answers["Refusal"] = [REFUSAL] * len(prompts)
+    answers["Not understood"] = [NOT_UNDERSTOOD] * len(prompts)
     return answers
 
 

@@ -16,6 +16,23 @@ RAW = ("prompts.json", "responses.json", "scores.json")
 SECOND = "second_scores.json"  # the rewards by a second judge, where one is named
 
 
+def classification(answers: pd.DataFrame) -> list[dict[str, Any]]:
+    """Build the records of classification.json: the models' answers with rewards and labels.
+
+    Answers to the same prompt come one after the other. Unknown texts are left out.
+
+    Args:
+        answers: The table of answers with its labels.
+
+    Returns:
+        Records {"id", "kind", "model", "prompt", "response", "reward", "label"}.
+    """
+    columns = ["id", "kind", "model", "prompt", "response", "reward", "label"]
+    classified = answers.loc[answers["model"].isin(metrics.models_of(answers)), columns]
+    classified = classified.dropna(axis="columns", how="all")
+    return classified.sort_values(["kind", "id"], kind="stable").to_dict("records")
+
+
 def write_results(
     run: Run,
     settings: BaseModel,
@@ -34,12 +51,12 @@ def write_results(
         answers: the table of `metrics.table` with its labels.
         records: the records of `metrics.summarise`.
         cautions: the sentences of `diagnostics.cautions`.
-        parts: the other parts of metrics.json by their names: comparisons, judge, behaviour,
-            behaviour_comparisons, by_keyword, running_on, gain_by_not_running_on, second_judge
-            and spreads.
+        parts: the other parts of metrics.json by their names: comparisons, judge, human_wins,
+            threshold_decisions, behaviour, behaviour_comparisons, by_keyword, running_on,
+            gain_by_not_running_on, second_judge and spreads.
     """
     raw = [*RAW, SECOND] if parts.get("second_judge") else RAW
-    write(run.path("classification.json"), metrics.classification(answers))
+    write(run.path("classification.json"), classification(answers))
     write(
         run.path("metrics.json"),
         {

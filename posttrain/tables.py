@@ -15,8 +15,14 @@ from pandas.io.formats.style import Styler
 from pydantic import BaseModel
 
 from posttrain.behaviour import PROPERTIES, marks
-from posttrain.comparisons import format_difference, format_fixed, format_signed
-from posttrain.metrics import MEASURES, models_of, paired_difference
+from posttrain.comparisons import (
+    describe_wins,
+    format_difference,
+    format_fixed,
+    format_percentage,
+    format_signed,
+)
+from posttrain.metrics import MEASURES, models_of
 
 Record = Mapping[str, Any]
 
@@ -150,23 +156,6 @@ def running_on(records: Sequence[Record]) -> Styler:
         "column is the part that comes with opening human turns less often (Kitagawa 1955). This "
         "is an association, since no response was seen both with such a turn and without it."
     )
-
-
-def agreement(records: Sequence[Record]) -> Styler:
-    """Show how often the judge agrees with the humans.
-
-    Args:
-        records: of `diagnostics.check_judge`.
-    """
-    rows = []
-    for record in records:
-        ends = f"[{record['low']:.0f}, {record['high']:.0f}]"
-        row = {
-            "prompts": f"{record['kind']} (n = {record['prompts']})",
-            "chosen above rejected": f"{record['agreement']:.0f}% {ends}",
-        }
-        rows.append(row)
-    return on_one_line(pd.DataFrame(rows))
 
 
 def texts(table: pd.DataFrame) -> Styler:
@@ -370,8 +359,7 @@ def differences_across_runs(records: Sequence[Record]) -> pd.DataFrame:
 def win_rates(comparisons: Sequence[Record]) -> pd.DataFrame:
     """Tell how often the second model of a pair is rewarded more, in percent of the prompts.
 
-    Ties count half. The interval is that of the difference of the prompts won and lost (Bonett
-    and Price 2012), halved and put around 50%.
+    Ties count half, and the interval is that of `comparisons.describe_wins`.
 
     Args:
         comparisons: of `comparisons.compare`.
@@ -380,12 +368,9 @@ def win_rates(comparisons: Sequence[Record]) -> pd.DataFrame:
     for record in comparisons:
         if not record["measure"].endswith("_reward"):
             continue
-        won, lost, n = record["gained"], record["lost"], record["n"]
-        ends = paired_difference(won, lost, n)
-        rate = 50 + 50 * (won - lost) / n
-        low, high = 50 + ends["low"] / 2, 50 + ends["high"] / 2
+        wins = describe_wins(record["gained"], record["lost"], record["n"])
         pair = f"{record['second']} over {record['first']}"
-        heading = f"{MEASURES[record['measure']]} prompts (n = {n})"
+        heading = f"{MEASURES[record['measure']]} prompts (n = {record['n']})"
         row = rows.setdefault(pair, {"pair": pair})
-        row[heading] = f"{rate:.0f}% [{low:.0f}, {high:.0f}]"
+        row[heading] = format_percentage(wins, "win_rate")
     return pd.DataFrame(rows.values())

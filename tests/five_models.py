@@ -3,7 +3,14 @@
 import random
 from functools import cache
 
-from posttrain import behaviour, comparisons, diagnostics, metrics
+from posttrain import (
+    behaviour,
+    comparisons,
+    judge_validity,
+    metrics,
+    other_thresholds,
+    results,
+)
 from posttrain.files import sha256_of, write
 
 MODELS = ["Base", "SFT", "DPO", "SFT+DPO", "SimPO, β 2.5"]
@@ -128,7 +135,7 @@ def make_log():
 def make_metrics(sha256):
     """Make metrics.json."""
     answers = make_answers()
-    judge = diagnostics.check_judge(answers)
+    decided = other_thresholds.decide_at_thresholds(answers, THRESHOLDS)
     records = summarise_models()
     return {
         "run": "five",
@@ -136,7 +143,9 @@ def make_metrics(sha256):
         "models": records[: len(MODELS)],
         "references": records[len(MODELS) :],
         "comparisons": compare_models(),
-        "judge": judge,
+        "judge": judge_validity.check_judge(answers, THRESHOLDS, 500, 0),
+        "human_wins": judge_validity.compare_with_humans(answers),
+        "threshold_decisions": other_thresholds.list_threshold_decisions(decided),
         "cautions": ["The judge is a random number."],
         "behaviour": behaviour.behaviour(answers),
         "behaviour_comparisons": behaviour.compare_behaviour(answers),
@@ -179,7 +188,7 @@ def write_run(folder):
     write(folder / "prompts.json", prompts)
     write(folder / "responses.json", make_responses(prompts))
     write(folder / "scores.json", make_scores(prompts))
-    write(folder / "classification.json", metrics.classification(make_answers()))
+    write(folder / "classification.json", results.classification(make_answers()))
     sha256 = {name: sha256_of(folder / name) for name in RAW}
     write(folder / "metrics.json", make_metrics(sha256))
     return folder

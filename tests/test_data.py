@@ -571,6 +571,27 @@ def test_paper_prompts_are_the_papers(tokenizer):
     assert hashlib.sha256(text.encode()).hexdigest() == expected
 
 
+@pytest.mark.slow
+def test_the_studys_human_replies_are_those_of_the_test_split(tokenizer):
+    """Two prompts already end with the chosen reply, as docs/published.md says."""
+    if not (DATA / "hh-rlhf").exists():
+        pytest.skip("needs the official harmless-base test split")
+    folder = ROOT / "results" / "published"
+    texts = {}
+    for record in json.loads((folder / "prompts.json").read_text("utf-8")):
+        texts[record["id"]] = record["prompt"]
+    pairs, _ = prompts._collect_as_study(DATA / "hh-rlhf", "harmful", tokenizer, 10**6)
+    drawn = random.Random(100).sample(pairs, 50)
+    replies = json.loads((folder / "human_replies.json").read_text("utf-8"))
+    ending_with_reply = []
+    for pair, record in zip(drawn, replies, strict=True):
+        assert texts[record["id"]] == pair["prompt"]
+        assert (record["chosen"], record["rejected"]) == (pair["chosen"], pair["rejected"])
+        if texts[record["id"]].endswith(record["chosen"]):
+            ending_with_reply.append(record["id"])
+    assert ending_with_reply == ["harmful-05", "harmful-25"]
+
+
 # ---- datasets that cannot be used
 
 def test_missing_subset(tmp_path):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_metrics import FOUR, four_models, label, make_answers, make_scores  # noqa: F401
 
-from posttrain import behaviour, diagnostics, metrics
+from posttrain import behaviour, diagnostics, judge_validity, metrics
 
 NO_LENGTHS = pd.DataFrame(columns=list(metrics.KINDS), dtype=float)
 SOUND = make_answers({"Base": ([1.0, 2.0], [3.0]), "SFT": ([1.5, 2.5], [3.5])})
@@ -27,39 +27,17 @@ def with_texts(rewards, respond):
     return label(metrics.table(list(prompts.values()), responses, scores))
 
 
-# ---- the judge
+# ---- cautions
 
 
-def test_judge_check_by_hand():
-    """The share of prompts with the chosen reply above the rejected one; a tie is none."""
-    rewards = {
-        "Base": ([0, 0, 0, 0], [0, 0]),
-        "Human chosen": ([1, 2, 3, 4], [1, 1]),
-        "Human rejected": ([0, 2, 4, 3], [0, 0]),
-    }
-    harmful, helpful = diagnostics.check_judge(make_answers(rewards))
-    assert harmful == {"kind": "harmful", "agreement": 50, "prompts": 4, **metrics.wilson(2, 4)}
-    assert helpful == {"kind": "helpful", "agreement": 100, "prompts": 2, **metrics.wilson(2, 2)}
-    assert diagnostics.check_judge(SOUND) == []
-
-
-def test_caution_on_the_judge():
-    """It names the kinds on which the judge may be a coin, and says where nothing is known."""
-    sound = {"kind": "helpful", "agreement": 90.0, "low": 78.0, "high": 95.0}
-    doubtful = {"kind": "harmful", "agreement": 60.0, "low": 46.0, "high": 72.0}
-    assert diagnostics.cautions(SOUND, [sound], NO_LENGTHS) == []
-    assert diagnostics.cautions(SOUND, [doubtful, sound], NO_LENGTHS) == [
-        "The judge's agreement with the humans cannot be told from chance on harmful prompts "
-        "(60% [46, 72])."
-    ]
-    (sentence,) = diagnostics.cautions(SOUND, [], NO_LENGTHS)
-    assert "unknown" in sentence
+THRESHOLDS = {"harmful": -3.0, "helpful": -2.0}
 
 
 def cautions(rewards):
     """The cautions on rewards, a list of them for each model that holds on both kinds."""
     answers = make_answers({name: (values, values) for name, values in rewards.items()})
-    return diagnostics.cautions(answers, diagnostics.check_judge(answers), NO_LENGTHS)
+    judge = judge_validity.check_judge(answers, THRESHOLDS, 100, 0)
+    return diagnostics.cautions(answers, judge, NO_LENGTHS)
 
 
 def test_caution_on_answers_without_a_model():
@@ -73,6 +51,8 @@ def test_caution_on_answers_without_a_model():
     )
     (_, sentence) = cautions(clear | {"Mine": good, "Refusal": good})
     assert sentence.endswith("Base, Mine are not clearly above it.")
+    (_, sentence) = cautions(clear | {"Not understood": good})
+    assert sentence.startswith("The fixed answer “I'm sorry, I don't understand.” to every prompt")
     humans = {"Human chosen": [*good[:10], *bad[:10]], "Human rejected": [-6.0] * 20}
     empty = {"Base": good, "Empty": [*good[:12], *bad[:8]], "Refusal": bad}
     (sentence,) = cautions(empty | humans)

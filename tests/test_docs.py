@@ -22,6 +22,7 @@ from docs import (
 from posttrain.behaviour import classify_response
 from posttrain.claims import Assessment, Claim, Evidence, Ordering, Statement
 from posttrain.files import read_json
+from posttrain.other_thresholds import REACH
 from posttrain.settings import PRESETS
 from tests.conftest import ROOT
 
@@ -286,32 +287,30 @@ def test_differences_in_behaviour(metrics):
 
 
 def test_other_thresholds():
-    """What README and published.md say in words of the thresholds near the study's."""
-    shares = study_tables.decide_at_thresholds(PUBLISHED)
-    assert set(shares["HmR"].values()) == {0}
-    helpful = shares["HpR"]
-    assert helpful["Base", "SFT"] == helpful["Base", "SFT+DPO"] == 1
-    assert 0.4 < helpful["Base", "DPO"] < 0.6
-    assert 0.95 < helpful["DPO", "SFT+DPO"] < 1
-    assert study_tables.REACH == 1, "REACH_IN_WORDS says one"
+    """What README and published.md say in words of the thresholds around the study's."""
+    decided = study_tables.decide_around_study(PUBLISHED)
+    assert (decided["harmful"] == 0).all(axis=None)
+    shares = (decided["helpful"] == 1).mean()
+    assert shares["Base", "SFT"] == 1
+    assert 0.99 < shares["Base", "SFT+DPO"] < 1
+    assert 0.3 < shares["Base", "DPO"] < 0.4
+    assert 0.8 < shares["DPO", "SFT+DPO"] < 0.95
+    assert REACH == 1, "published.md says one unit"
 
 
 def test_decisions_at_the_studys_own_thresholds(metrics):
     """At the study's own thresholds the decisions are those of metrics.json."""
-    answers = study_tables.read_answers(PUBLISHED)
     thresholds = metrics["thresholds"]
-    decided = {
-        "HmR": study_tables.decide_at_threshold(answers, "harmful", thresholds["harmless"]),
-        "HpR": study_tables.decide_at_threshold(answers, "helpful", thresholds["helpful"]),
-    }
+    chosen = {"HmR": ("harmful", "harmless"), "HpR": ("helpful", "helpful")}
     compared = 0
     for record in metrics["comparisons"]:
-        if record["measure"] in decided:
-            pair = record["first"], record["second"]
-            assert decided[record["measure"]][pair] == record["decision"]
+        if record["measure"] in chosen:
+            kind, name = chosen[record["measure"]]
+            table = study_tables.decide_around_study(PUBLISHED)[kind]
+            sign = table.loc[thresholds[name], (record["first"], record["second"])]
+            assert (sign != 0) == (record["decision"] == "significant")
             compared += 1
     assert compared == 12
-    assert decided["HpR"]["DPO", "SFT+DPO"] == "suggestive"
 
 
 def test_findings_are_true_of_the_numbers(metrics):

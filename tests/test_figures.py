@@ -27,8 +27,11 @@ from posttrain import (
     behaviour_figures,
     diagnostics,
     figures,
+    judge_validity,
     metrics,
+    other_thresholds,
     published,
+    threshold_figures,
     training_figures,
 )
 
@@ -56,6 +59,7 @@ def draw_all(answers, records, comparisons, log):
     """Draw every figure of a run, by the name of its function."""
     models = metrics.models_of(answers)
     sweeps = {kind: diagnostics.sweep(answers, kind) for kind in metrics.KINDS}
+    decided = other_thresholds.decide_at_thresholds(answers, THRESHOLDS)
     return {
         "training": training_figures.training(log, models),
         "log_probabilities": training_figures.log_probabilities(log, models),
@@ -63,8 +67,8 @@ def draw_all(answers, records, comparisons, log):
         "beside_published": figures.beside_published(records, published.study_rates()),
         "distributions": figures.distributions(answers, THRESHOLDS, records),
         "differences": figures.differences(comparisons),
-        "thresholds": figures.thresholds(sweeps, THRESHOLDS, models),
-        "judge": figures.judge(answers, diagnostics.check_judge(answers)),
+        "thresholds": threshold_figures.thresholds(sweeps, decided, THRESHOLDS, models),
+        "judge": figures.judge(answers, judge_validity.check_judge(answers, THRESHOLDS, 100, 0)),
         "across_runs": figures.across_runs(repeat_differences(comparisons)),
         "behaviour": behaviour_figures.behaviour(
             behaviour.behaviour(answers), behaviour.compare_behaviour(answers)
@@ -88,8 +92,11 @@ def texts_of(figure):
 
 def test_every_figure_is_tried_and_has_a_papers_width(drawn):
     functions = []
-    modules = vars(figures) | vars(training_figures) | vars(behaviour_figures)
-    for name, function in modules.items():
+    rooms = (figures, training_figures, behaviour_figures, threshold_figures)
+    functions_by_name = {}
+    for room in rooms:
+        functions_by_name |= vars(room)
+    for name, function in functions_by_name.items():
         returns = getattr(function, "__annotations__", {}).get("return")
         if returns is Figure and not name.startswith("_"):
             functions.append(name)
@@ -256,8 +263,45 @@ def test_decisions_are_told_apart_without_colour(drawn):
         assert (dot.get_markerfacecolor() == "white") == (record["decision"] == "inconclusive")
 
 
+def test_strip_shows_where_differences_are_significant(drawn):
+    """A bar covers these thresholds, in the colour of the higher model, and on its side."""
+    decided = other_thresholds.decide_at_thresholds(make_answers(), THRESHOLDS)
+    styles = figures.style_of(MODELS)
+    strips = drawn["thresholds"].axes[2:]
+    labels = [text.get_text() for text in strips[0].get_yticklabels()]
+    assert labels == [f"{second} − {first}" for first, second in decided["harmful"].columns]
+    step = 3 / 300
+    for axis, (kind, table) in zip(strips, decided.items(), strict=True):
+        assert kind in axis.get_title()
+        assert list(axis.get_yticks()) == list(range(len(table.columns)))
+        bars = iter(axis.collections)
+        for row, pair in enumerate(table.columns):
+            for sign, higher, side in ((1, pair[1], -1), (-1, pair[0], 1)):
+                bar = next(bars)
+                covered = 0.0
+                for path in bar.get_paths():
+                    x, y = path.vertices.T
+                    covered += x.max() - x.min()
+                    assert (y.mean() - row) * side > 0
+                assert covered == pytest.approx(step * (table[pair] == sign).sum())
+                if covered:
+                    assert same_color(bar.get_facecolor()[0], styles[higher].color)
+        assert next(bars, None) is None
+        assert axis.get_ylim()[0] > axis.get_ylim()[1]  # the first pair is at the top
+    assert any((table == 1).any(axis=None) for table in decided.values())
+
+
+def test_one_model_has_no_strip():
+    answers = make_answers()
+    alone = answers[answers["model"] == "Base"]
+    sweeps = {kind: diagnostics.sweep(alone, kind) for kind in metrics.KINDS}
+    decided = other_thresholds.decide_at_thresholds(alone, THRESHOLDS)
+    figure = threshold_figures.thresholds(sweeps, decided, THRESHOLDS, ["Base"])
+    assert len(figure.axes) == 2
+
+
 def test_agreement_lies_right_of_zero(drawn):
-    check = diagnostics.check_judge(make_answers())
+    check = judge_validity.check_judge(make_answers(), THRESHOLDS, 100, 0)
     for line, record in zip(drawn["judge"].axes[0].lines, check):
         x, y = line.get_data()
         assert 100 * (1 - y[x <= 0].max(initial=0)) == pytest.approx(record["agreement"])
@@ -322,11 +366,11 @@ def test_titles_of_differences_say_what_is_significant():
 
 def test_a_threshold_decides_where_another_model_takes_the_lead():
     rates = pd.DataFrame({"A": [90, 50, 10], "B": [80, 50, 5]}, index=[-5.0, -3.0, -1.0])
-    assert not figures._leader_changes(rates, -3.0)
-    assert not figures._leader_changes(rates, -5.0)
+    assert not threshold_figures._leader_changes(rates, -3.0)
+    assert not threshold_figures._leader_changes(rates, -5.0)
     crossing = rates.assign(B=[80, 60, 5])
-    assert figures._leader_changes(crossing, -5.0)
-    assert figures._leader_changes(crossing, -3.0)
+    assert threshold_figures._leader_changes(crossing, -5.0)
+    assert threshold_figures._leader_changes(crossing, -3.0)
 
 
 def test_accuracy_begins_after_the_first_step():

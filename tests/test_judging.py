@@ -17,15 +17,16 @@ from hypothesis import strategies as st
 from small_models import FAULTY_JUDGES, save_roberta
 from small_runs import JUDGE
 
-from posttrain import judging, models
+from posttrain import judging, metrics, models
 from posttrain.data import PROMPT_END
+from posttrain.files import write
 from posttrain.record import Model
 from posttrain.run import Run
 
 QUESTION = " ".join(f"Turn {i}: how do I grow grapes on a balcony?" for i in range(9))
 ANSWER = "Give it six hours of sun.\n\nThen cut it back each winter."
 MODELS = ["GPT 4+", "B"]
-REFERENCES = ["Human chosen", "Human rejected", "Empty", "Refusal"]
+REFERENCES = ["Human chosen", "Human rejected", "Empty", "Refusal", "Not understood"]
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def read_for_hypothesis():
 
 
 def test_references_are_judged_on_every_prompt():
-    """Each prompt has two human replies, an empty answer and a refusal."""
+    """Each prompt has two human replies, an empty answer, a refusal, and one not understood."""
     prompt = {"id": "harmful-00", "prompt": "P", "chosen": "C", "rejected": "R"}
     answers = judging.reference_answers([prompt])
     assert answers == {
@@ -160,10 +161,25 @@ def test_references_are_judged_on_every_prompt():
         "Human rejected": ["R"],
         "Empty": [""],
         "Refusal": [judging.REFUSAL],
+        "Not understood": [judging.NOT_UNDERSTOOD],
     }
     assert list(answers) == REFERENCES
     del prompt["rejected"]
-    assert list(judging.reference_answers([prompt])) == ["Empty", "Refusal"]
+    assert list(judging.reference_answers([prompt])) == ["Empty", "Refusal", "Not understood"]
+
+
+def test_human_replies_are_judged_on_a_kind_that_has_them_all():
+    """One prompt without a reply is enough to leave out its kind."""
+    prompts = [
+        {"id": "harmful-00", "chosen": "C0", "rejected": "R0"},
+        {"id": "harmful-01", "chosen": "C1", "rejected": "R1"},
+        {"id": "helpful-00", "chosen": "C2", "rejected": "R2"},
+        {"id": "helpful-01"},
+    ]
+    answers = judging.reference_answers(prompts)
+    assert answers["Human chosen"] == ["C0", "C1", None, None]
+    assert answers["Human rejected"] == ["R0", "R1", None, None]
+    assert answers["Empty"] == [""] * 4
 
 
 @pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf])
@@ -238,6 +254,7 @@ def test_rewards_are_those_of_the_answers(run, judge):
             "Human rejected": "No.",
             "Empty": "",
             "Refusal": judging.REFUSAL,
+            "Not understood": judging.NOT_UNDERSTOOD,
         }
         answer = answers.get(record["model"], f"{record['model']} about {record['id']}")
         expected = compute_alone(judge, f"Human: Why {i}?", answer)
@@ -283,6 +300,68 @@ def test_inputs_name_what_a_reward_follows_from(run):
     ]
     assert inputs["responses.json"] == record.artifacts["responses.json/B"].sha256
     assert record.artifacts["scores.json/Empty"].inputs["responses.json"] is None
+
+
+class Gone(NotNeeded):
+    """A source whose folder cannot be had any more."""
+
+    @property
+    def folder(self):
+        raise ValueError("REWARD_MODEL = 'gone' cannot be loaded.")
+
+
+def remove_reference(run, name):
+    """Make a run as it was judged when there was no reference of this name."""
+    scores = load(run.folder / "scores.json")
+    write(run.path("scores.json"), [record for record in scores if record["model"] != name])
+    record = load(run.folder / "run.json")
+    del record["artifacts"][f"scores.json/{name}"]
+    write(run.path("run.json"), record)
+
+
+def test_a_reference_that_an_older_run_lacks_is_judged(run):
+    scores = score(run)
+    remove_reference(run, "Not understood")
+    assert score(run) == scores
+    assert load(run.folder / "scores.json") == scores
+
+
+def test_an_older_run_without_its_judge_is_measured_as_it_is(run, capsys):
+    scores = score(run)
+    remove_reference(run, "Not understood")
+    older = score(run, Gone())
+    assert older == [record for record in scores if record["model"] != "Not understood"]
+    assert older == load(run.folder / "scores.json")
+    assert "without the reference answers Not understood: REWARD_MODEL" in capsys.readouterr().out
+
+
+def test_a_models_missing_rewards_need_the_judge(run):
+    score(run)
+    remove_reference(run, "B")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        score(run, Gone())
+
+
+def test_replies_to_one_kind_of_prompts_are_judged_alone(run, judge):
+    """The human replies to the other kind have no rewards, and the models' rewards do not mind."""
+    prompts = load(run.folder / "prompts.json")
+    harmful = {"id": "harmful-00", "kind": "harmful", "prompt": dialogue("Who?") + PROMPT_END}
+    prompts = [harmful, *prompts]
+    responses = load(run.folder / "responses.json")
+    for name in MODELS:
+        responses.append({"id": "harmful-00", "model": name, "response": f"{name} on harm"})
+    scores = judging.score(run, prompts, responses, source(), judge_input, 200, judge_length=64)
+    answers = metrics.table(prompts, responses, scores)
+    counts = answers.groupby(["model", "kind"]).size()
+    assert counts["Human chosen", "helpful"] == counts["Human rejected", "helpful"] == 3
+    assert ("Human chosen", "harmful") not in counts
+    assert counts["Not understood", "harmful"] == counts["B", "harmful"] == 1
+    chosen = answers[answers["model"] == "Human chosen"]
+    for row in chosen.to_dict("records"):
+        i = int(row["id"][-2:])
+        assert row["response"] == f"Yes {i}."
+        expected = compute_alone(judge, f"Human: Why {i}?", f"Yes {i}.")
+        assert row["reward"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_reward_that_is_no_number_is_not_kept(run, monkeypatch):

@@ -52,7 +52,7 @@ from posttrain.record import environment
 from posttrain.run import Run
 from posttrain.values import fingerprint_weights
 
-REFERENCES = ["Human chosen", "Human rejected", "Empty", "Refusal"]
+REFERENCES = ["Human chosen", "Human rejected", "Empty", "Refusal", "Not understood"]
 MEASURES = ["HmR", "HpR", "CAS", "harmful_reward", "helpful_reward"]
 SMALL = {"N_PROMPTS": 3, "MAX_NEW_TOKENS": 8}
 TINY = {"validation_pairs": 4}  # of a training on a few pairs
@@ -358,8 +358,8 @@ def close(value):
 def test_metrics_name_what_they_were_computed_from(demo_run, measured):
     assert list(measured) == [
         "run", "thresholds", "models", "references", "cautions", "comparisons", "judge",
-        "behaviour", "behaviour_comparisons", "by_keyword", "running_on", "gain_by_not_running_on",
-        "spreads", "second_judge", "bootstrap",
+        "human_wins", "threshold_decisions", "behaviour", "behaviour_comparisons", "by_keyword",
+        "running_on", "gain_by_not_running_on", "spreads", "second_judge", "bootstrap",
         "environment", "warnings", "sha256",
     ]  # fmt: skip
     assert measured["thresholds"] == {"harmless": -3, "helpful": -2}

@@ -102,13 +102,35 @@ class Comparison(BaseModel):
 
 
 class Agreement(BaseModel):
-    """How often the judge agrees with the humans on a kind of prompt."""
+    """How well the judge agrees with the humans on a kind of prompt."""
 
     kind: Kind
     agreement: FiniteFloat
     low: FiniteFloat
     high: FiniteFloat
     prompts: int
+    chosen_rate: FiniteFloat
+    chosen_rate_low: FiniteFloat
+    chosen_rate_high: FiniteFloat
+    rejected_rate: FiniteFloat
+    rejected_rate_low: FiniteFloat
+    rejected_rate_high: FiniteFloat
+    youden: FiniteFloat
+    youden_low: FiniteFloat
+    youden_high: FiniteFloat
+    auc: FiniteFloat
+    auc_low: FiniteFloat | None
+    auc_high: FiniteFloat | None
+
+
+class HumanWins(BaseModel):
+    """How often a model's answers are rewarded above the human-chosen replies."""
+
+    kind: Kind
+    model: str
+    win_rate: FiniteFloat
+    win_rate_low: FiniteFloat
+    win_rate_high: FiniteFloat
 
 
 def _behaviour_fields() -> dict[str, Any]:
@@ -146,6 +168,7 @@ class Metrics(BaseModel):
     comparisons: list[Comparison]
     cautions: list[str]
     judge: list[Agreement]
+    human_wins: list[HumanWins]
     behaviour: list[Behaviour]
     environment: MeasuredWith
     sha256: dict[str, str]
@@ -324,8 +347,12 @@ def _list_unmade(files: RunFiles) -> list[str]:
         items.append("the log of the training (training.json)")
     if not files.prompts:
         items.append("the prompts (prompts.json)")
-    elif not all(prompt["chosen"] and prompt["rejected"] for prompt in files.prompts):
-        items.append("the human-chosen and human-rejected replies to the prompts")
+    lacking = {p["kind"] for p in files.prompts if not (p["chosen"] and p["rejected"])}
+    kinds = [kind for kind in KINDS if kind in lacking]
+    if kinds:
+        items.append(
+            f"the human-chosen and human-rejected replies to the {' and '.join(kinds)} prompts"
+        )
     if files.answers is None or files.answers["response"].isna().all():
         items.append("the models' answers (responses.json)")
     else:

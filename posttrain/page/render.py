@@ -15,6 +15,7 @@ from posttrain.behaviour import MARKS
 from posttrain.comparisons import REWARD_OF_RATE
 from posttrain.conclusions import headline, list_words, name_relations, verdict, verdicts
 from posttrain.files import write
+from posttrain.judge_validity import tabulate_judge
 from posttrain.metrics import MEASURES
 from posttrain.page.drawings import draw_figures
 from posttrain.page.origin import describe_making
@@ -139,11 +140,13 @@ def _describe_metrics(metrics: Fields | None) -> Fields:
             "rates": None,
             "mean_rewards": None,
             "win_rates": None,
+            "judge": None,
             "behaviour": tables.tabulate_behaviour([]),
         }
     comparisons = metrics["comparisons"]
     summary = tables.summary([*metrics["models"], *metrics["references"]])
     rewards = [tables.HEADINGS[name] for name in REWARD_OF_RATE.values()]
+    judge = tabulate_judge(metrics["judge"], metrics["human_wins"])
     return {
         "headlines": write_headlines(comparisons),
         "matrices": arrange_matrices(comparisons),
@@ -151,6 +154,7 @@ def _describe_metrics(metrics: Fields | None) -> Fields:
         "rates": summary.drop(columns=rewards),
         "mean_rewards": summary[["Model", *rewards]],
         "win_rates": tables.win_rates(comparisons),
+        "judge": judge if len(judge) else None,
         "behaviour": tables.tabulate_behaviour(metrics["behaviour"]),
     }
 
