@@ -73,7 +73,7 @@ def read_answers(folder: Path, known: Mapping[str, str]) -> pd.DataFrame:
     return answers.assign(label=[labels[key] for key in keys])
 
 
-def list_differences(
+def subtract_answers(
     runs: Sequence[pd.DataFrame], kind: str, measure: str, first: str, second: str
 ) -> np.ndarray:
     """List the difference between two models on every prompt in every run.
@@ -124,7 +124,7 @@ def interval_over_prompts(differences: np.ndarray, is_rate: bool) -> Interval:
     differs.
 
     Args:
-        differences: of shape (runs, prompts), as `list_differences` gives them.
+        differences: of shape (runs, prompts), as `subtract_answers` gives them.
         is_rate: whether they are differences of labels.
     """
     means = differences.mean(axis=0)
@@ -180,7 +180,7 @@ def intervals_of_mean(
         {"runs", "prompts", "both"}: what is allowed to vary, and the ends of the interval.
     """
     kinds = [MEASURES[measure]] if MEASURES[measure] else KINDS
-    differences = [list_differences(runs, kind, measure, first, second) for kind in kinds]
+    differences = [subtract_answers(runs, kind, measure, first, second) for kind in kinds]
     return combine_kinds(differences, measure == "CAS" or measure in REWARD_OF_RATE)
 
 

@@ -9,7 +9,7 @@ from posttrain.conclusions import list_words
 from posttrain.metrics import models_of
 
 
-def describe(runs: Sequence[Evaluated]) -> list[str]:
+def describe_runs(runs: Sequence[Evaluated]) -> list[str]:
     """Say in sentences what the runs can tell, and which models not all of them have.
 
     Args:

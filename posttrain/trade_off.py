@@ -18,6 +18,7 @@ from posttrain.metrics import (
     bootstrap_means,
     models_of,
     percentiles,
+    pivot,
 )
 
 SHOWN = [name for name in MEASURES if name != "CAS"]
@@ -39,7 +40,7 @@ def varied_in_training(runs: Sequence[Evaluated]) -> str | None:
     return None
 
 
-def trade_off(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
+def measure_trade_off(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
     """Collect for every model in every run its mean log-ratio to Base and its measures.
 
     The 95% intervals are over prompts, for the trained models: Wilson's for a rate, and the
@@ -81,11 +82,10 @@ def _redraw_log_ratios(run: Evaluated) -> pd.DataFrame:
     """Compute bootstrap means of all models' log-ratios, drawing prompts within each kind."""
     draws, seed = run.metrics["bootstrap"]["draws"], run.metrics["bootstrap"]["seed"]
     models = models_of(run.answers)
-    total = 0.0
+    totals = np.zeros((draws, len(models)))
     prompts = 0
     for i, kind in enumerate(KINDS):
-        part = run.answers[run.answers["kind"] == kind]
-        values = part.pivot(index="id", columns="model", values="log_ratio")[models].to_numpy()
-        total = total + len(values) * bootstrap_means(values, draws, [seed, i])
+        values = pivot(run.answers, kind, "log_ratio")[models].to_numpy()
+        totals += len(values) * bootstrap_means(values, draws, [seed, i])
         prompts += len(values)
-    return pd.DataFrame(np.asarray(total) / prompts, columns=models)
+    return pd.DataFrame(totals / prompts, columns=models)
