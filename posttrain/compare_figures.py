@@ -180,19 +180,20 @@ def _say_farthest(records: Sequence[Record], models: Sequence[str]) -> str:
     of_model = [record for record in records if record["model"] == model]
     setting = of_model[0]["setting"]
     in_order = _in_order(of_model)
-    if in_order:
-        first, last = (_write_value(in_order[i]["value"]) for i in (0, -1))
-        title = f"From {setting} {first} to {last}, the log-ratio of {printable(model)} goes from "
-    else:
-        title = f"Over {len(of_model)} runs that differ in {setting}, the log-ratio of "
-        title += f"{printable(model)} goes from "
     parts = []
     for measure in ("log_ratio", "harmful_reward", "helpful_reward"):
         values = [record[measure] for record in in_order or of_model]
-        if not in_order:
-            values.sort()
-        parts.append(f"{format_fixed(values[0], 2)} to {format_fixed(values[-1], 2)}")
+        if in_order:
+            ends, words = (values[0], values[-1]), "from {} to {}"
+        else:
+            ends, words = (min(values), max(values)), "between {} and {}"
+        parts.append(words.format(*(format_fixed(end, 2) for end in ends)))
+    if in_order:
+        first, last = (_write_value(record["value"]) for record in (in_order[0], in_order[-1]))
+        beginning, verb = f"From {setting} {first} to {last}", "goes"
+    else:
+        beginning, verb = f"Over {len(of_model)} runs that differ in {setting}", "lies"
     return (
-        f"{title}{parts[0]}, and its mean reward from {parts[1]} on harmful and from {parts[2]} on "
-        "helpful prompts"
+        f"{beginning}, the log-ratio of {printable(model)} {verb} {parts[0]}, and its mean reward "
+        f"{parts[1]} on harmful and {parts[2]} on helpful prompts"
     )

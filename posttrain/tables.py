@@ -339,6 +339,8 @@ def differences_across_runs(records: Sequence[Record]) -> pd.DataFrame:
         lines = [format_signed(record["mean"], 1)]
         if record["averaged_low"] is None:  # the runs are no sample, so each stands for itself
             lines = [" ".join(format_signed(value, 1) for value in record["values"])]
+        elif record["low"] is None:
+            lines.append("all runs alike")
         for name, prefix in {"both": "both_", "trainings": "", "prompts": "averaged_"}.items():
             low, high = record[f"{prefix}low"], record[f"{prefix}high"]
             if low is not None:

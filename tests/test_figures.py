@@ -27,23 +27,6 @@ from posttrain import diagnostics, figures, metrics, published, training_figures
 HOSTILE_NAMES = ["$x^2$ and $\\bad", "_hidden", "two\nlines\x00", "a" * 300, "<b>&amp;</b>"]
 
 
-def repeat_differences(comparisons):
-    """Make the records of `compare.differences_across`, of three runs."""
-    records = []
-    for record in comparisons:
-        difference = record["difference"]
-        repeated = {
-            "values": [difference - 1, difference, difference + 4],
-            "mean": difference + 1,
-            "low": difference - 5,
-            "high": difference + 7,
-            "prompts_low": [record["low"]] * 3,
-            "prompts_high": [record["high"]] * 3,
-        }
-        records.append(record | repeated)
-    return records
-
-
 def draw_all(answers, records, comparisons, log):
     """Draw every figure of a run, by the name of its function."""
     models = metrics.models_of(answers)
@@ -57,7 +40,6 @@ def draw_all(answers, records, comparisons, log):
         "differences": figures.differences(comparisons),
         "thresholds": figures.thresholds(sweeps, THRESHOLDS, models),
         "judge": figures.judge(answers, diagnostics.check_judge(answers)),
-        "across_runs": figures.across_runs(repeat_differences(comparisons)),
         "lengths": training_figures.lengths([{"length": 10 * i} for i in range(50)], 512),
     }
 
@@ -95,7 +77,6 @@ def test_every_figure_is_tried_and_has_a_papers_width(drawn):
         "distributions",
         "differences",
         "thresholds",
-        "across_runs",
     ],
 )
 def test_every_figure_shows_the_fifth_model(drawn, name):
@@ -116,7 +97,6 @@ def test_every_figure_shows_the_fifth_model(drawn, name):
         ("differences", "of 10 significant"),
         ("thresholds", "The same model has the highest rate at every threshold"),
         ("judge", "The judge agrees with the humans on"),
-        ("across_runs", "Over 3 runs, 30 of 30 mean differences have an interval without zero"),
         ("lengths", "The median pair has 245 tokens; the limit is 512"),
     ],
 )
