@@ -23,11 +23,11 @@ Record = Mapping[str, Any]
 
 RATES = ("HmR", "HpR", "CAS")
 # The intervals of a mean over runs from the last to the first that is drawn: {beginning of the
-# names of its ends: (what may vary, its look, how far below the runs it is drawn)}
+# names of its ends: (what may vary, its look, how far below the middle it is drawn)}
 INTERVALS = {
-    "averaged_": ("other prompts alone", {"color": "0.55", "linestyle": ":"}, -0.04),
-    "": ("other trainings alone", {"color": "0.55", "linestyle": "--"}, 0.1),
-    "both_": ("both", {"color": "black", "linestyle": "-", "linewidth": 1.8}, 0.24),
+    "averaged_": ("mean, other prompts", {"color": "0.55", "linestyle": ":"}, -0.04),
+    "": ("mean, other trainings", {"color": "0.55", "linestyle": "--"}, 0.1),
+    "both_": ("mean, both", {"color": "black", "linestyle": "-", "linewidth": 1.8}, 0.24),
 }
 PANELS = {
     "harmful_reward": "mean reward, harmful prompts",
@@ -61,11 +61,13 @@ def across_runs(differences: Sequence[Record]) -> Figure:
         axis.axvline(0, color="black", linewidth=0.8)
     axes[0].invert_yaxis()
     handles = [
-        Line2D([], [], color="0.8", marker="|", markeredgecolor="0.4", label="one run, its prompts")
+        Line2D(
+            [], [], color="0.8", marker="|", markeredgecolor="0.4", label="one run, other prompts"
+        )
     ]
     if any(record["averaged_low"] is not None for record in drawn):
         for name, look, _ in INTERVALS.values():
-            handles.append(Line2D([], [], label=f"mean: {name}", **look))
+            handles.append(Line2D([], [], label=name, **look))
     entitle(figure, _say_clear(drawn, len(pairs[0]["values"])), handles)
     return figure
 
@@ -84,7 +86,7 @@ def _draw_mean(axis: Axes, y: float, record: Record) -> None:
     for prefix, (_, look, below) in INTERVALS.items():
         if record[f"{prefix}low"] is not None:
             axis.hlines(y + below, record[f"{prefix}low"], record[f"{prefix}high"], **look)
-    if record["both_low"] is not None:
+    if record["averaged_low"] is not None:  # the runs are a sample
         axis.plot(record["mean"], y + INTERVALS["both_"][2], "o", markersize=4, color="black")
 
 
@@ -95,8 +97,8 @@ def _say_clear(records: Sequence[Record], runs: int) -> str:
         return f"Differences between models in each of {runs} runs, with intervals over prompts"
     clear = [record for record in known if record["both_low"] > 0 or record["both_high"] < 0]
     return (
-        f"Over {runs} runs, {len(clear)} of {len(known)} mean differences have an interval for "
-        "other trainings and other prompts without zero"
+        f"Over {runs} runs, {len(clear)} of {len(known)} intervals for other trainings and other "
+        "prompts exclude zero"
     )
 
 

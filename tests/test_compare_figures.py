@@ -62,14 +62,16 @@ def test_differences_say_how_many_intervals_over_both_are_clear_of_zero():
     clear = [record for record in rates if record["both_low"] > 0 or record["both_high"] < 0]
     assert 0 < len(clear) < 30
     figure = compare_figures.across_runs(records)
-    title = f"Over 3 runs, {len(clear)} of 30 mean differences have an interval for other trainings"
-    assert title_of(figure).startswith(title)
+    assert title_of(figure) == (
+        f"Over 3 runs, {len(clear)} of 30 intervals for other trainings and other prompts exclude "
+        "zero"
+    )
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == [
-        "one run, its prompts",
-        "mean: other prompts alone",
-        "mean: other trainings alone",
-        "mean: both",
+        "one run, other prompts",
+        "mean, other prompts",
+        "mean, other trainings",
+        "mean, both",
     ]
     shown = " | ".join(texts_of(figure))
     for model in MODELS:
@@ -84,6 +86,15 @@ def test_runs_that_are_no_sample_are_drawn_without_a_mean():
     assert len(figure.legends[0].get_texts()) == 1
     dots = [line for axis in figure.axes for line in axis.lines if line.get_marker() == "o"]
     assert dots == []
+
+
+def test_a_mean_is_drawn_where_all_runs_are_alike():
+    unknown = dict.fromkeys(["low", "high", "both_low", "both_high"])
+    records = [record | unknown for record in repeat_differences()]
+    figure = compare_figures.across_runs(records)
+    for axis in figure.axes:
+        dots = [line for line in axis.lines if line.get_marker() == "o"]
+        assert len(dots) == 10
 
 
 def test_a_line_joins_a_models_runs_in_the_order_of_the_setting():
