@@ -75,8 +75,9 @@ def across_runs(differences: Sequence[Record]) -> Figure:
 def _draw_runs(axis: Axes, y: float, record: Record) -> None:
     """Draw the difference in each run, one below the other, with its interval over prompts."""
     ends = list(zip(record["prompts_low"], record["prompts_high"]))
+    top = y - 0.15 if record["averaged_low"] is None else y - 0.4  # room for the mean below them
     for i, value in enumerate(record["values"]):
-        height = y - 0.4 + 0.3 * (i + 0.5) / len(ends)
+        height = top + 0.3 * (i + 0.5) / len(ends)
         axis.hlines(height, *ends[i], color="0.8", linewidth=1.0)
         axis.plot(value, height, "|", markersize=4, color="0.4")
 
