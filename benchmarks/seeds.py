@@ -33,9 +33,11 @@ def as_table(record: Mapping[str, Any]) -> str:
         tables.rates_across_runs(record["models"]),
         f"The rates in percent with seeds {SEEDS}, then their mean and standard deviation.",
     )
+    differences = tables.differences_across_runs(record["differences"])
     of_differences = formats.as_markdown(
-        tables.differences_across_runs(record["differences"]),
-        "The mean difference over the seeds, in points, with its 95% t interval.",
+        differences.map(lambda cell: cell.replace("\n", "<br>")),
+        "The mean difference over the seeds, in points, with three 95% intervals: for other "
+        "trainings and other prompts (both), for other trainings, and for other prompts.",
     )
     return f"{of_models}\n{of_differences}\n{_write_soundness(record['soundness'])}"
 

@@ -231,44 +231,6 @@ def _name_pairs(axis: Axes, records: Sequence[Record]) -> None:
     axis.axvline(0, color="black", linewidth=0.8)
 
 
-def across_runs(differences: Sequence[Record]) -> Figure:
-    """Draw the differences of all pairs of models over several runs.
-
-    Args:
-        differences: of `compare.differences_across`.
-    """
-    pairs = [record for record in differences if record["measure"] == RATES[0]]
-    figure, axes = make_panels(1, 3, 1.4 + 0.3 * len(pairs), sharex=True, sharey=True)
-    for axis, name in zip(axes, RATES):
-        records = [record for record in differences if record["measure"] == name]
-        for y, record in enumerate(records):
-            for value, low, high in zip(
-                record["values"], record["prompts_low"], record["prompts_high"]
-            ):
-                axis.hlines(y + 0.2, low, high, color="0.8")
-                axis.plot(value, y + 0.2, "|", markersize=6, color="0.4")
-            if record["low"] is not None:
-                axis.hlines(y - 0.15, record["low"], record["high"], color="black")
-            axis.plot(record["mean"], y - 0.15, "o", markersize=4, color="black")
-        axis.set_title(name)
-        _name_pairs(axis, records)
-    axes[0].invert_yaxis()
-    handles = [
-        Line2D([], [], color="black", marker="o", markersize=4, label="mean, interval over runs"),
-        Line2D([], [], color="0.4", marker="|", linestyle="", label="one run"),
-        Line2D([], [], color="0.8", label="its interval over prompts"),
-    ]
-    drawn = [record for record in differences if record["measure"] in RATES]
-    known = [record for record in drawn if record["low"] is not None]
-    clear = [record for record in known if record["low"] > 0 or record["high"] < 0]
-    title = (
-        f"Over {len(pairs[0]['values'])} runs, {len(clear)} of {len(known)} mean differences "
-        "have an interval without zero"
-    )
-    entitle(figure, title, handles)
-    return figure
-
-
 # ---- the judge
 
 

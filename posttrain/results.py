@@ -72,7 +72,7 @@ def write_results(
             "bootstrap": {"draws": settings.draws, "seed": settings.seed},
             "environment": environment(),
             "warnings": list_changes(run.record),
-            "sha256": {name: sha256_of(run.path(name)) for name in raw},
+            "sha256": {name: sha256_of(run.path(name)) for name in (*raw, "classification.json")},
         },
     )
     harmful, helpful = records[0]["harmful_prompts"], records[0]["helpful_prompts"]

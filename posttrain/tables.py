@@ -339,20 +339,27 @@ def rates_across_runs(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def differences_across_runs(records: Sequence[Record]) -> pd.DataFrame:
-    """Show the mean difference of every two models over all runs, with its t interval.
+    """Show the mean difference of every two models over all runs, with its intervals.
 
     Args:
         records: of `compare.differences_across`.
     """
     rows = {}
     for record in records:
-        if record["measure"] in IN_PERCENT:
-            pair = f"{record['second']} − {record['first']}"
-            ends = "all equal"
-            if record["low"] is not None:
-                ends = f"{format_signed(record['low'], 1)}, {format_signed(record['high'], 1)}"
-            row = rows.setdefault(pair, {"pair": pair})
-            row[f"{record['measure']} (points)"] = f"{format_signed(record['mean'], 1)} [{ends}]"
+        if record["measure"] not in IN_PERCENT:
+            continue
+        pair = f"{record['second']} − {record['first']}"
+        row = rows.setdefault(pair, {"pair": pair})
+        lines = [format_signed(record["mean"], 1)]
+        if record["averaged_low"] is None:  # the runs are no sample, so each stands for itself
+            lines = [" ".join(format_signed(value, 1) for value in record["values"])]
+        elif record["low"] is None:
+            lines.append("all runs alike")
+        for name, prefix in {"both": "both_", "trainings": "", "prompts": "averaged_"}.items():
+            low, high = record[f"{prefix}low"], record[f"{prefix}high"]
+            if low is not None:
+                lines.append(f"{name} [{format_signed(low, 1)}, {format_signed(high, 1)}]")
+        row[f"{record['measure']} (points)"] = "\n".join(lines)
     return pd.DataFrame(rows.values())
 
 

@@ -38,23 +38,6 @@ from posttrain import (
 HOSTILE_NAMES = ["$x^2$ and $\\bad", "_hidden", "two\nlines\x00", "a" * 300, "<b>&amp;</b>"]
 
 
-def repeat_differences(comparisons):
-    """Make the records of `compare.differences_across`, of three runs."""
-    records = []
-    for record in comparisons:
-        difference = record["difference"]
-        repeated = {
-            "values": [difference - 1, difference, difference + 4],
-            "mean": difference + 1,
-            "low": difference - 5,
-            "high": difference + 7,
-            "prompts_low": [record["low"]] * 3,
-            "prompts_high": [record["high"]] * 3,
-        }
-        records.append(record | repeated)
-    return records
-
-
 def draw_all(answers, records, comparisons, log):
     """Draw every figure of a run, by the name of its function."""
     models = metrics.models_of(answers)
@@ -69,7 +52,6 @@ def draw_all(answers, records, comparisons, log):
         "differences": figures.differences(comparisons),
         "thresholds": threshold_figures.thresholds(sweeps, decided, THRESHOLDS, models),
         "judge": figures.judge(answers, judge_validity.check_judge(answers, THRESHOLDS, 100, 0)),
-        "across_runs": figures.across_runs(repeat_differences(comparisons)),
         "behaviour": behaviour_figures.behaviour(
             behaviour.behaviour(answers), behaviour.compare_behaviour(answers)
         ),
@@ -114,7 +96,6 @@ def test_every_figure_is_tried_and_has_a_papers_width(drawn):
         "distributions",
         "differences",
         "thresholds",
-        "across_runs",
         "behaviour",
     ],
 )
@@ -137,7 +118,6 @@ def test_every_figure_shows_the_fifth_model(drawn, name):
         ("thresholds", "The same model has the highest rate at every threshold"),
         ("judge", "The judge agrees with the humans on"),
         ("behaviour", "No significant difference in how the models answer"),
-        ("across_runs", "Over 3 runs, 30 of 30 mean differences have an interval without zero"),
         ("lengths", "The median pair has 245 tokens; the limit is 512"),
     ],
 )

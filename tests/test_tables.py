@@ -200,7 +200,7 @@ def test_win_rates_by_hand():
 
 
 def test_runs_side_by_side():
-    """Every run's rate with mean and deviation, and mean differences with their t interval."""
+    """Every run's rate with mean and deviation, and mean differences with their intervals."""
     rates = {"measure": "HmR", "model": MODELS[4], "values": [40.0, 44.0], "mean": 42.0}
     rates["sd"] = 2.83
     (row,) = tables.rates_across_runs([rates, rates | {"measure": "harmful_reward"}]).to_dict(
@@ -208,11 +208,17 @@ def test_runs_side_by_side():
     )
     assert row == {"model": MODELS[4], "HmR (%)": "40 44: 42.0 ± 2.8"}
     pair = {"measure": "CAS", "first": "Base", "second": MODELS[4], "mean": -3.0}
-    known = pair | {"low": -10.25, "high": 4.25}
+    pair |= {"values": [-5.0, -1.0], "averaged_low": -9.0, "averaged_high": 3.0}
+    known = pair | {"low": -10.25, "high": 4.25, "both_low": -12.25, "both_high": 6.25}
     (row,) = tables.differences_across_runs([known]).to_dict("records")
-    assert row == {"pair": f"{MODELS[4]} − Base", "CAS (points)": "−3.0 [−10.2, +4.2]"}
-    (row,) = tables.differences_across_runs([pair | {"low": None, "high": None}]).to_dict("records")
-    assert row["CAS (points)"] == "−3.0 [all equal]"
+    lines = ["−3.0", "both [−12.2, +6.2]", "trainings [−10.2, +4.2]", "prompts [−9.0, +3.0]"]
+    assert row == {"pair": f"{MODELS[4]} − Base", "CAS (points)": "\n".join(lines)}
+    unknown = dict.fromkeys(["low", "high", "both_low", "both_high"])
+    (row,) = tables.differences_across_runs([pair | unknown]).to_dict("records")
+    assert row["CAS (points)"] == "−3.0\nall runs alike\nprompts [−9.0, +3.0]"
+    unknown |= {"averaged_low": None, "averaged_high": None}
+    (row,) = tables.differences_across_runs([pair | unknown]).to_dict("records")
+    assert row["CAS (points)"] == "−5.0 −1.0"
 
 
 # ---- the notebooks' other tables
