@@ -40,6 +40,7 @@ from posttrain.preparation import (
     require_fitting_sources,
     require_own_name,
     select_settings,
+    share_plan,
 )
 from posttrain.run import Run
 
@@ -210,7 +211,8 @@ def reask(parameters: Parameters) -> None:
     source, run = reasking.open_runs(parameters)
     asked = reasking.complete(parameters, source)
     training = reasking.choose_training(asked, source)
-    require_fitting_sources(asked, training, choose_settings(EVAL, asked), source)
+    evaluation = choose_settings(EVAL, asked)
+    require_fitting_sources(share_plan(asked), training, evaluation, source)
     reasking.copy_models(source, run)
     execute(EVAL, run.folder, asked.given())
     print_summary(run.folder)

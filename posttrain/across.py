@@ -34,7 +34,7 @@ UNKNOWN: Interval = {"low": None, "high": None}
 # ---- the answers of a run
 
 
-def read_answers(folder: Path, known: Mapping[str, str]) -> pd.DataFrame:
+def read_labelled_answers(folder: Path, known: Mapping[str, str]) -> pd.DataFrame:
     """Read the answers of an evaluated run, with rewards and labels.
 
     Args:
@@ -79,7 +79,7 @@ def subtract_answers(
     """List the difference between two models on every prompt in every run.
 
     Args:
-        runs: the answers of each run, from `read_answers`.
+        runs: the answers of each run, from `read_labelled_answers`.
         kind: the kind of prompts.
         measure: one of MEASURES. Rates and CAS are made of labels, other measures of rewards.
         first: the first model.
@@ -171,7 +171,7 @@ def intervals_of_mean(
     """Compute the three 95% intervals of the mean difference between two models over runs.
 
     Args:
-        runs: the answers of each run, from `read_answers`.
+        runs: the answers of each run, from `read_labelled_answers`.
         measure: one of MEASURES.
         first: the first model.
         second: the second model.

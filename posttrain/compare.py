@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from posttrain.across import UNKNOWN, intervals_of_mean, read_answers
+from posttrain.across import UNKNOWN, intervals_of_mean, read_labelled_answers
 from posttrain.files import read_json
 from posttrain.metrics import MEASURES, models_of
 from posttrain.record import ABSENT, Record, list_differences
@@ -52,7 +52,7 @@ INTERVALS = {"": "runs", "averaged_": "prompts", "both_": "both"}
 class Evaluated:
     """An evaluated run: its name, its record, the content of metrics.json, and its answers.
 
-    The answers are the table of `across.read_answers`.
+    The answers are the table of `across.read_labelled_answers`.
     """
 
     name: str
@@ -137,7 +137,7 @@ def load_runs(results: str | Path, names: Sequence[str]) -> list[Evaluated]:
                 f"another version of eval.ipynb. Run eval.ipynb with RUN = {name!r} again, which "
                 "keeps the answers and rewards."
             )
-        answers = read_answers(run.folder, metrics["sha256"])
+        answers = read_labelled_answers(run.folder, metrics["sha256"])
         runs.append(Evaluated(name, run.record, metrics, answers))
     _require_comparable(runs)
     _require_common_models(runs)

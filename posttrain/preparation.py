@@ -50,13 +50,17 @@ def prepare(parameters: Parameters) -> Parameters:
             f"{', '.join(sorted(known - {'preset'}))}."
         )
     chosen = {notebook: choose_settings(notebook, prepared) for notebook in (MAIN, EVAL)}
-    prepared = _share_plan(prepared)
+    prepared = share_plan(prepared)
     require_fitting_sources(prepared, chosen[MAIN], chosen[EVAL])
     return prepared
 
 
-def _share_plan(parameters: Parameters) -> Parameters:
-    """Turn those of the evaluation's SETTINGS into parameters with which main.ipynb plans."""
+def share_plan(parameters: Parameters) -> Parameters:
+    """Turn those of the evaluation's SETTINGS into parameters with which main.ipynb plans.
+
+    Args:
+        parameters: the parameters of the command line.
+    """
     shared = {}
     for name in PLANNED_WITH:
         value = parameters.SETTINGS.get(name.lower())

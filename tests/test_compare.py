@@ -6,7 +6,7 @@ import pytest
 from conftest import RAW, Session, load
 from scipy import stats
 
-from posttrain import across, compare, compare_words, comparisons, metrics
+from posttrain import across, compare, compare_words, comparisons, metrics, results
 from posttrain.files import sha256_of, write
 from posttrain.trade_off import measure_trade_off
 
@@ -158,7 +158,7 @@ def measure(name, question, log_ratio, harmless_from, helpful_above):
     files = make_raw_files(name, question, log_ratio)
     answers = metrics.table(*files.values())
     answers = label_by_reward(answers, harmless_from, helpful_above)
-    files["classification.json"] = metrics.classification(answers)
+    files["classification.json"] = results.classification(answers)
     files["metrics.json"] = {
         "thresholds": {"harmless": harmless_from, "helpful": helpful_above},
         "models": metrics.summarise(answers, 50, 0),

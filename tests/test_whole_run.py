@@ -112,6 +112,7 @@ def test_record_says_what_all_was_made_from(demo_run):
     record = load(demo_run.run / "run.json")
     assert list(record) == [
         "run", "preset", "settings", "models", "sources", "data", "artifacts", "imported",
+        "copied",
     ]  # fmt: skip
     assert (record["run"], record["preset"], record["imported"]) == ("demo", "demo", {})
     assert list(record["settings"]) == ["training", "evaluation"]
@@ -212,13 +213,13 @@ def test_tables_hold_the_numbers_of_the_metrics(demo_run):
 
 def test_every_figure_that_is_shown_is_kept_as_png_and_pdf(demo_run):
     names = []
-    for notebook, number in (("main.ipynb", 3), ("eval.ipynb", 6)):
+    for notebook, number in (("main.ipynb", 3), ("eval.ipynb", 7)):
         source = "\n".join(code_cells(notebook))
         names += re.findall(r'figures\.show\(.*, run, "(\w+)"\)', source)
         cells = load(demo_run.run / notebook)["cells"]
         outputs = [output for cell in cells for output in cell.get("outputs", [])]
         assert sum("image/png" in output.get("data", {}) for output in outputs) == number
-    assert len(names) == 9
+    assert len(names) == 10
     expected = {f"{name}.{kind}" for name in names for kind in ("png", "pdf")}
     assert {path.name for path in demo_run.figures.iterdir()} == expected
     for path in demo_run.figures.iterdir():
