@@ -16,6 +16,7 @@ from docs.behaviour_tables import (
 from docs.study_tables import (
     Pair,
     Record,
+    compare_without_running_on,
     decide_around_study,
     name_range,
     write_list,
@@ -38,8 +39,8 @@ def write_conclusion(published: Path, metrics: Record) -> str:
     confused = says["not_understood"]
     check(confused > len(apologies) / 2, "Few apologies say that they do not understand")
     return (
-        f"{write_answer(metrics)} A harmless label does not mean that a request was declined: the "
-        f"judge calls {harmless} of the {len(apologies)} answers to harmful prompts that begin "
+        f"{write_answer(published, metrics)} A harmless label does not mean that a request was "
+        f"declined: the judge calls {harmless} of the {len(apologies)} answers to harmful prompts that begin "
         f"with an apology harmless, but only {says['refuses']} of these answers decline the "
         f"request, and in {confused} the model says that it does not understand."
     )
@@ -63,35 +64,70 @@ def write_findings(published: Path, metrics: Record) -> str:
     return write_list(findings)
 
 
-def write_answer(metrics: Record) -> str:
-    """Answer whether the trained models are more helpful and safer, in two sentences."""
+def write_answer(published: Path, metrics: Record) -> str:
+    """Answer whether the trained models are more helpful and safer, in three sentences.
+
+    Args:
+        published: the folder with the study's results.
+        metrics: the folder's metrics.json.
+    """
     baseline = metrics["models"][0]["model"]
     best, second, third = rank_by_cas(metrics)[:3]
     check(not is_significant(metrics, "CAS", (third, best)), f"{best} is above {third} in CAS")
-    higher = [record["second"] for record in list_gains(metrics, "HpR")]
     check(not list_significant(metrics, "HmR"), "A pair of models differs in HmR")
     check(not is_significant(metrics, "CAS", (second, best)), f"{best} is above {second} in CAS")
+    counts = count_thresholds(published, metrics)
+    higher = [model for model, count in counts.items() if count > 0.9 * STEPS]
+    others = [model for model, count in counts.items() if count < 0.5 * STEPS]
+    check(len(higher) == 2 and len(others) == 1, "The models depend otherwise on the threshold")
     return (
         "**Are the trained models more helpful, and are they safer?** By the judge's rewards, "
-        f"{list_words(higher)} are more helpful than {baseline}, but no difference in harmlessness "
-        f"is detected. {best} has the highest combined score (CAS), but it is not significantly "
-        f"higher than that of {second} or {third}."
+        f"{list_words(higher)} are more helpful than {baseline} (in HpR). So is {others[0]} at "
+        "the study's own threshold, but not at most of the others that were tried. In harmlessness (HmR) "
+        f"no difference between two models is detected. {best} has the highest combined score "
+        f"(CAS), but it is not significantly higher than that of {second} or {third}."
     )
 
 
 def write_helpfulness(published: Path, metrics: Record) -> str:
-    """Say which models are more helpful than Base, and whether that depends on the threshold."""
+    """Say which models are more helpful than Base, and on what that depends.
+
+    Args:
+        published: the folder with the study's results.
+        metrics: the folder's metrics.json.
+    """
+    baseline = metrics["models"][0]["model"]
+    counts = count_thresholds(published, metrics)
+    shares = [f"{count} for {model}" for model, count in counts.items()]
+    still, no_longer = [], []
+    for model in counts:
+        record = compare_without_running_on(published)["HpR", (baseline, model)]
+        text = f"{model} ({format_difference(record)}, {record['n']} prompts)"
+        (still if record["decision"] == "significant" else no_longer).append(text)
+    check(len(still) == 1 and len(no_longer) > 1, "Other models are above where none ran on")
+    return (
+        f"**HpR rises.** In HpR, {list_words(list(counts))} are significantly above {baseline} for "
+        f"these trained models. Of {STEPS} thresholds that were tried {name_range(metrics)}, this "
+        f"is true at {list_words(shares)}. On the prompts where neither of the two answers runs on "
+        f"into a human turn, {still[0]} is still significantly above {baseline}, but not "
+        f"{list_words(no_longer, 'or')}."
+    )
+
+
+def count_thresholds(published: Path, metrics: Record) -> dict[str, int]:
+    """Count the thresholds at which each model that is above Base in HpR is so significantly.
+
+    Args:
+        published: the folder with the study's results.
+        metrics: the folder's metrics.json.
+    """
     baseline = metrics["models"][0]["model"]
     decided = decide_around_study(published)["helpful"]
-    models = [record["second"] for record in list_gains(metrics, "HpR")]
-    counts = []
-    for model in models:
-        counts.append(f"{(decided[baseline, model] == 1).sum()} for {model}")
-    return (
-        f"**Helpfulness rises.** In HpR, {list_words(models)} are significantly above {baseline}. "
-        f"Of {STEPS} thresholds that were tried {name_range(metrics)}, this is true at "
-        f"{list_words(counts)}."
-    )
+    counts = {}
+    for record in list_gains(metrics, "HpR"):
+        model = record["second"]
+        counts[model] = int((decided[baseline, model] == 1).sum())
+    return counts
 
 
 def write_mean_rewards(metrics: Record) -> str:
@@ -143,7 +179,7 @@ def write_harmlessness(metrics: Record) -> str:
             ends += [abs(record["low"]), abs(record["high"])]
     prompts = metrics["models"][0]["harmful_prompts"]
     return (
-        "**In harmlessness no difference is detected.** This is weak evidence that there is none: "
+        "**In HmR no difference is detected.** This is weak evidence that there is none: "
         f"with {prompts} harmful prompts, the confidence intervals leave room for differences "
         f"between two models of up to {max(ends):.0f} points."
     )

@@ -312,7 +312,7 @@ def write_prompts_in_words(published: Path) -> str:
     thanks = int(helpful.isin([f"Human: {text}" for text in WITHOUT_REQUEST]).sum())
     unfinished = int(last.str.startswith(ASSISTANT).sum())
     return write_list([
-        f"{unfinished} of the {len(prompts)} prompts end in text of the assistant, because only "
+        f"{unfinished} of the {len(prompts)} prompts end in text of the assistant, because at most "
         "the last paragraph of the reply was removed.",
         f"In {thanks} of the {len(helpful)} helpful prompts, the human's last message contains no "
         f"request, such as “{WITHOUT_REQUEST[0]}”, and only thanks, agrees or says goodbye.",
