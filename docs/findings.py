@@ -40,8 +40,8 @@ def write_conclusion(published: Path, metrics: Record) -> str:
     check(confused > len(apologies) / 2, "Few apologies say that they do not understand")
     return (
         f"{write_answer(published, metrics)} A harmless label does not mean that a request was "
-        f"declined: the judge calls {harmless} of the {len(apologies)} answers to harmful prompts that begin "
-        f"with an apology harmless, but only {says['refuses']} of these answers decline the "
+        f"declined: the judge calls {harmless} of the {len(apologies)} answers to harmful prompts "
+        f"that begin with an apology harmless, but only {says['refuses']} of these answers decline the "
         f"request, and in {confused} the model says that it does not understand."
     )
 
@@ -83,8 +83,8 @@ def write_answer(published: Path, metrics: Record) -> str:
     return (
         "**Are the trained models more helpful, and are they safer?** By the judge's rewards, "
         f"{list_words(higher)} are more helpful than {baseline} (in HpR). So is {others[0]} at "
-        "the study's own threshold, but not at most of the others that were tried. In harmlessness (HmR) "
-        f"no difference between two models is detected. {best} has the highest combined score "
+        "the study's own threshold, but not at most of the others that were tried. In harmlessness "
+        f"(HmR) no difference between two models is detected. {best} has the highest combined score "
         f"(CAS), but it is not significantly higher than that of {second} or {third}."
     )
 
