@@ -34,11 +34,11 @@ DRAWN = {"apology": "begin with an apology", "random": "drawn from the others"}
 Record = Mapping[str, Any]
 
 
-# ---- the sample that was labelled by hand
+# ---- the sample that was read and labelled
 
 
 def read_sample(published: Path) -> pd.DataFrame:
-    """Read the answers that were labelled by hand.
+    """Read the answers that were labelled by a reader.
 
     Args:
         published: the folder with the study's results.
@@ -97,7 +97,6 @@ def write_patterns(published: Path) -> str:
     """
     sample = read_sample(published)
     parts = {words: sample[sample["drawn"] == drawn] for drawn, words in DRAWN.items()}
-    parts["both together"] = sample[sample["drawn"].isin(DRAWN)]
     rows = []
     for words, part in parts.items():
         for record in check_patterns(part):
@@ -144,7 +143,8 @@ def write_apologies(published: Path) -> str:
         says = of_model["by_hand"].value_counts()
         cells = [str(says.get(label, 0)) for label in (*SAID, "neither")]
         harmless = str(int((of_model["label"] == "harmless").sum()))
-        rate = write_hmr(_select_model(others, model))
+        # Together, four answers to a prompt are not independent, so there is no interval.
+        rate = "" if model == "together" else write_hmr(_select_model(others, model))
         rows.append([model, str(len(of_model)), *cells, harmless, rate])
     columns = [
         "model", "answers that begin with an apology", "of these refuse",
@@ -168,7 +168,8 @@ def write_harmless(published: Path) -> str:
         says = harmless["says"].value_counts()
         cells = [str(says.get(label, 0)) for label in (*SAID, "neither")]
         rest = of_model[of_model["says"] == "neither"]
-        rows.append([model, str(len(harmless)), *cells, write_hmr(rest)])
+        rate = "" if model == "together" else write_hmr(rest)
+        rows.append([model, str(len(harmless)), *cells, rate])
     columns = [
         "model", "answers judged harmless", "of these refuse", "of these do not understand",
         "of these do neither", "HmR of all answers that do neither (%)",

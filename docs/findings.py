@@ -21,6 +21,7 @@ from docs.study_tables import (
     name_range,
     write_list,
 )
+from posttrain.behaviour import find_own_words
 from posttrain.comparisons import format_difference
 from posttrain.conclusions import list_words
 from posttrain.other_thresholds import STEPS
@@ -41,8 +42,9 @@ def write_conclusion(published: Path, metrics: Record) -> str:
     return (
         f"{write_answer(published, metrics)} A harmless label does not mean that a request was "
         f"declined: the judge calls {harmless} of the {len(apologies)} answers to harmful prompts "
-        f"that begin with an apology harmless, but only {says['refuses']} of these answers decline the "
-        f"request, and in {confused} the model says that it does not understand."
+        f"that begin with an apology harmless, but in {confused} of them the model says that it "
+        f"does not understand, and only {says['refuses']} decline the request, "
+        f"{count_repeated(published)} of these in words that stand in the prompt."
     )
 
 
@@ -55,7 +57,7 @@ def write_findings(published: Path, metrics: Record) -> str:
     """
     findings = [
         write_helpfulness(published, metrics),
-        write_mean_rewards(metrics),
+        write_mean_rewards(published, metrics),
         write_running_on_in_short(metrics),
         write_harmlessness(metrics),
         write_overall(metrics),
@@ -80,12 +82,19 @@ def write_answer(published: Path, metrics: Record) -> str:
     higher = [model for model, count in counts.items() if count > 0.9 * STEPS]
     others = [model for model, count in counts.items() if count < 0.5 * STEPS]
     check(len(higher) == 2 and len(others) == 1, "The models depend otherwise on the threshold")
+    other = others[0]
+    rewards = find_comparison(metrics, "helpful_reward", (baseline, other))
+    for model in (*higher, other):
+        is_above = is_significant(metrics, "helpful_reward", (baseline, model))
+        check(is_above, f"{model} is not above {baseline} in mean reward")
     return (
         "**Are the trained models more helpful, and are they safer?** By the judge's rewards, "
-        f"{list_words(higher)} are more helpful than {baseline} (in HpR). So is {others[0]} at "
-        "the study's own threshold, but not at most of the others that were tried. In harmlessness "
-        f"(HmR) no difference between two models is detected. {best} has the highest combined score "
-        f"(CAS), but it is not significantly higher than that of {second} or {third}."
+        f"{list_words(higher)} are significantly more helpful than {baseline}, in mean reward and, "
+        f"at nearly every threshold that was tried, in HpR. {other} is so in mean reward "
+        f"({format_difference(rewards)}) and in HpR at the study's own threshold, but in HpR at "
+        f"{counts[other]} of {STEPS} thresholds only. In harmlessness (HmR) no difference between "
+        f"two models is detected. {best} has the highest combined score (CAS), but it is not "
+        f"significantly higher than that of {second} or {third}."
     )
 
 
@@ -99,18 +108,19 @@ def write_helpfulness(published: Path, metrics: Record) -> str:
     baseline = metrics["models"][0]["model"]
     counts = count_thresholds(published, metrics)
     shares = [f"{count} for {model}" for model, count in counts.items()]
+    without = compare_without_running_on(published)
     still, no_longer = [], []
     for model in counts:
-        record = compare_without_running_on(published)["HpR", (baseline, model)]
+        record = without["helpful_reward", (baseline, model)]
         text = f"{model} ({format_difference(record)}, {record['n']} prompts)"
         (still if record["decision"] == "significant" else no_longer).append(text)
-    check(len(still) == 1 and len(no_longer) > 1, "Other models are above where none ran on")
+    check(len(still) == 2 and len(no_longer) == 1, "Others are above where no answer ran on")
     return (
-        f"**HpR rises.** In HpR, {list_words(list(counts))} are significantly above {baseline} for "
-        f"these trained models. Of {STEPS} thresholds that were tried {name_range(metrics)}, this "
-        f"is true at {list_words(shares)}. On the prompts where neither of the two answers runs on "
-        f"into a human turn, {still[0]} is still significantly above {baseline}, but not "
-        f"{list_words(no_longer, 'or')}."
+        f"**HpR rises.** {list_words(list(counts))} are significantly above {baseline} in HpR. Of "
+        f"{STEPS} thresholds that were tried {name_range(metrics)}, this is true at "
+        f"{list_words(shares)}. On the prompts where neither model invents the human's next "
+        f"message after its answer, {list_words(still)} are still significantly above {baseline} "
+        f"in mean reward, but {no_longer[0]} is not."
     )
 
 
@@ -130,20 +140,29 @@ def count_thresholds(published: Path, metrics: Record) -> dict[str, int]:
     return counts
 
 
-def write_mean_rewards(metrics: Record) -> str:
-    """Say which models differ in mean reward on helpful prompts but not in HpR."""
-    clauses = []
+def write_mean_rewards(published: Path, metrics: Record) -> str:
+    """Say which models differ in mean reward on helpful prompts but not in HpR.
+
+    Args:
+        published: the folder with the study's results.
+        metrics: the folder's metrics.json.
+    """
+    decided = decide_around_study(published)["helpful"]
+    clauses, shares = [], []
     for record in list_significant(metrics, "helpful_reward"):
         first, second = record["first"], record["second"]
         if not is_significant(metrics, "HpR", (first, second)):
             side = "above" if record["difference"] > 0 else "below"
             size = format_difference(record)
             clauses.append(f"{second} is significantly {side} {first} ({size})")
+            share = (decided[first, second] != 0).mean()
+            shares.append(f"{100 * share:.0f}%")
     check(len(clauses) > 1, "Fewer than two pairs differ in mean reward alone")
     return (
         "**Mean rewards show more than rates.** In mean reward on helpful prompts, "
-        f"{list_words(clauses)}. These differences are not significant in HpR, which only counts "
-        "how many rewards are above the threshold."
+        f"{list_words(clauses)}. At the study's threshold these differences are not significant "
+        "in HpR, which only counts how many rewards are above it; they are at "
+        f"{list_words(shares)} of the other thresholds that were tried."
     )
 
 
@@ -158,15 +177,19 @@ def write_running_on_in_short(metrics: Record) -> str:
     for record in metrics["gain_by_not_running_on"]:
         if record["kind"] == "helpful":
             check(record["by_share_low"] > 0, "A part of a gain may be zero")
-            parts.append(f"{record['by_share']:.2f} of {record['gain']:.2f} for {record['model']}")
+            ends = f"[{record['by_share_low']:.2f}, {record['by_share_high']:.2f}]"
+            part = f"{record['by_share']:.2f} {ends} of {record['gain']:.2f}"
+            parts.append(f"{part} for {record['model']}")
     at_base = ran_on.pop(baseline)
     others = list_words([f"{model} in {share}" for model, share in ran_on.items()])
     return (
-        f"**Part of the gain is associated with stopping in time.** {baseline} often goes on "
-        f"after its answer and invents the human's next message: in {at_base} of its answers to "
-        f"helpful prompts ({others}). The study scored the invented text as well. Of the gain over "
+        "**Part of the gain goes together with inventing fewer human messages.** "
+        f"{baseline} often goes on after its answer and invents the human's next message: in "
+        f"{at_base} of its answers to helpful prompts ({others}). The study scored the invented "
+        "text as well. Of the gain over "
         f"{baseline} in mean reward on helpful prompts, the part associated with inventing such "
-        f"messages less often is {list_words(parts)}."
+        f"messages less often is {list_words(parts)}. This is an association and need not be an "
+        "effect."
     )
 
 
@@ -213,7 +236,8 @@ def write_apologies_in_short(published: Path, metrics: Record) -> str:
     above: dict[str, list[str]] = {}
     for by_pattern, by_hand in zip(find_confused(metrics), compare_labels(published), strict=True):
         if by_pattern["decision"] == by_hand["decision"] == "significant":
-            above.setdefault(_name_higher(by_hand), []).append(_name_lower(by_hand))
+            text = f"{_name_lower(by_hand)}'s ({_describe_size(by_hand)})"
+            above.setdefault(_name_higher(by_hand), []).append(text)
     check(bool(above), "No difference in not understanding is significant")
     answers = read_what_is_said(published)
     shares, clauses = [], []
@@ -222,21 +246,32 @@ def write_apologies_in_short(published: Path, metrics: Record) -> str:
         labelled = of_model.loc[of_model["label"] == "harmless", "says"]
         confused = int((labelled == "not_understood").sum())
         shares.append(f"{confused} of {model}'s {len(labelled)}")
-        clauses.append(f"{model} than of {list_words(lower)}")
+        said = " answers to harmful prompts say so" if not clauses else ""
+        clauses.append(f"more of {model}'s{said} than of {' and '.join(lower)}")
     check(not list_refusing(metrics), "A pair of models differs in refusing")
-    declined = (answers["says"] == "refuses").groupby(answers["model"]).sum()
-    prompts = metrics["models"][0]["harmful_prompts"]
     return (
         f"**A harmless label is not a refusal.** Of the {len(apologies)} answers to harmful "
         f"prompts that begin with an apology, {says['not_understood']} say that they do not "
-        f"understand, {says['refuses']} decline the request, and {says['neither']} do neither, but "
-        f"the judge calls {harmless} of them harmless. Among all harmless answers, "
-        f"{list_words(shares)} say that they do not understand. On harmful prompts, "
-        f"significantly more answers say so of {', and of '.join(clauses)}. "
-        f"Each model declines {declined.min()} or {declined.max()} of the {prompts} requests, and "
-        "no difference in this is detected. These questions were put after the answers had been "
-        "read (post hoc)."
+        f"understand, {says['refuses']} decline the request ({count_repeated(published)} of them "
+        f"repeat a refusal that stands in the prompt), and {says['neither']} do neither, but the "
+        f"judge calls {harmless} of them harmless. Among all harmless answers, at least "
+        f"{list_words(shares)} say that they do not understand. Significantly "
+        f"{', and '.join(clauses)}."
     )
+
+
+def count_repeated(published: Path) -> int:
+    """Count the refusals of harmful requests whose first sentence stands in the prompt already.
+
+    Args:
+        published: the folder with the study's results.
+    """
+    answers = read_what_is_said(published)
+    repeated = 0
+    for answer in answers[answers["says"] == "refuses"].itertuples():
+        first_sentence = find_own_words(answer.response).partition(".")[0]
+        repeated += first_sentence in answer.prompt.replace("’", "'")
+    return repeated
 
 
 def list_refusing(metrics: Record) -> Sequence[Record]:
@@ -247,6 +282,15 @@ def list_refusing(metrics: Record) -> Sequence[Record]:
         if is_asked_for and record["decision"] == "significant":
             records.append(record)
     return records
+
+
+def _describe_size(record: Record) -> str:
+    """Write by how much the rate of the higher model is above that of the lower one."""
+    size = {"measure": "rate", **record}
+    if record["difference"] < 0:
+        ends = -record["high"], -record["low"]
+        size |= {"difference": -record["difference"], "low": ends[0], "high": ends[1]}
+    return format_difference(size)
 
 
 def _name_higher(record: Record) -> str:

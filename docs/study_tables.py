@@ -17,7 +17,14 @@ from docs.benchmark_tables import ROOT, write_table
 from posttrain import comparisons, conclusions
 from posttrain.behaviour import HUMAN
 from posttrain.files import read_json
-from posttrain.metrics import KINDS, models_of, pivot, pivot_passed
+from posttrain.metrics import (
+    KINDS,
+    bootstrap_means,
+    models_of,
+    pivot,
+    pivot_passed,
+    pivot_rewards,
+)
 from posttrain.other_thresholds import (
     REACH,
     STEPS,
@@ -127,17 +134,25 @@ def write_pairs(metrics: Record) -> str:
     for record in metrics["comparisons"]:
         if record["measure"] in RATES:
             decision = record["decision"]
-            rows.append([
-                record["measure"],
-                f"{record['second']} − {record['first']}",
-                comparisons.format_difference(record).replace(" points", ""),
-                f"{record['gained']}, {record['lost']}",
-                format_p(record["p"]),
-                format_p(record["p_holm"]),
-                f"**{decision}**" if decision == "significant" else decision,
-            ])
+            rows.append(
+                [
+                    record["measure"],
+                    f"{record['second']} − {record['first']}",
+                    comparisons.format_difference(record).replace(" points", ""),
+                    f"{record['gained']}, {record['lost']}",
+                    format_p(record["p"]),
+                    format_p(record["p_holm"]),
+                    f"**{decision}**" if decision == "significant" else decision,
+                ]
+            )
     columns = [
-        "measure", "difference", "points [95%]", "gained, lost", "p", "p (Holm)", "decision",
+        "measure",
+        "difference",
+        "points [95%]",
+        "gained, lost",
+        "p",
+        "p (Holm)",
+        "decision",
     ]
     return write_estimates(columns, rows)
 
@@ -199,47 +214,58 @@ def write_gains(metrics: Record) -> str:
 
 @cache
 def compare_without_running_on(published: Path) -> dict[tuple[str, Pair], Record]:
-    """Compare the rates of each pair of models on the prompts where neither answer ran on.
+    """Compare each pair of models on the prompts where neither answer ran on.
 
     Args:
-        published: the folder with classification.json.
+        published: the folder with classification.json and metrics.json.
 
     Returns:
-        {(rate, (first, second)): fields of `comparisons.compare_rates`, with p_holm, corrected over
-        the pairs of the rate, and decision}.
+        {(measure, (first, second)): fields of `comparisons.compare_rates` or `compare_rewards`,
+        with p_holm, corrected over the pairs of the measure, and decision}.
     """
+    bootstrap = read_json(published / "metrics.json", dict)["bootstrap"]
     answers = read_answers(published)
     answers["ran_on"] = answers["response"].str.contains(HUMAN, regex=False)
     compared: dict[tuple[str, Pair], Record] = {}
     for kind, rate in RATE_OF_KIND.items():
         ran_on = pivot(answers, kind, "ran_on").astype(bool)
         passed = pivot_passed(answers, kind)
-        family = {}
-        for first, second in combinations(models_of(answers), 2):
-            kept = passed[~ran_on[first] & ~ran_on[second]]
-            family[first, second] = comparisons.compare_rates(kept, first, second, level=None)
-        adjusted = comparisons.holm([comparison["p"] for comparison in family.values()])
-        for (pair, comparison), p_holm in zip(family.items(), adjusted):
-            comparison["p_holm"] = p_holm
-            comparison["decision"] = comparisons.decide(comparison, comparison["n"])
-            compared[rate, pair] = {"measure": rate} | comparison
+        rewards = pivot_rewards(answers, kind)
+        families: dict[str, dict[Pair, Record]] = {rate: {}, f"{kind}_reward": {}}
+        for pair in combinations(models_of(answers), 2):
+            kept = ~ran_on[pair[0]] & ~ran_on[pair[1]]
+            families[rate][pair] = comparisons.compare_rates(passed[kept], *pair, level=None)
+            both = rewards.loc[kept, list(pair)]
+            means = bootstrap_means(both.to_numpy(), bootstrap["draws"], bootstrap["seed"])
+            redrawn = pd.DataFrame(means, columns=list(pair))
+            families[f"{kind}_reward"][pair] = comparisons.compare_rewards(
+                both, redrawn, *pair, bootstrap["seed"], level=None
+            )
+        for measure, family in families.items():
+            adjusted = comparisons.holm([comparison["p"] for comparison in family.values()])
+            for (pair, comparison), p_holm in zip(family.items(), adjusted):
+                record = {"measure": measure, **comparison, "p_holm": p_holm}
+                record["decision"] = comparisons.decide(record, comparison["n"])
+                compared[measure, pair] = record
     return compared
 
 
 def write_without_running_on(published: Path) -> str:
-    """Write the differences in HmR and HpR on the prompts where neither answer ran on."""
+    """Write the differences between models on the prompts where neither answer ran on."""
     rows = []
-    for (rate, (first, second)), record in compare_without_running_on(published).items():
-        rows.append([
-            rate,
-            f"{second} − {first}",
-            str(record["n"]),
-            comparisons.format_difference(record).replace(" points", ""),
-            format_p(record["p"]),
-            format_p(record["p_holm"]),
-            record["decision"],
-        ])
-    columns = ["measure", "difference", "prompts", "points [95%]", "p", "p (Holm)", "decision"]
+    for (measure, (first, second)), record in compare_without_running_on(published).items():
+        rows.append(
+            [
+                measure.replace("_reward", " prompts: mean reward"),
+                f"{second} − {first}",
+                str(record["n"]),
+                comparisons.format_difference(record).replace(" points", ""),
+                format_p(record["p"]),
+                format_p(record["p_holm"]),
+                record["decision"],
+            ]
+        )
+    columns = ["measure", "difference", "prompts", "size [95%]", "p", "p (Holm)", "decision"]
     return write_estimates(columns, rows)
 
 
@@ -311,12 +337,14 @@ def write_prompts_in_words(published: Path) -> str:
     helpful = last[prompts["kind"] == "helpful"]
     thanks = int(helpful.isin([f"Human: {text}" for text in WITHOUT_REQUEST]).sum())
     unfinished = int(last.str.startswith(ASSISTANT).sum())
-    return write_list([
-        f"{unfinished} of the {len(prompts)} prompts end in text of the assistant, because at most "
-        "the last paragraph of the reply was removed.",
-        f"In {thanks} of the {len(helpful)} helpful prompts, the human's last message contains no "
-        f"request, such as “{WITHOUT_REQUEST[0]}”, and only thanks, agrees or says goodbye.",
-    ])
+    return write_list(
+        [
+            f"{unfinished} of the {len(prompts)} prompts end in text of the assistant, because at "
+            "most the last paragraph of the reply was removed.",
+            f"In {thanks} of the {len(helpful)} helpful prompts, the human's last message contains "
+            f"no request, such as “{WITHOUT_REQUEST[0]}”, and only thanks, agrees or says goodbye.",
+        ]
+    )
 
 
 def find_last_message(prompt: str) -> str:

@@ -7,7 +7,7 @@ import re
 
 import pandas as pd
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 from statsmodels.stats.proportion import proportion_confint
 
 from docs import (
@@ -203,7 +203,7 @@ def test_the_sample_is_what_it_says_it_is(sample):
     assert sample["drawn"].value_counts().to_dict() == {"random": 100, "apology": 45, "found": 23}
     assert set(sample["by_hand"]) == {"refuses", "not_understood", "neither"}
     described = read_json(behaviour_tables.LABELS, dict)
-    assert list(described) == ["sample", "rule", "labels"]
+    assert list(described) == ["reader", "sample", "rule", "labels"]
     assert set(described["sample"]) == set(drawn.values())
 
 
@@ -397,10 +397,26 @@ def test_where_neither_answer_ran_on():
             labels = base["label"][identifier], dpo["label"][identifier]
             gained += labels == ("unhelpful", "helpful")
             lost += labels == ("helpful", "unhelpful")
-    record = study_tables.compare_without_running_on(PUBLISHED)["HpR", ("Base", "DPO")]
+    compared = study_tables.compare_without_running_on(PUBLISHED)
+    record = compared["HpR", ("Base", "DPO")]
     assert (record["gained"], record["lost"], record["n"]) == (gained, lost, n)
     assert record["p"] == pytest.approx(binomtest(gained, gained + lost).pvalue)
     assert record["decision"] == "inconclusive"
+    both = [name for name in base.index if name.startswith("helpful")]
+    kept = [name for name in both if "Human:" not in base["response"][name] + dpo["response"][name]]
+    differences = (dpo["reward"][kept] - base["reward"][kept]).to_numpy()
+    rewards = compared["helpful_reward", ("Base", "DPO")]
+    assert (rewards["n"], rewards["difference"]) == (n, pytest.approx(differences.mean()))
+    assert rewards["p"] == pytest.approx(ttest_1samp(differences, 0).pvalue, abs=0.03)
+
+
+def test_repeated_refusals_are_counted():
+    """Of the refusals that were found, only DPO's to harmful-33 is not in the words of its prompt."""
+    answers = behaviour_tables.read_what_is_said(PUBLISHED)
+    refusing = answers[answers["says"] == "refuses"]
+    own = refusing[refusing["id"] != "harmful-02"]
+    assert own[["id", "model"]].to_numpy().tolist() == [["harmful-33", "DPO"]]
+    assert findings.count_repeated(PUBLISHED) == len(refusing) - 1
 
 
 # ---- claims
