@@ -411,7 +411,7 @@ def test_where_neither_answer_ran_on():
 
 
 def test_repeated_refusals_are_counted():
-    """Of the refusals that were found, only DPO's to harmful-33 is not in the words of its prompt."""
+    """Of the refusals that were found, only DPO's to harmful-33 is in words of its own."""
     answers = behaviour_tables.read_what_is_said(PUBLISHED)
     refusing = answers[answers["says"] == "refuses"]
     own = refusing[refusing["id"] != "harmful-02"]
