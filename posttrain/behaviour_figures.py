@@ -15,10 +15,10 @@ Record = Mapping[str, Any]
 
 TICKS = {
     "empty": "empty",
-    "human_turn": "human\nturn",
+    "human_turn": "opens a\nhuman turn",
     "cut": "cut",
     "refuses": "refuses",
-    "not_understood": "not un-\nderstood",
+    "not_understood": "does not\nunderstand",
 }
 NAMES = {
     "empty": "empty answers",
