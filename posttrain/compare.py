@@ -272,8 +272,10 @@ def rates_across(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
 
     Returns:
         A record for each measure and model: measure, model, values (one per run), mean, and sd, the
-        sample standard deviation (with n - 1).
+        sample standard deviation (with n - 1). Mean and sd are None if the runs are no sample of
+        trainings.
     """
+    sampled = are_sample(runs)
     tables = []
     for run in runs:
         tables.append({row["model"]: row for row in run.metrics["models"]})
@@ -282,8 +284,8 @@ def rates_across(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
         for model in common_models(runs):
             values = [table[model][measure] for table in tables]
             record = {"measure": measure, "model": model, "values": values}
-            record["mean"] = float(np.mean(values))
-            record["sd"] = float(np.std(values, ddof=1))
+            record["mean"] = float(np.mean(values)) if sampled else None
+            record["sd"] = float(np.std(values, ddof=1)) if sampled else None
             records.append(record)
     return records
 
