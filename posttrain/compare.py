@@ -175,7 +175,8 @@ def _require_comparable(runs: Sequence[Evaluated]) -> None:
         if other.metrics["sha256"]["prompts.json"] != first.metrics["sha256"]["prompts.json"]:
             raise ValueError(
                 f"RUNS: {other.name} and {first.name} were asked different prompts, so they cannot "
-                "be compared."
+                "be compared prompt by prompt. Read their final tables next to each other, as "
+                "docs/faults.md says."
             )
         same_thresholds = other.metrics["thresholds"] == first.metrics["thresholds"]
         if not same_thresholds and not set(varied) & set(THRESHOLDS):

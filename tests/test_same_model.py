@@ -8,6 +8,7 @@ import pytest
 from conftest import Session, load
 from scipy.stats import binomtest, ttest_1samp
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import confint_proportions_2indep
 from test_compare import MEASURES, MODELS, PROMPTS, RATES, write_evaluated
 
 from posttrain import compare, compare_words, metrics, same_model, tables
@@ -242,6 +243,16 @@ def test_a_second_judge_of_the_same_answers(tmp_path, imported):
     )
 
 
+def test_a_setting_of_the_judging_changes_rewards_of_the_same_answers(tmp_path):
+    write_evaluated(tmp_path, "a")
+    write_evaluated(tmp_path, "b", eval_judge_length=256)
+    share_weights(tmp_path, "a", "b")
+    share_texts(tmp_path, "a", "b", *MODELS)
+    records = same_model.compare_same_model(compare.load_runs(tmp_path, ["a", "b"]))
+    assert {row["measure"] for row in records} == set(MEASURES)
+    assert {row["model"] for row in records} == set(MODELS)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -287,3 +298,14 @@ def test_compare_notebook_keeps_the_same_model(asked, capsys):
     kept = load(asked / "cut" / "compare.json")["same_model"]
     assert kept == names.changes
     assert {row["model"] for row in kept} == set(MODELS)
+
+
+def test_interval_for_separate_prompts_that_the_page_on_faults_gives():
+    """Newcombe's, from the intervals of two rates."""
+    first = metrics.describe_counts("a", 30, 100, 0, 100)
+    other = metrics.describe_counts("b", 45, 120, 0, 100)
+    a, b = first["HmR"], other["HmR"]
+    low = b - a - np.hypot(b - other["HmR_low"], first["HmR_high"] - a)
+    high = b - a + np.hypot(other["HmR_high"] - b, a - first["HmR_low"])
+    expected = confint_proportions_2indep(45, 120, 30, 100, method="newcomb")
+    assert (low / 100, high / 100) == pytest.approx(expected)
