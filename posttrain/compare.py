@@ -175,7 +175,8 @@ def _require_comparable(runs: Sequence[Evaluated]) -> None:
         if other.metrics["sha256"]["prompts.json"] != first.metrics["sha256"]["prompts.json"]:
             raise ValueError(
                 f"RUNS: {other.name} and {first.name} were asked different prompts, so they cannot "
-                "be compared."
+                "be compared prompt by prompt. Read their final tables next to each other, as "
+                "docs/faults.md says."
             )
         same_thresholds = other.metrics["thresholds"] == first.metrics["thresholds"]
         if not same_thresholds and not set(varied) & set(THRESHOLDS):
@@ -272,8 +273,10 @@ def rates_across(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
 
     Returns:
         A record for each measure and model: measure, model, values (one per run), mean, and sd, the
-        sample standard deviation (with n - 1).
+        sample standard deviation (with n - 1). Mean and sd are None if the runs are no sample of
+        trainings.
     """
+    sampled = are_sample(runs)
     tables = []
     for run in runs:
         tables.append({row["model"]: row for row in run.metrics["models"]})
@@ -282,8 +285,8 @@ def rates_across(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
         for model in common_models(runs):
             values = [table[model][measure] for table in tables]
             record = {"measure": measure, "model": model, "values": values}
-            record["mean"] = float(np.mean(values))
-            record["sd"] = float(np.std(values, ddof=1))
+            record["mean"] = float(np.mean(values)) if sampled else None
+            record["sd"] = float(np.std(values, ddof=1)) if sampled else None
             records.append(record)
     return records
 

@@ -1,12 +1,23 @@
-"""What several runs show, in sentences."""
+"""What several runs show, in sentences and in tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from posttrain.compare import Evaluated, are_sample, common_models, differing
-from posttrain.comparisons import format_signed
+import pandas as pd
+
+from posttrain.compare import JUDGE, THRESHOLDS, Evaluated, are_sample, common_models, differing
+from posttrain.comparisons import format_difference, format_signed
 from posttrain.conclusions import list_words
 from posttrain.metrics import models_of
+from posttrain.same_model import explain_absence, share_answers, share_models
+from posttrain.tables import HEADINGS, IN_PERCENT, rates_across_runs
+
+Record = Mapping[str, Any]
+
+OF_EVALUATION = "evaluation's "  # how the name of a setting of eval.ipynb begins
+
+
+# ---- the runs
 
 
 def describe_runs(runs: Sequence[Evaluated]) -> list[str]:
@@ -21,21 +32,146 @@ def describe_runs(runs: Sequence[Evaluated]) -> list[str]:
             "of trainings."
         ]
     else:
-        names = list(differing(runs).index)
-        origin = f"differ in {list_words(names)}" if names else "come from elsewhere"
         sentences = [
-            f"The {len(runs)} runs {origin}, so they are no sample of trainings, and there is no "
-            "interval over them."
+            f"The {len(runs)} runs {_describe_origin(runs)}, so they are no sample of trainings, "
+            "and there is no interval over them."
         ]
     common = common_models(runs)
     for run in runs:
         others = [name for name in models_of(run.answers) if name not in common]
         if others:
+            left_out = "it is left out" if len(others) == 1 else "they are left out"
             sentences.append(
-                f"Not all runs have {list_words(others)} of {run.name}, so nothing below is about "
-                "them."
+                f"{run.name} also has {list_words(others)}, which other runs lack; {left_out} "
+                "below."
             )
     return sentences
+
+
+def _describe_origin(runs: Sequence[Evaluated]) -> str:
+    """Say what runs that are no sample have in common, and in what they differ."""
+    if not len(differing(runs)):
+        return "come from elsewhere"
+    shared = ""
+    if share_answers(runs):
+        shared = "contain the same answers and "
+    elif share_models(runs):
+        shared = "share their trained models and "
+    return f"{shared}differ in {_name_varied(runs)}"
+
+
+def _name_varied(runs: Sequence[Evaluated]) -> str:
+    """Name the settings in which runs differ; a judge's thresholds belong to it."""
+    names = list(differing(runs).index)
+    if JUDGE in names:
+        return "the judge and its thresholds" if set(names) & set(THRESHOLDS) else "the judge"
+    words = []
+    for name in names:
+        stage = "evaluation" if name.startswith(OF_EVALUATION) else "training"
+        words.append(f"the {stage}'s setting {name.removeprefix(OF_EVALUATION)}")
+    return list_words(words)
+
+
+def tabulate_rates(records: Sequence[Record], runs: Sequence[Evaluated]) -> pd.DataFrame:
+    """Write every model's HmR, HpR and CAS in all runs, with mean and deviation over a sample.
+
+    Args:
+        records: the records of `rates_across`.
+        runs: the runs, from `load_runs`.
+    """
+    if are_sample(runs):
+        return rates_across_runs(records)
+    rows: dict[str, dict[str, str]] = {}
+    for record in records:
+        if record["measure"] in IN_PERCENT:
+            row = rows.setdefault(record["model"], {"model": record["model"]})
+            values = " ".join(f"{value:.0f}" for value in record["values"])
+            row[HEADINGS[record["measure"]]] = values
+    return pd.DataFrame(rows.values())
+
+
+# ---- the same model in two runs
+
+
+def label_models(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Put the model before the runs' names, for a table of decisions: "SFT: two − one".
+
+    Args:
+        records: the records of `compare_same_model`.
+    """
+    return [{**record, "second": f"{record['model']}: {record['second']}"} for record in records]
+
+
+def describe_same_model(records: Sequence[Record], runs: Sequence[Evaluated]) -> list[str]:
+    """Say in sentences what the differences of the same model between runs mean and show.
+
+    Args:
+        records: the records of `compare_same_model`.
+        runs: the runs, from `load_runs`.
+    """
+    reason = explain_absence(runs)
+    if reason:
+        return [reason]
+    paragraphs = []
+    if records:
+        paragraphs += [_explain_difference(records, runs), _list_significant(records)]
+    compared = [(record["model"], record["second"]) for record in records]
+    for run in runs[1:]:
+        alike = [name for name in common_models(runs) if (name, run.name) not in compared]
+        if alike:
+            paragraphs.append(
+                f"Left out between {run.name} and {runs[0].name}: {list_words(alike)}, whose "
+                "results are the same in both or could only differ by a rounding error."
+            )
+    return paragraphs
+
+
+def _explain_difference(records: Sequence[Record], runs: Sequence[Evaluated]) -> str:
+    """Say of what the differences between two runs are the effect."""
+    varied = _name_varied(runs)
+    models = dict.fromkeys(record["model"] for record in records)
+    trained = dict.fromkeys(record["model"] for record in records if not record["one_training"])
+    shared = [name for name in models if name not in trained]
+    sentences = []
+    if shared:
+        sentences.append(
+            f"{list_words(shared)}: the runs share the model or its answers, so a difference is "
+            f"the effect of {varied} on this very model, and its interval speaks of other prompts."
+        )
+    if trained:
+        sentences.append(
+            f"{list_words(list(trained))}: the records show no weights that the runs share, so a "
+            "difference is one between two models. It includes what another seed alone would have "
+            f"changed in a training, and if it is significant, this does not show that {varied} "
+            "is the cause. Its interval speaks of other prompts for these two models."
+        )
+    if JUDGE in differing(runs).index:
+        sentences.append("Mean rewards of two judges have no common scale and are not compared.")
+    return " ".join(sentences)
+
+
+def _list_significant(records: Sequence[Record]) -> str:
+    """List the significant differences, and say of how many differences they are."""
+    found = []
+    for record in records:
+        if record["decision"] == "significant":
+            measure = record["measure"]
+            if measure not in IN_PERCENT:
+                measure = HEADINGS[measure]
+            found.append(
+                f"{record['model']} in {measure}, {record['second']} − {record['first']}: "
+                f"{format_difference(record)}"
+            )
+    if not found:
+        return (
+            f"None of the {len(records)} differences is significant, which does not show that "
+            "there are none."
+        )
+    verb = "is" if len(found) == 1 else "are"
+    return f"Of {len(records)} differences {len(found)} {verb} significant: {'; '.join(found)}."
+
+
+# ---- pairs of models
 
 
 def conclude(records: Sequence[dict[str, Any]], runs: Sequence[Evaluated]) -> list[str]:
@@ -60,12 +196,16 @@ def conclude(records: Sequence[dict[str, Any]], runs: Sequence[Evaluated]) -> li
             "The intervals are not corrected for the number of pairs. The decision of a single run "
             "is for its trained models and says nothing about other seeds.",
         ]
-    return [
-        *paragraphs,
-        "There is one training for each of these runs, so the effect of what they differ in cannot "
-        "be told from that of another seed. Which differences between runs of the same model are "
-        "more than chance is not claimed. The decision of a run is for its trained models.",
-    ]
+    last = (
+        "The decision of a run is for its trained models. A difference that is significant in one "
+        "run and not in another has not been shown to change between them."
+    )
+    if not share_models(runs) and not share_answers(runs):
+        last = (
+            "There is one training for each of these runs, so the effect of what they differ in "
+            f"cannot be told from that of another seed. {last}"
+        )
+    return [*paragraphs, last]
 
 
 def _describe_pair(record: Mapping[str, Any]) -> str:
@@ -74,13 +214,12 @@ def _describe_pair(record: Mapping[str, Any]) -> str:
     above = sum(value > 0 for value in values)
     alone = sum(decision == "significant" for decision in decisions)
     shown = ", ".join(format_signed(value, 1) for value in values)
-    text = (
-        f"{record['second']} − {record['first']} in CAS: {format_signed(record['mean'], 1)} points "
-        f"on average over {len(values)} runs ({shown}), above zero in {above} of them and "
-        f"significant by its own test in {alone}."
-    )
+    pair = f"{record['second']} − {record['first']} in CAS"
+    counts = f"above zero in {above} of them and significant by its own test in {alone}."
     if record["averaged_low"] is None:  # the runs are no sample
-        return text
+        return f"{pair}: {shown} points in the {len(values)} runs, {counts}"
+    mean = format_signed(record["mean"], 1)
+    text = f"{pair}: {mean} points on average over {len(values)} runs ({shown}), {counts}"
     if record["both_low"] is None:
         return f"{text} All runs give the same difference, so there is no interval over them."
     verb = "includes" if record["both_low"] <= 0 <= record["both_high"] else "excludes"

@@ -145,7 +145,7 @@ def make_raw_files(name, question, log_ratio):
             for i in range(PROMPTS):
                 key = {"id": f"{kind}-{i:02d}", "model": model}
                 ratio = None if log_ratio is None else place * log_ratio * (1 + i / PROMPTS)
-                response = {"response": "An answer.", "finish": "eos", "tokens": 3}
+                response = {"response": f"An answer in {name}.", "finish": "eos", "tokens": 3}
                 responses.append(key | response | {"log_ratio": ratio})
                 reward = (0.0 if passed[i] else -6.0) + draw.normal(0, 0.1)
                 scores.append(key | {"reward": reward})
@@ -308,12 +308,20 @@ def test_runs_that_differ_otherwise_are_no_sample(tmp_path):
             assert record[end] is None
         assert None not in record["prompts_low"]
     (sentence,) = compare_words.describe_runs(runs)
-    assert sentence.startswith("The 3 runs differ in beta, so they are no sample of trainings")
+    assert sentence.startswith(
+        "The 3 runs differ in the training's setting beta, so they are no sample of trainings"
+    )
+    for row in compare.rates_across(runs):
+        assert (row["mean"], row["sd"]) == (None, None)
+    table = compare_words.tabulate_rates(compare.rates_across(runs), runs)
+    assert table.iloc[1].to_list() == ["SFT", "60 64 71", "60 64 71", "60 64 71"]
     *pairs, last = compare_words.conclude(records, runs)
     for pair in pairs:
         assert "interval" not in pair
+        assert "on average" not in pair
+    assert pairs[2].startswith("SimPO, β 2.5 − SFT in CAS: +10.0, +2.0, −6.0 points in the 3 runs")
     assert "cannot be told from that of another seed" in last
-    assert "is not claimed" in last
+    assert "has not been shown to change between them" in last
 
 
 @pytest.mark.parametrize(
@@ -435,7 +443,7 @@ def test_models_that_only_one_run_has_are_left_out(tmp_path):
     assert compare.common_models(runs) == MODELS[:2]
     assert {row["second"] for row in compare.differences_across(runs)} == {"SFT"}
     said = compare_words.describe_runs(runs)[1]
-    assert said == "Not all runs have SimPO, β 2.5 of a, so nothing below is about them."
+    assert said == "a also has SimPO, β 2.5, which other runs lack; it is left out below."
     remove_models(tmp_path / "b", "SFT")
     message = "have only Base in common, .*: a has Base, SFT, SimPO, β 2.5; b has Base. Name runs"
     with pytest.raises(ValueError, match=message):
@@ -520,6 +528,7 @@ def test_compare_notebook_keeps_what_it_shows(seeds, capsys):
     assert kept["runs"] == ["a", "b", "c"]
     assert (kept["models"], kept["differences"]) == (names.rates, names.differences)
     assert kept["trade_off"] == names.points
+    assert kept["same_model"] == []  # of a sample
     figures = seeds.parent / "figures" / "side by side"
     drawn = ["across_runs.pdf", "across_runs.png", "trade_off.pdf", "trade_off.png"]
     assert sorted(path.name for path in figures.iterdir()) == drawn

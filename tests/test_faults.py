@@ -56,8 +56,10 @@ def test_commands_are_allowed_over_full(line):
         runs = {read_command(other)[1].RUN for other in COMMAND_LINES}
         assert set(given.RUNS.split()) <= runs | {"full"}
         return
-    kind = Training if name == "run" else Evaluation
-    values = {"PROTOCOL": given.PROTOCOL} if kind is Evaluation else {}
+    kind = Training if name in ("run", "seeds") else Evaluation
+    values = {}
+    if kind is Evaluation:
+        values = {"PROTOCOL": given.PROTOCOL, "HARMFUL_PROMPTS": given.HARMFUL_PROMPTS}
     choose(kind, "full", given.SETTINGS, **values)
 
 
