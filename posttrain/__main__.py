@@ -36,11 +36,11 @@ from posttrain.preparation import (
     MAIN,
     ROOT,
     choose_settings,
+    plan_evaluation,
     prepare,
     require_fitting_sources,
     require_own_name,
     select_settings,
-    share_plan,
 )
 from posttrain.run import Run
 
@@ -103,8 +103,8 @@ def run_both(parameters: Parameters) -> None:
     """Train and evaluate a run, and print its final table."""
     prepared = prepare(parameters)
     run = Run(prepared.RESULTS, prepared.RUN)
-    for notebook in (MAIN, EVAL):
-        execute(notebook, run.folder, prepared.given())
+    execute(MAIN, run.folder, prepared.given() | {"EVALUATION": plan_evaluation(prepared)})
+    execute(EVAL, run.folder, prepared.given())
     print_summary(run.folder)
     print(f"The tables, the records and both executed notebooks are in {run.folder}.")
     print(f"Double-click {run.folder}/report.html to open a page with every answer.")
@@ -148,7 +148,7 @@ def run_sweep(parameters: Parameters) -> None:
         trainings.append(prepare(parameters.model_copy(update=chosen)))
     for training in trainings:
         run = Run(training.RESULTS, training.RUN)
-        execute(MAIN, run.folder, training.given())
+        execute(MAIN, run.folder, training.given() | {"EVALUATION": plan_evaluation(parameters)})
         # The evaluation stays the same, its seed and prompts included.
         execute(EVAL, run.folder, training.given() | {"SETTINGS": parameters.SETTINGS})
     runs = " ".join(training.RUN for training in trainings)
@@ -212,7 +212,8 @@ def reask(parameters: Parameters) -> None:
     asked = reasking.complete(parameters, source)
     training = reasking.choose_training(asked, source)
     evaluation = choose_settings(EVAL, asked)
-    require_fitting_sources(share_plan(asked), training, evaluation, source)
+    reasking.require_change(evaluation, source)
+    require_fitting_sources(asked, training, evaluation, source)
     reasking.copy_models(source, run)
     execute(EVAL, run.folder, asked.given())
     print_summary(run.folder)
