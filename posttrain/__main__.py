@@ -113,12 +113,17 @@ def run_both(parameters: Parameters) -> None:
 def run_seeds(parameters: Parameters) -> None:
     """Train and evaluate one run per seed of the training, then compare the runs."""
     seeds = (parameters.SEEDS or "").split()
-    are_numbers = all(seed.isdigit() for seed in seeds)
+    are_numbers = all(seed.isdecimal() for seed in seeds)
     distinct = are_numbers and len({int(seed) for seed in seeds}) == len(seeds) >= 2
     if not distinct:
         raise ValueError('SEEDS: give two or more seeds, each once, such as SEEDS="0 1 2".')
     if parameters.SEED is not None:
         raise ValueError("SEED: this command takes the training seeds from SEEDS. Leave SEED out.")
+    if "seed" in parameters.SETTINGS:
+        raise ValueError(
+            "SETTINGS: this command takes the training seeds from SEEDS. Leave seed out of "
+            "SETTINGS."
+        )
     if parameters.SETTING or parameters.VALUES:
         raise ValueError("SETTING and VALUES: use them with make sweep, or SEEDS with make seeds.")
     values = " ".join(str(int(seed)) for seed in seeds)

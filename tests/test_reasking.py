@@ -250,7 +250,7 @@ def test_models_that_were_never_asked_take_their_presets_evaluation(results, exe
         (["PROTOCOL=papers"], "PROTOCOL = 'papers': Input should be 'default' or 'paper'"),
         (["PRESET=fully"], "PRESET = 'fully' is unknown"),
         (["REWARD_MODEL=nowhere"], "REWARD_MODEL = 'nowhere' cannot be loaded"),
-        (["BASE_MODEL=nowhere"], "BASE_MODEL = 'nowhere' cannot be loaded"),
+        (["BASE_MODEL=nowhere", "N_PROMPTS=4"], "BASE_MODEL = 'nowhere' cannot be loaded"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
