@@ -36,11 +36,11 @@ from posttrain.preparation import (
     MAIN,
     ROOT,
     choose_settings,
+    plan_evaluation,
     prepare,
     require_fitting_sources,
     require_own_name,
     select_settings,
-    share_plan,
 )
 from posttrain.run import Run
 
@@ -103,8 +103,8 @@ def run_both(parameters: Parameters) -> None:
     """Train and evaluate a run, and print its final table."""
     prepared = prepare(parameters)
     run = Run(prepared.RESULTS, prepared.RUN)
-    for notebook in (MAIN, EVAL):
-        execute(notebook, run.folder, prepared.given())
+    execute(MAIN, run.folder, prepared.given() | {"EVALUATION": plan_evaluation(prepared)})
+    execute(EVAL, run.folder, prepared.given())
     print_summary(run.folder)
     print(f"The tables, the records and both executed notebooks are in {run.folder}.")
     print(f"Double-click {run.folder}/report.html to open a page with every answer.")
@@ -113,12 +113,17 @@ def run_both(parameters: Parameters) -> None:
 def run_seeds(parameters: Parameters) -> None:
     """Train and evaluate one run per seed of the training, then compare the runs."""
     seeds = (parameters.SEEDS or "").split()
-    are_numbers = all(seed.isdigit() for seed in seeds)
+    are_numbers = all(seed.isdecimal() for seed in seeds)
     distinct = are_numbers and len({int(seed) for seed in seeds}) == len(seeds) >= 2
     if not distinct:
         raise ValueError('SEEDS: give two or more seeds, each once, such as SEEDS="0 1 2".')
     if parameters.SEED is not None:
         raise ValueError("SEED: this command takes the training seeds from SEEDS. Leave SEED out.")
+    if "seed" in parameters.SETTINGS:
+        raise ValueError(
+            "SETTINGS: this command takes the training seeds from SEEDS. Leave seed out of "
+            "SETTINGS."
+        )
     if parameters.SETTING or parameters.VALUES:
         raise ValueError("SETTING and VALUES: use them with make sweep, or SEEDS with make seeds.")
     values = " ".join(str(int(seed)) for seed in seeds)
@@ -148,7 +153,7 @@ def run_sweep(parameters: Parameters) -> None:
         trainings.append(prepare(parameters.model_copy(update=chosen)))
     for training in trainings:
         run = Run(training.RESULTS, training.RUN)
-        execute(MAIN, run.folder, training.given())
+        execute(MAIN, run.folder, training.given() | {"EVALUATION": plan_evaluation(parameters)})
         # The evaluation stays the same, its seed and prompts included.
         execute(EVAL, run.folder, training.given() | {"SETTINGS": parameters.SETTINGS})
     runs = " ".join(training.RUN for training in trainings)
@@ -212,7 +217,8 @@ def reask(parameters: Parameters) -> None:
     asked = reasking.complete(parameters, source)
     training = reasking.choose_training(asked, source)
     evaluation = choose_settings(EVAL, asked)
-    require_fitting_sources(share_plan(asked), training, evaluation, source)
+    reasking.require_change(evaluation, source)
+    require_fitting_sources(asked, training, evaluation, source)
     reasking.copy_models(source, run)
     execute(EVAL, run.folder, asked.given())
     print_summary(run.folder)

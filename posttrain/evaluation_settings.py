@@ -1,14 +1,16 @@
 """The settings of eval.ipynb: which prompts are asked, how they are answered and judged."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from posttrain.presets import HH, Seed, Settings, Source
 
 JUDGE = "OpenAssistant/reward-model-deberta-v3-large-v2"
-# The faults of the study's evaluation, which the protocol "paper" has together.
-STUDY_FAULTS = {
+# The choices of the study's evaluation, which the protocol "paper" has together. All are faults
+# but harmful_prompts: choosing by keywords is the study's rule.
+STUDY_CHOICES = {
     "harmful_prompts": "keywords",
     "keyword_rule": "anywhere",
     "prompt_tail": "human",
@@ -91,25 +93,54 @@ class Evaluation(Settings):
         },
         "quick": {"n_prompts": 150, "harmful_prompts": "keywords"},
         "full": {},
-        "paper": {"protocol": "paper", "n_prompts": 50, "max_new_tokens": 50, **STUDY_FAULTS},
+        "paper": {"protocol": "paper", "n_prompts": 50, "max_new_tokens": 50, **STUDY_CHOICES},
     }
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         """Refuse settings that contradict each other."""
         if self.protocol == "paper":
-            for name, fault in STUDY_FAULTS.items():
+            for name, choice in STUDY_CHOICES.items():
                 value = getattr(self, name)
-                if value != fault:
+                if value != choice:
                     raise ValueError(
-                        f"{name.upper()} = {value!r}, but PROTOCOL = 'paper' asks as the study "
-                        f"did, with {name} = {fault!r}. Leave {name} out, or choose PROTOCOL = "
+                        f"{_write(name, value)}, but PROTOCOL = 'paper' asks as the study did, "
+                        f"with {_write(name, choice)}. Leave {name} out, or choose PROTOCOL = "
                         "'default', in which each of the study's faults has its own setting."
                     )
         elif self.harmful_prompts == "all" and self.keyword_rule == "anywhere":
             raise ValueError(
-                "KEYWORD_RULE = 'anywhere' chooses harmful prompts by their keywords, but "
-                "HARMFUL_PROMPTS = 'all' takes them with and without. Add HARMFUL_PROMPTS = "
+                f"{_write('keyword_rule', 'anywhere')} chooses harmful prompts by their keywords, "
+                "but HARMFUL_PROMPTS = 'all' takes them with and without. Add HARMFUL_PROMPTS = "
                 "'keywords', or leave keyword_rule out."
             )
         return self
+
+
+def list_contradicted(named: Mapping[str, Any], kept: Mapping[str, Any]) -> list[str]:
+    """List the settings of an earlier evaluation that cannot be kept beside what is named now.
+
+    Args:
+        named: {setting: value} of those that are named now.
+        kept: {setting: value} of those in which the earlier evaluation differs from its preset.
+
+    Returns:
+        The names of settings in `kept`.
+    """
+    contradicted = []
+    if named.get("protocol") == "paper":
+        for name, choice in STUDY_CHOICES.items():
+            if kept.get(name, choice) != choice:
+                contradicted.append(name)
+    if named.get("harmful_prompts") == "all" and kept.get("keyword_rule") == "anywhere":
+        contradicted.append("keyword_rule")
+    if named.get("keyword_rule") == "anywhere" and kept.get("harmful_prompts") == "all":
+        contradicted.append("harmful_prompts")
+    return contradicted
+
+
+def _write(name: str, value: Any) -> str:
+    """Write a setting with its value as it is given: as a parameter, or in SETTINGS."""
+    if name == "harmful_prompts":
+        return f"HARMFUL_PROMPTS = {value!r}"
+    return f"SETTINGS = {{{name!r}: {value!r}}}"

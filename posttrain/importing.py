@@ -97,11 +97,23 @@ def _read_texts(source: Path, cut_at_turn: bool) -> tuple[Records, Records]:
     prompts = read_json(source / "prompts.json", Records)
     responses = read_json(source / "responses.json", Records)
     require_fitting(prompts, responses)
+    _require_truth_values(source, prompts)
     if (source / "human_replies.json").exists() and not _has_fitting_scores(source, cut_at_turn):
         prompts = _add_replies(prompts, source / "human_replies.json")
     if cut_at_turn:
         responses = [_cut(response) for response in responses]
     return prompts, responses
+
+
+def _require_truth_values(source: Path, prompts: Records) -> None:
+    """Refuse a prompt whose keyword is a word, and not the answer to whether it has one."""
+    for prompt in prompts:
+        keyword = prompt.get("keyword", False)
+        if not isinstance(keyword, bool):
+            raise ValueError(
+                f"{source / 'prompts.json'}: the keyword of {prompt['id']} is {keyword!r}, but it "
+                "says whether the prompt has a keyword. Write true or false, or leave it out."
+            )
 
 
 def _add_replies(prompts: Records, path: Path) -> Records:

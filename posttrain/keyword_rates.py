@@ -29,7 +29,7 @@ def rates_by_keyword(prompts: Sequence[Mapping[str, Any]], answers: pd.DataFrame
     """
     groups: dict[bool, list[str]] = {True: [], False: []}
     for prompt in prompts:
-        if "keyword" in prompt:
+        if prompt["kind"] == "harmful" and "keyword" in prompt:
             groups[prompt["keyword"]].append(prompt["id"])
     if not (groups[True] and groups[False]):
         return []

@@ -85,6 +85,7 @@ class _OfNotebook(Parameters):
 
     LABEL: bool = True
     FRESH: bool = False
+    EVALUATION: dict[str, Any] = {}  # on the command line this is a part of the other parameters
 
 
 def read_parameters(arguments: list[str]) -> Parameters:

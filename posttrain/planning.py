@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from math import comb
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -12,15 +14,38 @@ from posttrain.comparisons import FEWEST_PROMPTS
 from posttrain.data import MEASURED, count_prompts, read_rules, require_prompts
 from posttrain.generation import room_for_prompt
 from posttrain.power import ALPHA, detectable_rate, level_of
+from posttrain.settings import Evaluation, Training, evaluation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-    from posttrain.evaluation_settings import Evaluation
-
 # Shares of prompts whose label differs between two models. They are not known before the
 # evaluation; between the study's models they are 22% to 48% (tests/test_planning.py).
 DIFFERING = (0.3, 0.4, 0.5)
+WIDTH = 96  # characters of a line that a notebook or a terminal shows
+
+
+def choose_evaluation(training: Training, changes: Mapping[str, Any]) -> Evaluation:
+    """Choose the settings with which eval.ipynb will be run after a training.
+
+    Args:
+        training: the settings of main.ipynb, whose preset and dataset eval.ipynb takes.
+        changes: EVALUATION of main.ipynb, {setting: value} of those that will be named.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: if a name is unknown or a value is not allowed.
+    """
+    known = [name for name in Evaluation.model_fields if name != "preset"]
+    unknown = sorted(str(name) for name in changes if name not in known)
+    if unknown:
+        raise ValueError(
+            f"EVALUATION: eval.ipynb has no setting {', '.join(unknown)}. Its settings are "
+            f"{', '.join(known)}."
+        )
+    return evaluation(training.preset, {"dataset": training.dataset} | dict(changes))
 
 
 def count_usable(
@@ -60,7 +85,7 @@ def tabulate_power(numbers: Sequence[int], models: int) -> pd.DataFrame:
         A table of differences in percentage points, with a row for each number and a column for
         each share in DIFFERING. A difference that cannot be detected is NaN.
     """
-    level = level_of(count_pairs(models))
+    level = level_of(comb(models, 2))
     rows = {}
     for n in numbers:
         rows[n] = {}
@@ -69,11 +94,6 @@ def tabulate_power(numbers: Sequence[int], models: int) -> pd.DataFrame:
             is_enough = n >= FEWEST_PROMPTS
             rows[n][share] = detectable_rate(share, n, level) if is_enough else None
     return pd.DataFrame.from_dict(rows, orient="index", dtype=float)
-
-
-def count_pairs(models: int) -> int:
-    """Count the pairs of some models."""
-    return models * (models - 1) // 2
 
 
 def describe_plan(settings: Evaluation, counts: Mapping[str, int], models: int) -> str:
@@ -91,31 +111,27 @@ def describe_plan(settings: Evaluation, counts: Mapping[str, int], models: int) 
     asked = {}
     for kind, count in counts.items():
         asked[kind] = min(n, count) if isinstance(n, int) else count
-    pairs = count_pairs(models)
+    pairs = comb(models, 2)
     has_keywords = settings.harmful_prompts == "keywords"
+    beginning = (
+        f"With these settings eval.ipynb asks {asked['harmful']:,} harmful and "
+        f"{asked['helpful']:,} helpful prompts. The table shows the smallest true difference in "
+        "HmR or HpR between two models, in points, that is detected in 80% of cases by a test at "
+        f"the level {ALPHA} / {pairs}, where the correction for the {pairs} pairs of {models} "
+        "models begins. It depends on the share of prompts on which the labels of the two models "
+        "differ:"
+    )
     ending = (
         "The share is known only after the evaluation. Smaller differences are detected less often."
     )
     if has_keywords and settings.protocol == "default":
         ending += (
-            '\nHARMFUL_PROMPTS = "all" also takes the harmful prompts of the dataset that have no '
-            "keyword."
+            ' With harmful_prompts = "all", the evaluation also takes the harmful prompts of the '
+            "dataset that have no keyword."
         )
+    table = _draw_table(asked, counts, has_keywords, models)
     return "\n".join(
-        [
-            f"With these settings eval.ipynb asks {asked['harmful']:,} harmful and "
-            f"{asked['helpful']:,} helpful prompts. The table shows",
-            "the smallest true difference in HmR or HpR between two models, in points, that is",
-            f"detected in 80% of cases by a test at the level {ALPHA} / {pairs}, where the "
-            "correction for the",
-            f"{pairs} pairs of {models} models begins. It depends on the share of prompts on which "
-            "the labels of",
-            "the two models differ:",
-            "",
-            *_draw_table(asked, counts, has_keywords, models),
-            "",
-            ending,
-        ]
+        [textwrap.fill(beginning, WIDTH), "", *table, "", textwrap.fill(ending, WIDTH)]
     )
 
 

@@ -9,7 +9,8 @@ from posttrain.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN, EVAL, COMPARE = "main.ipynb", "eval.ipynb", "compare.ipynb"
-PLANNED_WITH = ("PROTOCOL", "HARMFUL_PROMPTS", "N_PROMPTS")  # which both notebooks have
+# Settings of the evaluation on which the number of its prompts depends.
+PLANNED_WITH = ("protocol", "n_prompts", "harmful_prompts", "keyword_rule", "max_new_tokens")
 COMMITTED = ("example", "published", "real-model")  # runs in the repository, never written into
 
 
@@ -50,23 +51,22 @@ def prepare(parameters: Parameters) -> Parameters:
             f"{', '.join(sorted(known - {'preset'}))}."
         )
     chosen = {notebook: choose_settings(notebook, prepared) for notebook in (MAIN, EVAL)}
-    prepared = share_plan(prepared)
     require_fitting_sources(prepared, chosen[MAIN], chosen[EVAL])
     return prepared
 
 
-def share_plan(parameters: Parameters) -> Parameters:
-    """Turn those of the evaluation's SETTINGS into parameters with which main.ipynb plans.
+def plan_evaluation(parameters: Parameters) -> dict[str, Any]:
+    """Collect what main.ipynb needs as EVALUATION to plan with the prompts of eval.ipynb.
 
     Args:
-        parameters: the parameters of the command line.
+        parameters: the parameters with which eval.ipynb will be executed.
+
+    Returns:
+        {setting: value} of those settings in PLANNED_WITH that are named.
     """
-    shared = {}
-    for name in PLANNED_WITH:
-        value = parameters.SETTINGS.get(name.lower())
-        if value is not None:
-            shared[name] = value
-    return parameters.model_copy(update=shared)
+    named = {name.lower(): value for name, value in parameters.given().items()}
+    named |= parameters.SETTINGS
+    return {name: named[name] for name in PLANNED_WITH if name in named}
 
 
 def choose_settings(notebook: str, parameters: Parameters) -> settings.Settings:
@@ -95,7 +95,7 @@ def require_fitting_sources(
     evaluation: settings.Evaluation,
     begun: Run | None = None,
 ) -> None:
-    """Refuse a judge or a base that does not work, too many prompts, and answers that are too long.
+    """Refuse a judge, base or dropout that does not work, too many prompts, and too long answers.
 
     A run that has been judged is not checked, since it may be read where its sources are missing.
 
@@ -111,7 +111,7 @@ def require_fitting_sources(
     run = Run(parameters.RESULTS, parameters.RUN)
     if run.path("scores.json").exists() and not parameters.FRESH:
         return
-    from posttrain import data, generation, hub, judging, models, sources
+    from posttrain import architecture, data, hub, judging, models, planning, sources
 
     commits = {}  # a run keeps the commits that it began with
     if not parameters.FRESH:
@@ -129,14 +129,13 @@ def require_fitting_sources(
     name = training.base_model
     base = hub.fetch("BASE_MODEL", name, commit=commits.get(name))
     models.require_base(base, training.max_length)
+    # It refuses a rate for a base without dropout; the config itself is not kept.
+    architecture.set_dropout(models.load_config(base), training.dropout)
     name = evaluation.dataset
     files = data.list_files("base", ["test"])
     dataset = hub.fetch("DATASET", name, files, commits.get(name))
-    room = generation.room_for_prompt(base, evaluation.max_new_tokens)
-    tokenizer = models.load_tokenizer(base)
-    rules = data.read_rules(evaluation)
-    counts = data.count_prompts(dataset, evaluation.protocol, tokenizer, room, rules)
-    data.require_prompts(parameters.N_PROMPTS, counts, dataset)
+    is_asked = "n_prompts" in plan_evaluation(parameters)  # and not by the preset alone
+    planning.count_usable(evaluation, dataset, base, models.load_tokenizer(base), is_asked)
 
 
 def require_own_name(run: str, results: str) -> None:

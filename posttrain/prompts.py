@@ -32,12 +32,9 @@ class PromptRules:
         prompt_tail: "assistant" or "human": whose marker or message a prompt ends with.
     """
 
-    harmful_prompts: str = "keywords"
-    keyword_rule: str = "word"
-    prompt_tail: str = "assistant"
-
-
-USUAL_RULES = PromptRules()
+    harmful_prompts: str
+    keyword_rule: str
+    prompt_tail: str
 
 
 def read_rules(settings: Any) -> PromptRules:
@@ -56,7 +53,7 @@ def _has_keyword_anywhere(text: str) -> bool:
 
 
 def _collect_usable(
-    folder: Path, kind: str, tokenizer: Tokenizer, room: int, rules: PromptRules = USUAL_RULES
+    folder: Path, kind: str, tokenizer: Tokenizer, room: int, rules: PromptRules
 ) -> tuple[list[Pair], Counter]:
     """Collect the test pairs of a kind, with prompts cut to `room` tokens and no duplicates."""
     rows = read_split(folder, MEASURED[kind], "test")
@@ -145,7 +142,7 @@ def count_prompts(
     protocol: str,
     tokenizer: Tokenizer,
     room: int,
-    rules: PromptRules = USUAL_RULES,
+    rules: PromptRules,
 ) -> dict[str, int]:
     """Count the usable prompts of each kind in the test splits.
 
@@ -197,8 +194,8 @@ def draw_prompts(
     tokenizer: Tokenizer,
     room: int,
     seed: int,
-    strict: bool = True,
-    rules: PromptRules = USUAL_RULES,
+    strict: bool,
+    rules: PromptRules,
 ) -> list[dict[str, Any]]:
     """Draw the evaluation's prompts at random from the test splits.
 

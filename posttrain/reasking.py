@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import settings
+from posttrain.evaluation_settings import list_contradicted
 from posttrain.files import write, written_whole
 from posttrain.parameters import Parameters
 from posttrain.record import Artifact, Model, Record
@@ -166,15 +167,23 @@ def complete(parameters: Parameters, source: Run) -> Parameters:
     record = source.record
     evaluated = record.settings.get("evaluation", {})
     trained = record.settings.get("training", {})
-    named = _list_named(parameters)
+    named = _collect_named(parameters)
     preset = evaluated.get("preset") or record.preset
     if parameters.PRESET != "auto":
         preset = settings.resolve(parameters.PRESET)
     changes = {"PRESET": preset, "SETTINGS": dict(parameters.SETTINGS)}
     if "dataset" not in named:
         changes["DATASET"] = evaluated.get("dataset") or trained.get("dataset")
-    for name, value in _list_changes(evaluated).items():
+    kept = _list_changes(evaluated)
+    contradicted = list_contradicted(named, kept)
+    for name, value in kept.items():
         if name in named or name == "dataset":
+            continue
+        if name in contradicted:
+            print(
+                f"Unlike in the evaluation of {source.name}: {name} is no longer {value!r}, which "
+                "contradicts what is named now."
+            )
             continue
         print(f"As in the evaluation of {source.name}: {name} = {value!r}.")
         if name.upper() in Parameters.model_fields:
@@ -184,16 +193,16 @@ def complete(parameters: Parameters, source: Run) -> Parameters:
     return parameters.model_copy(update=changes)
 
 
-def _list_named(parameters: Parameters) -> list[str]:
-    """List the settings that are named, and refuse those that are none of the evaluation."""
+def _collect_named(parameters: Parameters) -> dict[str, Any]:
+    """Collect the settings that are named, and refuse those that are none of the evaluation."""
     known = [name for name in settings.Evaluation.model_fields if name != "preset"]
     of_training = [name for name in settings.Training.model_fields if name != "preset"]
-    named = list(parameters.SETTINGS)
+    named = dict(parameters.SETTINGS)
     others = [name for name in named if name not in known]
-    for parameter in parameters.given():
+    for parameter, value in parameters.given().items():
         name = parameter.lower()
         if name in known:
-            named.append(name)
+            named[name] = value
         elif name in of_training and name != "base_model":  # it says where the base lies now
             others.append(name)
     for name in others:
@@ -223,6 +232,25 @@ def _list_changes(evaluated: dict[str, Any]) -> dict[str, Any]:
     return changes
 
 
+def require_change(evaluation: settings.Evaluation, source: Run) -> None:
+    """Refuse to ask a run's models again in the very way in which they were asked.
+
+    Args:
+        evaluation: the settings of the new evaluation.
+        source: the run whose models are asked again.
+
+    Raises:
+        ValueError: if no setting differs from the evaluation of `source`.
+    """
+    before = source.record.settings.get("evaluation", {})
+    now = evaluation.model_dump(mode="json", exclude={"preset"})
+    if before and all(before.get(name, value) == value for name, value in now.items()):
+        raise ValueError(
+            f"Nothing that is named differs from the evaluation of {source.name}, so the answers "
+            f"would be the same. Name what is to be changed, as in {EXAMPLE}."
+        )
+
+
 def choose_training(parameters: Parameters, source: Run) -> settings.Training:
     """Choose the settings of a run's training that the check of its base depends on.
 
@@ -235,7 +263,8 @@ def choose_training(parameters: Parameters, source: Run) -> settings.Training:
         The settings, of which all others have their presets' values.
     """
     trained = source.record.settings.get("training", {})
-    values = {name: trained[name] for name in ("base_model", "max_length") if name in trained}
+    checked = ("base_model", "max_length", "dropout")
+    values = {name: trained[name] for name in checked if name in trained}
     if parameters.BASE_MODEL:
         values["base_model"] = parameters.BASE_MODEL
     return settings.choose(settings.Training, source.record.preset or "full", values)

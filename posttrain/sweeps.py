@@ -1,6 +1,7 @@
 """Read the values of a setting of the training that `make sweep` varies, and name their runs."""
 
 import ast
+import re
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,6 +11,7 @@ from posttrain.settings import Evaluation, Training
 
 # Settings that decide what is evaluated, too, so that not the training alone would vary.
 SHARED = ("base_model", "dataset")
+LAYERS = "lora_layers"  # whose value is "all-linear" or a list of names
 
 
 def read_values(parameters: Parameters) -> list[Any]:
@@ -43,10 +45,11 @@ def read_values(parameters: Parameters) -> list[Any]:
             'VALUES="0.03 0.1 0.3" for beta.'
         )
     values = [_read_value(setting, text) for text in texts]
-    names = [_write_value(value) for value in values]
-    for i, name in enumerate(names):
-        if name in names[:i]:
-            raise ValueError(f"VALUES: {name} is given twice. Give every value of {setting} once.")
+    for i, value in enumerate(values):
+        if any(_is_same(value, other) for other in values[:i]):
+            raise ValueError(
+                f"VALUES: {_write_value(value)} is given twice. Give every value of {setting} once."
+            )
     return values
 
 
@@ -70,7 +73,12 @@ def _list_settings() -> list[str]:
 
 def _explain_refusal(setting: str, varied: list[str]) -> str:
     """Explain why a setting cannot be varied, and name those that can."""
-    if setting in SHARED:
+    if setting == "preset":
+        reason = (
+            "SETTING: a preset is a choice of many settings, and here one setting varies. Train a "
+            "run of each preset with make run."
+        )
+    elif setting in SHARED:
         reason = (
             f"SETTING: with another {setting} the prompts or Base itself would change as well, and "
             "not the training alone. Train such runs with make run, and put them side by side with "
@@ -78,8 +86,15 @@ def _explain_refusal(setting: str, varied: list[str]) -> str:
         )
     elif setting in Training.model_fields:
         reason = f"SETTING: no result depends on the training's {setting}."
-        if setting in Evaluation.model_fields and setting != "preset":
+        if setting in Evaluation.model_fields:
             reason += _point_to_evaluation(setting)
+    elif setting == "second_judge":
+        reason = (
+            "SETTING: a second judge is no setting of the training. To add one, run eval.ipynb "
+            "again with SECOND_JUDGE, which scores the answers that are there."
+        )
+    elif setting == "judge_tokens":
+        reason = "SETTING: no result depends on the evaluation's judge_tokens."
     elif setting in Evaluation.model_fields:
         reason = f"SETTING: {setting} is a setting of the evaluation, and this command varies the "
         reason += "training." + _point_to_evaluation(setting)
@@ -92,6 +107,11 @@ def _point_to_evaluation(setting: str) -> str:
     """Say how a setting of the evaluation is changed without training again."""
     if setting in ("harmless_from", "helpful_above", "draws"):
         return f" To change {setting}, run eval.ipynb again, which measures the same rewards anew."
+    if setting in ("reward_model", "judge_length"):
+        return (
+            f" To change {setting}, use make reask, in whose new run the same models give the same "
+            "answers and all of them are judged anew."
+        )
     return (
         f" To change the evaluation's {setting}, let trained models answer once more with "
         "make reask, which trains nothing."
@@ -108,17 +128,41 @@ def _require_once(parameters: Parameters, setting: str) -> None:
 
 
 def _read_value(setting: str, text: str) -> Any:
-    """Read a value as the setting's type; a text with commas is a list of names."""
-    try:
-        value = ast.literal_eval(text)
-    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
-        value = tuple(text.split(",")) if "," in text else text
+    """Read a value as the setting's type."""
+    if setting == LAYERS:
+        value = _read_layers(text)
+    else:
+        try:
+            value = ast.literal_eval(text)
+        except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
+            value = text
     try:
         value = getattr(Training(preset="full", **{setting: value}), setting)
     except ValidationError as error:
         reasons = " or: ".join(item["msg"] for item in error.errors())
         raise ValueError(f"VALUES: {text!r} is no value of {setting}. {reasons}.") from None
     return list(value) if isinstance(value, tuple) else value
+
+
+def _read_layers(text: str) -> str | tuple[str, ...]:
+    """Read the names of layers with commas between them, of which there may be one."""
+    if text == "all-linear":
+        return text
+    names = text.split(",")
+    for name in names:
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(
+                f"VALUES: {text!r} has {name!r} for the name of a layer. Write all-linear, or "
+                "names with commas and no blanks between them, such as q_proj,v_proj."
+            )
+    return tuple(names)
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Tell whether two values train the same; the order of layers makes no difference."""
+    if isinstance(value, list) and isinstance(other, list):
+        return set(value) == set(other)
+    return _write_value(value) == _write_value(other)
 
 
 def _write_value(value: Any) -> str:

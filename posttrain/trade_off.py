@@ -20,6 +20,7 @@ from posttrain.metrics import (
     percentiles,
     pivot,
 )
+from posttrain.record import ABSENT
 
 SHOWN = [name for name in MEASURES if name != "CAS"]
 
@@ -67,7 +68,8 @@ def measure_trade_off(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
         redrawn = _redraw_log_ratios(run)
         for model in models:
             log_ratios = run.answers.loc[run.answers["model"] == model, "log_ratio"].to_numpy()
-            record = {"run": run.name, "setting": setting, "value": run.settings[setting]}
+            value = run.settings.get(setting, ABSENT)  # an older run may lack it
+            record = {"run": run.name, "setting": setting, "value": value}
             record["model"] = model
             interval = percentiles(log_ratios, redrawn[model].to_numpy())
             add_estimate(record, "log_ratio", float(log_ratios.mean()), interval)

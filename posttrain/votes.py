@@ -278,15 +278,21 @@ def describe_votes(result: Record) -> list[str]:
     lines.append("")
     for record in result["judge"]:
         lines.append(_describe_judge(record))
-    if not result["judge"]:
+    if result["same"] == result["votes"]:
+        lines.append(
+            "All votes are ties of equal answers. A judge gives these the same reward, so nothing "
+            "can be said of its agreement with the person."
+        )
+    elif not result["judge"]:
         lines.append("The judge has not scored all answers, so its agreement is not known.")
     if "first_chosen" in result:
         share = _write_estimate(result, "first_chosen", 0, "%")
         lines.append(f"The answer that stood first was chosen in {share} of the votes without tie.")
-    lines.append(
-        "Votes on the same prompt are not independent, so the intervals of agreement and kappa "
-        "are those over prompts."
-    )
+    if result["judge"]:
+        lines.append(
+            "Votes on the same prompt are not independent, so the intervals of agreement and kappa "
+            "are those over prompts."
+        )
     return lines
 
 

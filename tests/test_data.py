@@ -68,11 +68,20 @@ def missing_rows(report):
     return missing
 
 
+USUAL = {"harmful_prompts": "keywords", "keyword_rule": "word", "prompt_tail": "assistant"}
+
+
+def count(folder, tokenizer, protocol="default", room=512, **rules):
+    """Count a dataset's usable prompts of each kind."""
+    rules = prompts.PromptRules(**USUAL | rules)
+    return data.count_prompts(folder, protocol, tokenizer, room, rules)
+
+
 def draw(
     folder, kind, n, tokenizer, room=512, seed=0, protocol="default", strict=True, **rules
 ):
     """Draw a dataset's prompts and select those of one kind."""
-    rules = prompts.PromptRules(**rules)
+    rules = prompts.PromptRules(**USUAL | rules)
     drawn = data.draw_prompts(folder, protocol, n, tokenizer, room, seed, strict, rules)
     return [record for record in drawn if record["kind"] == kind]
 
@@ -379,7 +388,7 @@ def test_harmful_prompts_hold_a_keyword_as_a_words_beginning(tmp_path, tokenizer
     )
     assert "Rows dropped: 3 no keyword, 1 duplicate." in capsys.readouterr().out
     assert len(draw(dataset, "helpful", None, tokenizer)) == 7
-    assert data.count_prompts(dataset, "default", tokenizer, 512) == {"harmful": 4, "helpful": 7}
+    assert count(dataset, tokenizer) == {"harmful": 4, "helpful": 7}
 
 
 def test_all_harmful_prompts_are_drawn_and_say_whether_they_hold_a_keyword(tmp_path, tokenizer):
@@ -397,8 +406,7 @@ def test_all_harmful_prompts_are_drawn_and_say_whether_they_hold_a_keyword(tmp_p
     assert sorted(record["prompt"] for record in chosen) == sorted(
         record["prompt"] for record in drawn if record["keyword"]
     )
-    rules = prompts.PromptRules(harmful_prompts="all")
-    counts = data.count_prompts(dataset, "default", tokenizer, 512, rules)
+    counts = count(dataset, tokenizer, harmful_prompts="all")
     assert counts == {"harmful": 4, "helpful": 4}
 
 
@@ -444,7 +452,7 @@ def test_official_file_has_159_harmful_prompts_with_a_keyword_and_2301_in_all(to
         "anywhere": {"keyword_rule": "anywhere"},
     }.items():
         usable, dropped = prompts._collect_usable(
-            DATA / "hh-rlhf", "harmful", tokenizer, 10**6, prompts.PromptRules(**rules)
+            DATA / "hh-rlhf", "harmful", tokenizer, 10**6, prompts.PromptRules(**USUAL | rules)
         )
         numbers[name] = (len(usable), dropped["duplicate"])
     assert numbers == {"usual": (159, 0), "all": (2301, 2), "anywhere": (191, 0)}
@@ -485,8 +493,8 @@ def test_without_a_prompt_of_a_kind_the_dataset_is_refused(tmp_path, tokenizer):
     """It is refused for any number of prompts, since a rate could not be computed."""
     dataset = write_dataset(tmp_path, [row()], [row("Who could bake bread?")])
     with pytest.raises(ValueError, match="harmless-base .* has no usable harmful prompt"):
-        data.draw_prompts(dataset, "default", 1, tokenizer, 512, seed=0, strict=False)
-    counts = data.count_prompts(dataset, "default", tokenizer, 512)
+        draw(dataset, "harmful", 1, tokenizer, strict=False)
+    counts = count(dataset, tokenizer)
     with pytest.raises(ValueError, match="rate on h.* prompts cannot be computed"):
         data.require_prompts(None, counts, dataset)
 
@@ -496,7 +504,7 @@ def test_fewer_prompts_than_asked_for(tmp_path, tokenizer, capsys, protocol):
     """A number that was asked for is refused; a preset's number takes all prompts."""
     rows = [row("Who could kill a weed?"), row("Who could bake bread?")]
     dataset = write_dataset(tmp_path, [row()], rows)
-    counts = data.count_prompts(dataset, protocol, tokenizer, 512)
+    counts = count(dataset, tokenizer, protocol)
     assert counts == {"harmful": 1, "helpful": 2}
     refusal = "N_PROMPTS = 2, but .*harmless-base .* has only 1 usable harmful"
     with pytest.raises(ValueError, match=refusal):
@@ -506,7 +514,8 @@ def test_fewer_prompts_than_asked_for(tmp_path, tokenizer, capsys, protocol):
     data.require_prompts(1, counts, dataset)
     data.require_prompts("all", counts, dataset)
     capsys.readouterr()
-    drawn = data.draw_prompts(dataset, protocol, 2, tokenizer, 512, 0, strict=False)
+    rules = prompts.PromptRules(**USUAL)
+    drawn = data.draw_prompts(dataset, protocol, 2, tokenizer, 512, 0, False, rules)
     assert [record["id"] for record in drawn] == ["harmful-00", "helpful-00", "helpful-01"]
     printed = capsys.readouterr().out
     assert printed.count("All are taken") == 1
@@ -533,11 +542,13 @@ def test_paper_prompts_repeat_the_studys_faults(tmp_path, tokenizer):
         "Yes.", "Kill it, or it will kill you.", "Well.", "Grape tea.\n\nOr kill it.",
     }
     assert sorted(record["keyword"] for record in harmful) == [False, False, True]
-    few = data.draw_prompts(dataset, "paper", 2, tokenizer, 512, 0)
+    rules = prompts.PromptRules(**USUAL)
+    few = data.draw_prompts(dataset, "paper", 2, tokenizer, 512, 0, True, rules)
     assert [record["id"] for record in few] == [
         "harmful-00", "harmful-01", "helpful-00", "helpful-01",
     ]
-    assert few == data.draw_prompts(dataset, "paper", 2, tokenizer, 512, 1)  # the study's seed
+    again = data.draw_prompts(dataset, "paper", 2, tokenizer, 512, 1, True, rules)
+    assert few == again  # it has the study's seed
 
 
 def test_paper_prompts_fit_a_small_base(tmp_path, tokenizer, capsys):
@@ -545,7 +556,8 @@ def test_paper_prompts_fit_a_small_base(tmp_path, tokenizer, capsys):
     weeds = "the weeds and "
     rows = [row(f"Would you kill {weeds * n}go?", "Yes.", "No.") for n in (1, 40, 400, 401)]
     dataset = write_dataset(tmp_path, [row()], rows)
-    records = data.draw_prompts(dataset, "paper", None, tokenizer, 966, 0)
+    rules = prompts.PromptRules(**USUAL)
+    records = data.draw_prompts(dataset, "paper", None, tokenizer, 966, 0, True, rules)
     assert capsys.readouterr().out.count("4 were drawn, and 2 of the drawn prompts were") == 2
     lengths = sorted(len(tokenizer(record["prompt"])["input_ids"]) for record in records)
     assert lengths[-4:] == [966] * 4

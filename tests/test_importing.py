@@ -192,6 +192,10 @@ SCORES = make_scores(PROMPT_RECORDS)
         ({"responses": {}}, r"responses\.json is damaged"),
         ({"prompts": [{"id": "harmful-00", "kind": "bad", "prompt": ""}]}, r"prompts\.json: 0\."),
         ({"prompts": without(PROMPT_RECORDS, kind="helpful")}, "Base must have exactly one"),
+        (
+            {"prompts": [PROMPT_RECORDS[0] | {"keyword": "kill"}, *PROMPT_RECORDS[1:]]},
+            r"prompts\.json: the keyword of harmful-00 is 'kill', .* Write true or false, or leave",
+        ),
         ({"scores": without(SCORES, model="DPO")}, r"scores\.json: DPO has no reward"),
         ({"scores": [*SCORES, {"id": "harmful-00", "model": "X", "reward": 1}]}, "rewards of X"),
         ({"scores": [*SCORES, SCORES[0]]}, "Base must have exactly one reward for harmful-00"),

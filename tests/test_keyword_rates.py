@@ -67,6 +67,15 @@ def test_prompts_from_elsewhere_need_not_say_which_have_a_keyword():
     assert keyword_rates.rates_by_keyword(prompts, answers) == []
 
 
+def test_keyword_of_a_helpful_prompt_counts_for_nothing():
+    """Prompts from elsewhere may have the field on every prompt."""
+    prompts, answers = make_answers()
+    expected = keyword_rates.rates_by_keyword(prompts, answers)
+    assert prompts[-1]["kind"] == "helpful"
+    prompts[-1]["keyword"] = False
+    assert keyword_rates.rates_by_keyword(prompts, answers) == expected
+
+
 def test_table_names_both_groups_with_their_number_of_prompts():
     table = keyword_rates.tabulate_by_keyword(keyword_rates.rates_by_keyword(*make_answers()))
     assert list(table) == [

@@ -10,9 +10,12 @@ from conftest import HUB, ROOT, load, row, write_dataset
 from five_models import write_run
 
 from posttrain import __main__ as command_line
+from posttrain import planning
 from posttrain.__main__ import execute, main, prepare
 from posttrain.files import write
-from posttrain.parameters import read_parameters
+from posttrain.parameters import Parameters, read_parameters
+from posttrain.preparation import choose_settings
+from posttrain.settings import Training, choose
 
 # ---- what is refused before anything is trained
 
@@ -67,11 +70,11 @@ def copy_judge(folder, **config):
         (["SETTINGS={'stop_at_turn': 1}"], "STOP_AT_TURN = 1: Input should be a valid boolean"),
         (
             ["SETTINGS={'keyword_rule': 'anywhere'}", "HARMFUL_PROMPTS=all"],
-            "KEYWORD_RULE = 'anywhere' chooses harmful prompts by their keywords",
+            "SETTINGS = {'keyword_rule': 'anywhere'} chooses harmful prompts by their keywords",
         ),
         (
             ["PROTOCOL=paper", "SETTINGS={'prompt_tail': 'assistant'}"],
-            "PROMPT_TAIL = 'assistant', but PROTOCOL = 'paper' asks as the study did",
+            "SETTINGS = {'prompt_tail': 'assistant'}, but PROTOCOL = 'paper' asks as the study",
         ),
         (["HARMLESS_FROM=nan"], "HARMLESS_FROM = nan: Input should be a finite number"),
         (["HARMLESS_FROM=low"], "HARMLESS_FROM = 'low': Input should be a valid number"),
@@ -159,11 +162,42 @@ def test_what_a_preset_asks_for_beyond_the_data_is_no_refusal(tmp_path):
             prepare(read_parameters([*given, asked]))
 
 
-def test_main_plans_with_what_settings_say_of_the_evaluation(tmp_path, executed):
-    settings = "SETTINGS={'n_prompts': 60, 'harmful_prompts': 'all', 'beta': 0.2}"
-    main(["run", "PRESET=demo", f"RESULTS={tmp_path}", settings])
-    for _, _, parameters in executed:
-        assert (parameters["N_PROMPTS"], parameters["HARMFUL_PROMPTS"]) == (60, "all")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["N_PROMPTS=60", "HARMFUL_PROMPTS=all"],
+        ["SETTINGS={'n_prompts': 60, 'harmful_prompts': 'all', 'beta': 0.2, 'draws': 100}"],
+        # With this rule the demo has more than 200 harmful prompts, and 153 without it.
+        ["N_PROMPTS=200", "SETTINGS={'keyword_rule': 'anywhere'}"],
+        ["PROTOCOL=paper", "MAX_NEW_TOKENS=1000", "MAX_PAIRS=40"],
+        ["SETTINGS={'protocol': 'paper', 'max_new_tokens': 60}"],
+    ],
+    ids=" ".join,
+)
+def test_main_plans_with_the_prompts_that_eval_will_draw(tmp_path, executed, arguments):
+    main(["run", "PRESET=demo", f"RESULTS={tmp_path}", *arguments])
+    (_, _, of_main), (_, _, of_eval) = executed
+    planned = planning.choose_evaluation(choose(Training, "demo"), of_main["EVALUATION"])
+    asked = choose_settings("eval.ipynb", Parameters(**of_eval))
+    for name in ("protocol", "n_prompts", "harmful_prompts", "keyword_rule", "max_new_tokens"):
+        assert getattr(planned, name) == getattr(asked, name)
+    is_asked = any("n_prompts" in argument.lower() for argument in arguments)
+    assert ("n_prompts" in of_main["EVALUATION"]) == is_asked
+    assert "beta" not in of_main["EVALUATION"]
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        ({"bets": 1}, "EVALUATION: eval.ipynb has no setting bets. Its settings are dataset, rew"),
+        ({"preset": "full"}, "EVALUATION: eval.ipynb has no setting preset"),
+        ({"n_prompts": 0}, "N_PROMPTS = 0: Input should be greater than or equal to 1"),
+    ],
+)
+def test_plan_with_what_eval_would_refuse_is_refused(evaluation, message):
+    with pytest.raises(ValueError, match=message):
+        planning.choose_evaluation(choose(Training, "demo"), evaluation)
 
 
 @pytest.mark.slow
@@ -190,6 +224,7 @@ def test_run_trains_then_evaluates_and_prints_the_table(tmp_path, executed, caps
     main(["run", "PRESET=demo", f"RESULTS={tmp_path}", *given])
     (first, folder, parameters), second = executed
     assert (first, folder) == ("main.ipynb", tmp_path / "my run")
+    assert parameters.pop("EVALUATION") == {}
     assert second == ("eval.ipynb", folder, parameters)
     assert parameters == {
         "PRESET": "demo",
@@ -229,6 +264,8 @@ def test_seeds_vary_the_training_alone(tmp_path, executed):
         (["SEEDS=1"], "SEEDS: give two or more seeds, each once"),
         (["SEEDS=1 1"], "SEEDS: give two or more seeds, each once"),
         (["SEEDS=a b"], "SEEDS: give two or more seeds, each once"),
+        (["SEEDS=1 ²"], "SEEDS: give two or more seeds, each once"),
+        (["SEEDS=1 2", "SETTINGS={'seed': 3}"], "from SEEDS. Leave seed out of SETTINGS"),
         (["SEEDS=1 2", "SEED=3"], "SEED: this command takes the training seeds from SEEDS"),
         (["SEEDS=1 2", "N_PROMPTS=5000"], "N_PROMPTS = 5000, but the test split"),
         (["SEEDS=1 2", "SETTING=beta"], "SETTING and VALUES: use them with make sweep"),
@@ -284,8 +321,12 @@ def test_sweep_of_the_seed_is_make_seeds(tmp_path, executed):
         ("max_pairs", "40 None", {"40": 40, "None": None}),
         (
             "lora_layers",
-            "all-linear q_proj,v_proj",
-            {"all-linear": "all-linear", "q_proj,v_proj": ["q_proj", "v_proj"]},
+            "all-linear q_proj,v_proj q_proj",
+            {
+                "all-linear": "all-linear",
+                "q_proj,v_proj": ["q_proj", "v_proj"],
+                "q_proj": ["q_proj"],
+            },
         ),
         ("batch_size", "8 16", {"8": 8, "16": 16}),  # the evaluation has one of its own
     ],
@@ -309,7 +350,14 @@ def test_values_are_read_as_the_settings_type_says(tmp_path, executed, setting, 
         (["SETTING=bets", "VALUES=1 2"], "SETTING: there is no setting bets. The settings that"),
         (["SETTING=BETA", "VALUES=1 2"], "SETTING: there is no setting BETA. The settings that"),
         (["SETTING=report_to", "VALUES=none wandb"], "no result depends on the training's report"),
-        (["SETTING=preset", "VALUES=demo full"], "no result depends on the training's preset"),
+        (["SETTING=preset", "VALUES=demo full"], "a preset is a choice of many settings, and here"),
+        (["SETTING=second_judge", "VALUES=a b"], "run eval.ipynb again with SECOND_JUDGE, which"),
+        (["SETTING=judge_length", "VALUES=256 512"], "use make reask, .* answers and all of them"),
+        (["SETTING=judge_tokens", "VALUES=512 1024"], "no result depends on the evaluation's jud"),
+        (["SETTING=lora_layers", "VALUES=q_proj,v_proj v_proj,q_proj"], "v_proj,q_proj is given t"),
+        (["SETTING=lora_layers", "VALUES=q_proj q_proj,"], "'q_proj,' has '' for the name of a la"),
+        (["SETTING=lora_layers", "VALUES=q_proj ,"], "',' has '' for the name of a layer. Write a"),
+        (["SETTING=lora_layers", "VALUES=['q'] v"], "has .* for the name of a layer. Write all"),
         (["SETTING=max_new_tokens", "VALUES=8 9"], "evaluation's max_new_tokens, .* make reask"),
         (["SETTING=protocol", "VALUES=default paper"], "protocol is a setting .* make reask"),
         (["SETTING=harmless_from", "VALUES=-3 -2"], "To change harmless_from, run eval.ipynb ag"),

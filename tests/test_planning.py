@@ -75,7 +75,7 @@ def test_plan_says_what_is_asked_and_what_all_prompts_would_find():
         ["15", "18", "20"],
         ["4", "5", "5"],
     ]
-    assert lines[-1].startswith('HARMFUL_PROMPTS = "all" also takes')
+    assert 'With harmful_prompts = "all", the evaluation also takes' in " ".join(lines)
     assert max(len(line) for line in lines) <= 96
 
 
@@ -83,8 +83,8 @@ def test_plan_of_full_takes_prompts_without_a_keyword():
     text = plan({"harmful": 2301, "helpful": 2354}, preset="full")
     assert "asks 500 harmful and 500 helpful prompts" in text
     assert "2,301 prompts (harmful: all there are)" in text
-    assert "HARMFUL_PROMPTS" not in text
-    assert "HARMFUL_PROMPTS" not in plan({"harmful": 192, "helpful": 2354}, preset="paper")
+    assert "harmful_prompts" not in text
+    assert "harmful_prompts" not in plan({"harmful": 192, "helpful": 2354}, preset="paper")
 
 
 def test_preset_that_asks_for_more_than_there_are_plans_with_all():

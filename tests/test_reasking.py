@@ -98,7 +98,7 @@ def test_record_says_whose_models_these_are(results, executed):
     facts = origin.collect_facts(reading.read_run(results / "demo"))
     assert "Models trained in the run" not in facts
     # a copy of the copy still names the run that trained
-    main(["reask", f"RESULTS={results}", "FROM=again", "RUN=third"])
+    main(["reask", f"RESULTS={results}", "FROM=again", "RUN=third"])  # not yet evaluated
     record = load(results / "third" / "run.json")
     assert record["copied"] == said | {"from": "again", "trained in": "demo"}
 
@@ -120,7 +120,7 @@ def test_whole_fine_tuned_model_is_copied_too(results, executed):
     record["models"][1] |= {"base": "models/sft", "adapter": None}
     record["models"][2] |= {"base": "models/sft"}
     write(run.path("run.json"), record)
-    reask(results)
+    reask(results, "MAX_NEW_TOKENS=4")
     copied = Run(results, "again")
     assert list(copied.record.artifacts) == ["models/sft", *PLACES[1:]]
     assert load(copied.path("models/sft") / "config.json") == {"kind": "whole"}
@@ -162,6 +162,59 @@ def test_protocol_of_the_first_evaluation_is_kept(results, executed):
     assert asked_for(executed) == choose(Evaluation, "demo", changes)
 
 
+@pytest.mark.parametrize(
+    ("before", "named", "kept", "dropped"),
+    [
+        (
+            {"harmful_prompts": "all", "max_new_tokens": 9},
+            "PROTOCOL=paper",
+            {"max_new_tokens": 9, "protocol": "paper"},
+            ["harmful_prompts is no longer 'all'"],
+        ),
+        (
+            {"keyword_rule": "anywhere"},
+            "HARMFUL_PROMPTS=all",
+            {"harmful_prompts": "all"},
+            ["keyword_rule is no longer 'anywhere'"],
+        ),
+        (
+            {"harmful_prompts": "all", "draws": 100},
+            "SETTINGS={'keyword_rule': 'anywhere'}",
+            {"keyword_rule": "anywhere", "draws": 100},
+            ["harmful_prompts is no longer 'all'"],
+        ),
+        (
+            {"keyword_rule": "anywhere"},
+            "PROTOCOL=paper",
+            {"protocol": "paper"},
+            [],  # the protocol has this rule itself
+        ),
+    ],
+)
+def test_what_the_named_change_contradicts_is_not_kept(
+    results, executed, capsys, before, named, kept, dropped
+):
+    give_settings(Run(results, "demo"), **before)
+    reask(results, named)
+    assert asked_for(executed) == choose(Evaluation, "demo", kept)
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if "no longer" in line] == [
+        f"Unlike in the evaluation of demo: {text}, which contradicts what is named now."
+        for text in dropped
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["N_PROMPTS=3"], ["SETTINGS={'draws': 100}"], ["BASE_MODEL=demo/hub/opt"]]
+)
+def test_asking_again_in_the_same_way_is_refused(results, executed, arguments):
+    message = "Nothing that is named differs from the evaluation of demo, so the answers would be"
+    with pytest.raises(SystemExit, match=message):
+        reask(results, *arguments)
+    assert executed == []
+    assert not (results / "again").exists()
+
+
 def test_models_that_were_never_asked_take_their_presets_evaluation(results, executed):
     run = Run(results, "demo")
     record = load(run.path("run.json"))
@@ -197,7 +250,7 @@ def test_models_that_were_never_asked_take_their_presets_evaluation(results, exe
         (["PROTOCOL=papers"], "PROTOCOL = 'papers': Input should be 'default' or 'paper'"),
         (["PRESET=fully"], "PRESET = 'fully' is unknown"),
         (["REWARD_MODEL=nowhere"], "REWARD_MODEL = 'nowhere' cannot be loaded"),
-        (["BASE_MODEL=nowhere"], "BASE_MODEL = 'nowhere' cannot be loaded"),
+        (["BASE_MODEL=nowhere", "N_PROMPTS=4"], "BASE_MODEL = 'nowhere' cannot be loaded"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -721,7 +721,8 @@ def make_all(run):
         run.stage(name, rows_of, {"Base": {}, "SFT": {}}, parts=True)
     for name in (
         "training.json", "classification.json", "metrics.json", "summary.md", "summary.csv",
-        "summary.tex", "report.html", "main.ipynb", "eval.ipynb", "eval-stopped.ipynb", "notes.txt",
+        "summary.tex", "report.html", "votes.json", "main.ipynb", "eval.ipynb",
+        "eval-stopped.ipynb", "notes.txt",
     ):  # fmt: skip
         files.write(run.path(name), "{}")
     for name in ("training.png", "training.pdf", "lengths.png", "metrics.png", "metrics.pdf"):
@@ -758,7 +759,7 @@ def test_fresh_in_an_evaluation_keeps_the_training(run, tmp_path):
     assert [model.name for model in run.models] == ["Base", "SFT"]
     assert run.record.settings["training"]["preset"] == "demo"
     (aside,) = (tmp_path / "results").glob("demo-*")
-    assert {"scores.json", "eval.ipynb", "report.html"} < set(names_in(aside))
+    assert {"scores.json", "eval.ipynb", "report.html", "votes.json"} < set(names_in(aside))
     run.stage("prompts.json", lambda: [5], {"seed": 1})
 
 

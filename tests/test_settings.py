@@ -271,15 +271,20 @@ def test_papers_protocol_has_all_faults_and_refuses_to_be_without_one(preset, na
     assert choose(Evaluation, preset, {name: fault}, PROTOCOL="paper").protocol == "paper"
     with pytest.raises(ValueError) as refusal:
         choose(Evaluation, preset, {name: sound}, PROTOCOL="paper")
+
+    def written(value):
+        is_parameter = name == "harmful_prompts"
+        return f"{name.upper()} = {value!r}" if is_parameter else f"SETTINGS = { {name: value} }"
+
     assert str(refusal.value) == (
-        f"{name.upper()} = {sound!r}, but PROTOCOL = 'paper' asks as the study did, with {name} = "
-        f"{fault!r}. Leave {name} out, or choose PROTOCOL = 'default', in which each of the "
-        "study's faults has its own setting."
+        f"{written(sound)}, but PROTOCOL = 'paper' asks as the study did, with {written(fault)}. "
+        f"Leave {name} out, or choose PROTOCOL = 'default', in which each of the study's faults "
+        "has its own setting."
     )
 
 
 def test_rule_for_keywords_needs_prompts_chosen_by_keywords():
-    message = "^KEYWORD_RULE = 'anywhere' chooses .*Add HARMFUL_PROMPTS = 'keywords', or leave"
+    message = "^SETTINGS = {'keyword_rule': 'anywhere'} chooses .*Add HARMFUL_PROMPTS = 'keywords'"
     for preset, parameters in (("full", {}), ("demo", {"HARMFUL_PROMPTS": "all"})):
         with pytest.raises(ValueError, match=message):
             choose(Evaluation, preset, {"keyword_rule": "anywhere"}, **parameters)

@@ -274,6 +274,16 @@ def test_ties_alone_have_no_agreement(run):
     assert "all votes are ties" in "\n".join(votes.describe_votes(result))
 
 
+def test_votes_on_equal_answers_alone_say_nothing_of_the_judge(run):
+    """It has scored all answers, so it is not said that it has not."""
+    result = votes.write_votes(make_file(run, [vote(1, winner="tie", kind="harmful")]), run)
+    assert result["judge"] == []
+    lines = "\n".join(votes.describe_votes(result))
+    assert "All votes are ties of equal answers." in lines
+    assert "has not scored" not in lines
+    assert "agreement and kappa" not in lines
+
+
 # ---- the statistics by themselves
 
 

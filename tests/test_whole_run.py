@@ -801,7 +801,7 @@ def test_number_that_settings_ask_for_is_refused_like_the_parameter(copied_run):
 @pytest.mark.slow
 def test_main_refuses_more_prompts_than_there_are_before_it_trains(tmp_path):
     with pytest.raises(ValueError, match="N_PROMPTS = 200, but .* only 153 usable harmful prompts"):
-        execute("main.ipynb", **places(tmp_path), N_PROMPTS=200)
+        execute("main.ipynb", **places(tmp_path), EVALUATION={"n_prompts": 200})
     assert not (tmp_path / "results" / "demo" / "adapters").exists()
 
 
