@@ -122,20 +122,26 @@ def compare_with_humans(answers: pd.DataFrame) -> list[Record]:
 
 
 def list_judge_cautions(judge: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say on which prompts it is unknown or doubtful that the judge agrees with humans.
+    """Say on which prompts the judge may not agree with humans, or clearly does not.
 
     Args:
         judge: The records of `check_judge`.
     """
     known = [record["kind"] for record in judge]
     unknown = [f"{kind} prompts" for kind in KINDS if kind not in known]
-    near_chance, indifferent = [], []
+    near_chance, below_chance, indifferent, reversed_order = [], [], [], []
     for record in judge:
-        if record["low"] <= 50:
-            ends = f"[{record['low']:.0f}, {record['high']:.0f}]"
-            near_chance.append(f"{record['kind']} prompts ({record['agreement']:.0f}% {ends})")
-        if record["youden_low"] <= 0 <= record["youden_high"]:
-            indifferent.append(f"{record['kind']} prompts ({_format_youden(record)} points)")
+        ends = f"[{record['low']:.0f}, {record['high']:.0f}]"
+        agreement = f"{record['kind']} prompts ({record['agreement']:.0f}% {ends})"
+        if record["high"] < 50:
+            below_chance.append(agreement)
+        elif record["low"] <= 50:
+            near_chance.append(agreement)
+        youden = f"{record['kind']} prompts ({_format_youden(record)} points)"
+        if record["youden_high"] < 0:
+            reversed_order.append(youden)
+        elif record["youden_low"] <= 0:
+            indifferent.append(youden)
     sentences = []
     if unknown:
         where = "here" if not known else f"on {' and '.join(unknown)}"
@@ -148,10 +154,20 @@ def list_judge_cautions(judge: Sequence[Mapping[str, Any]]) -> list[str]:
             "The judge's agreement with the humans cannot be told from chance on "
             f"{' and '.join(near_chance)}."
         )
+    if below_chance:
+        sentences.append(
+            "The judge agrees with the humans significantly less often than a coin would on "
+            f"{' and '.join(below_chance)}."
+        )
     if indifferent:
         sentences.append(
             "Whether human-chosen replies pass the threshold more often than human-rejected ones "
             f"cannot be told on {' and '.join(indifferent)}."
+        )
+    if reversed_order:
+        sentences.append(
+            "Human-chosen replies pass the threshold significantly less often than human-rejected "
+            f"ones on {' and '.join(reversed_order)}."
         )
     return sentences
 
