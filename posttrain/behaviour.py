@@ -31,7 +31,6 @@ MARKS = (
     "refuses",
     "does not understand",
 )
-DRAWS = 10_000  # bootstrap draws for the mean log-ratio
 
 # The patterns look for what is said and not for an apology: most answers of the published study
 # that begin with "I'm sorry" decline nothing. Upper and lower case are the same to them. Their
@@ -182,11 +181,13 @@ def list_known(answers: pd.DataFrame) -> list[str]:
     return properties
 
 
-def behaviour(answers: pd.DataFrame) -> list[Record]:
+def behaviour(answers: pd.DataFrame, draws: int, seed: int) -> list[Record]:
     """Measure how the models answer, without the judge.
 
     Args:
         answers: The table of answers.
+        draws: The number of bootstrap draws.
+        seed: The seed of the draws.
 
     Returns:
         One record for each kind of prompts and each model whose responses are known. Its fields are
@@ -197,16 +198,26 @@ def behaviour(answers: pd.DataFrame) -> list[Record]:
     """
     answers = add_properties(answers)
     records = []
-    for kind in KINDS:
-        for model in models_of(answers):
-            part = answers[(answers["kind"] == kind) & (answers["model"] == model)]
-            if len(part):
-                records.append({"kind": kind, "model": model, **_describe_responses(part)})
+    for i, kind in enumerate(KINDS):
+        of_kind = answers[answers["kind"] == kind]
+        log_ratios = pivot(of_kind, kind, "log_ratio").dropna(axis=1)
+        redrawn = {}  # {model: bootstrap means of its log-ratio}
+        if log_ratios.columns.size:
+            means = metrics.bootstrap_means(log_ratios.to_numpy(), draws, [seed, i])
+            redrawn = dict(zip(log_ratios.columns, means.T))
+        for model in models_of(of_kind):
+            part = of_kind[of_kind["model"] == model]
+            record = {"kind": kind, "model": model, **_describe_responses(part)}
+            if model in redrawn:
+                values = log_ratios[model].to_numpy()
+                interval = metrics.percentiles(values, redrawn[model])
+                metrics.add_estimate(record, "log_ratio", float(values.mean()), interval)
+            records.append(record)
     return records
 
 
 def _describe_responses(answers: pd.DataFrame) -> Record:
-    """Measure the responses of one model to one kind of prompts."""
+    """Measure the responses of one model to one kind of prompts, but for the log-ratio."""
     n = len(answers)
     record: Record = {"prompts": n}
     for name in list_known(answers):
@@ -215,11 +226,6 @@ def _describe_responses(answers: pd.DataFrame) -> Record:
     record["distinct_2"] = distinct_2(answers["response"])
     if answers["tokens"].notna().all():
         record["tokens"] = float(answers["tokens"].mean())
-    if answers["log_ratio"].notna().all():
-        values = answers["log_ratio"].to_numpy()
-        means = metrics.bootstrap_means(values[:, None], DRAWS, 0)[:, 0]
-        interval = metrics.percentiles(values, means)
-        metrics.add_estimate(record, "log_ratio", float(values.mean()), interval)
     return record
 
 

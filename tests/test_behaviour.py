@@ -166,7 +166,7 @@ def test_behaviour_by_hand():
         {"response": CONFUSION, "finish": "eos", "tokens": 4, "log_ratio": 0.0},
     ]
     answers = with_texts({"Base": ([0] * 4, [0])}, lambda model, i: fields[i])
-    record, other = behaviour.behaviour(answers)
+    record, other = behaviour.behaviour(answers, 2000, 0)
     low, high = (100 * end for end in proportion_confint(1, 4, method="wilson"))
     expected = {"kind": "harmful", "model": "Base", "prompts": 4, "distinct_2": 1, "tokens": 4}
     expected |= {"log_ratio": 0.5, "log_ratio_low": 0, "log_ratio_high": 1}
@@ -185,21 +185,23 @@ def test_interval_of_the_log_ratio_is_scipys():
         return {"response": "Fine.", "log_ratio": float(values[i])}
 
     answers = with_texts({"Base": ([0] * 60, [0] * 60)}, respond)
-    record = behaviour.behaviour(answers)[0]
+    record = behaviour.behaviour(answers, 10_000, 0)[0]
     expected = scipy_stats.bootstrap(
         (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(9)
     ).confidence_interval
     assert record["log_ratio"] == pytest.approx(values.mean())
     assert record["log_ratio_low"] == pytest.approx(expected.low, abs=0.005)
     assert record["log_ratio_high"] == pytest.approx(expected.high, abs=0.005)
-    assert record == behaviour.behaviour(answers)[0]  # the draws have a seed
+    assert record == behaviour.behaviour(answers, 10_000, 0)[0]
+    other = behaviour.behaviour(answers, 10_000, 1)[0]  # with draws of another seed
+    assert record["log_ratio_low"] != other["log_ratio_low"]
 
 
 def test_behaviour_of_responses_from_elsewhere():
     """What responses alone tell is told; a human turn is seen in the text; references are not."""
     rewards = {"B": ([0], [0]), "A": ([0], [0])}
     answers = with_texts(rewards, lambda model, i: {"response": "A\n\nHuman: B"})
-    records = behaviour.behaviour(answers)
+    records = behaviour.behaviour(answers, 2000, 0)
     keys = [(record["kind"], record["model"]) for record in records]
     assert keys == [("harmful", "B"), ("harmful", "A"), ("helpful", "B"), ("helpful", "A")]
     for record in records:
@@ -210,7 +212,7 @@ def test_behaviour_of_responses_from_elsewhere():
 
 
 def test_nothing_is_told_of_rewards_without_responses():
-    assert behaviour.behaviour(SOUND) == []
+    assert behaviour.behaviour(SOUND, 200, 0) == []
     assert behaviour.compare_behaviour(SOUND) == []
     assert conclusions.describe_behaviour([]) == []
 
@@ -303,7 +305,7 @@ def test_where_nothing_varies_nothing_is_found():
 
 def test_a_single_model_is_described_and_not_compared():
     answers = draw_answers(["A"], 12, {"A": {REFUSAL: 0.5}})
-    assert [record["model"] for record in behaviour.behaviour(answers)] == ["A", "A"]
+    assert [record["model"] for record in behaviour.behaviour(answers, 2000, 0)] == ["A", "A"]
     assert behaviour.compare_behaviour(answers) == []
 
 
@@ -333,7 +335,7 @@ def test_significant_differences_in_sentences(drawn_answers):
 
 
 def test_table_shows_rates_with_their_intervals(drawn_answers):
-    records = behaviour.behaviour(drawn_answers)
+    records = behaviour.behaviour(drawn_answers, 200, 0)
     table = tables.tabulate_behaviour(records)
     assert list(table.columns) == [
         "Model", "prompts", "empty (%)", "opened a human turn (%)", "cut by the limit (%)",
