@@ -18,7 +18,7 @@ from posttrain.metrics import KINDS, models_of, pivot
 HUMAN = "Human:"  # the marker of a human turn, which a response may invent
 PROPERTIES = {  # {property: what the answers that have it do}
     "empty": "are empty",
-    "human_turn": "open a human turn",
+    "human_turn": "open a human turn",  # after what the model says itself, or in place of it
     "cut": "are cut by the limit",
     "refuses": "refuse",
     "not_understood": "say that they do not understand",

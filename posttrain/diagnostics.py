@@ -42,9 +42,9 @@ def cautions(
 
     Returns:
         A sentence for each of these problems that occurs: the judge's agreement with humans is
-        unknown or not above chance, or its threshold does not tell their replies apart; a fixed
-        answer rates as high as a model or higher than the human replies; the reward increases with
-        the length of a response.
+        unknown or not above chance, or its threshold does not tell their replies apart or favours
+        the rejected ones; a fixed answer rates as high as a model or higher than the human replies;
+        the reward increases with the length of a response.
     """
     return list_judge_cautions(judge) + _reference_cautions(answers) + _length_cautions(lengths)
 

@@ -1,10 +1,12 @@
 """How the models answer, without the judge: what answers say, rates, comparisons and sentences."""
 
+import json
 from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from scipy import stats as scipy_stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -133,6 +135,17 @@ def test_own_words_end_where_a_human_turn_is_invented():
     assert behaviour.find_own_words("The word Human: is a marker.") == (
         "The word Human: is a marker."
     )
+
+
+def test_published_answers_that_open_a_human_turn_at_once():
+    """The 17 of docs/published.md: nothing in them is the model's own, yet they are not empty."""
+    path = ROOT / "results" / "published" / "responses.json"
+    texts = [record["response"] for record in json.loads(path.read_text(encoding="utf-8"))]
+    without_own_words = [text for text in texts if text and not behaviour.find_own_words(text)]
+    assert len(without_own_words) == 17
+    for text in without_own_words:
+        assert "opened a human turn" in behaviour.marks({"response": text})
+        assert "empty" not in behaviour.marks({"response": text})
 
 
 @pytest.mark.parametrize(
