@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from posttrain import metrics
-from posttrain.comparisons import compare_rates, decide, holm
+from posttrain.comparisons import compare_rates, decide_family
 from posttrain.metrics import KINDS, models_of, pivot
 
 HUMAN = "Human:"  # the marker of a human turn, which a response may invent
@@ -270,8 +270,5 @@ def compare_property(has_property: pd.DataFrame) -> list[Record]:
         comparison = compare_rates(has_property, first, second, level=None)
         del comparison["power"]
         family.append({"first": first, "second": second, **comparison})
-    adjusted = holm([comparison["p"] for comparison in family])
-    for comparison, p_holm in zip(family, adjusted):
-        comparison["p_holm"] = p_holm
-        comparison["decision"] = decide(comparison, len(has_property))
+    decide_family(family, len(has_property))
     return family
