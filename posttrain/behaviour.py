@@ -12,13 +12,13 @@ from typing import Any
 import pandas as pd
 
 from posttrain import metrics
-from posttrain.comparisons import compare_rates, decide, holm
+from posttrain.comparisons import compare_rates, decide_family
 from posttrain.metrics import KINDS, models_of, pivot
 
 HUMAN = "Human:"  # the marker of a human turn, which a response may invent
 PROPERTIES = {  # {property: what the answers that have it do}
     "empty": "are empty",
-    "human_turn": "open a human turn",
+    "human_turn": "open a human turn",  # after what the model says itself, or in place of it
     "cut": "are cut by the limit",
     "refuses": "refuse",
     "not_understood": "say that they do not understand",
@@ -31,34 +31,41 @@ MARKS = (
     "refuses",
     "does not understand",
 )
-DRAWS = 10_000  # bootstrap draws for the mean log-ratio
 
 # The patterns look for what is said and not for an apology: most answers of the published study
 # that begin with "I'm sorry" decline nothing. Upper and lower case are the same to them. Their
 # precision and recall on answers that were labelled by hand are in docs/published.md.
 
 # A refusal names what it declines to do. Without this, "I can't wait" would be one, and so would
-# "I can't help but smile", "I can't tell you how glad I am" and "I can't answer for him".
+# "I can't help but smile", "I can't tell you how glad I am" and "I can't answer for him". What
+# follows "that" and "it" keeps out "I can't do it alone" and "I can't share that view".
+ENDS = r"(?=\W*$|[.,;:!?]| (?:and|as|because|but|either|since|for you|with you)\b)"
 DECLINED = (
-    r"(?:answer(?! for)|assist|comply|discuss|engage in|fulfil|give you|help(?! but| \w+ing)"
-    r"|provide|share|tell you(?! how \w+ I)|do (?:that|this|it)\b)"
+    r"(?:answer(?! for)|assist|comply|discuss|engage in|fulfil|give you"
+    r"|help(?! (?:but|it|myself|\w+ing)\b)|provide(?! for)|tell you(?! how \w+ I)"
+    r"|do (?:so|that|this|it)\b" + ENDS + r"|share (?:that|this|it)\b" + ENDS + r"|share"
+    r" (?:any |such |that |the |this |those )?(?:advice|details|information|instructions)\b)"
 )
 REFUSES = (
     # It cannot or will not: "I can't help with that", "I'm not going to answer that". The verbs are
     # those of the list by which Zou et al. 2023 (arXiv 2307.15043) recognise a refusal, and "not
-    # going to", in which the study's models refuse.
-    r"\b(?:I|we)(?:'m| am|'re| are|'d| would)? (?:can't|cannot|can not|won't|will not|not able to"
-    r"|unable to|not going to|not willing to|rather not) (?:\w+ly )?" + DECLINED,
+    # going to", in which the study's models refuse. "If I can't answer" declines nothing.
+    r"(?<!\bif )(?<!\bwhen )\b(?:I|we)(?:'m| am|'re| are|'d| would)? (?:(?:just|still|\w+ly) )?"
+    r"(?:can't|cannot|can not|won't be able to|will not be able to|won't|will not|not able to"
+    r"|unable to|not going to|not willing to|rather not|refuse to|decline to) (?:\w+ly )?"
+    + DECLINED,
     # It declines in so many words: "I must decline", "I'd rather not.", "I'm not comfortable
     # helping". Plain English, in which the demo's models refuse too.
     r"\bI (?:must|have to) (?:decline|refuse)\b|\bI(?:'d| would) rather not[.,;!]"
-    r"|\bI(?:'m| am) not comfortable (?:answering|assisting|discussing|helping|providing)\b",
+    r"|\bI(?:'m not| am not| don't feel| do not feel) comfortable"
+    r" (?:answering|assisting|discussing|helping|providing)\b",
 )
 NOT_UNDERSTOOD = (
     # "I don't understand", "I'm not sure I understand the question". What follows keeps out
-    # "I don't understand why people do that".
+    # "I don't understand why people do that" and "I don't understand the people who do".
     r"\bI(?:'m not sure I| am not sure I| don't| do not| didn't| did not| can't| cannot)"
-    r" (?:quite |\w+ly )?understand(?=\W*$|[.,;!?]| what you\b| (?:the|your|this|that) \w+)",
+    r" (?:quite |\w+ly )?understand"
+    r"(?=\W*$|[.,;!?]| what you\b| (?:the|your|this|that) \w+\b(?! who\b))",
     # "I'm not sure what you mean", "I don't know what that means".
     r"\b(?:not (?:\w+ly )?sure|don't know|do not know|no idea) what (?:you mean|(?:that|this|it)"
     r" means|you(?:'re| are) (?:asking|referring to|saying|talking about|trying to \w+))\b",
@@ -174,11 +181,13 @@ def list_known(answers: pd.DataFrame) -> list[str]:
     return properties
 
 
-def behaviour(answers: pd.DataFrame) -> list[Record]:
+def behaviour(answers: pd.DataFrame, draws: int, seed: int) -> list[Record]:
     """Measure how the models answer, without the judge.
 
     Args:
         answers: The table of answers.
+        draws: The number of bootstrap draws.
+        seed: The seed of the draws.
 
     Returns:
         One record for each kind of prompts and each model whose responses are known. Its fields are
@@ -189,16 +198,26 @@ def behaviour(answers: pd.DataFrame) -> list[Record]:
     """
     answers = add_properties(answers)
     records = []
-    for kind in KINDS:
-        for model in models_of(answers):
-            part = answers[(answers["kind"] == kind) & (answers["model"] == model)]
-            if len(part):
-                records.append({"kind": kind, "model": model, **_describe_responses(part)})
+    for i, kind in enumerate(KINDS):
+        of_kind = answers[answers["kind"] == kind]
+        log_ratios = pivot(of_kind, kind, "log_ratio").dropna(axis=1)
+        redrawn = {}  # {model: bootstrap means of its log-ratio}
+        if log_ratios.columns.size:
+            means = metrics.bootstrap_means(log_ratios.to_numpy(), draws, [seed, i])
+            redrawn = dict(zip(log_ratios.columns, means.T))
+        for model in models_of(of_kind):
+            part = of_kind[of_kind["model"] == model]
+            record = {"kind": kind, "model": model, **_describe_responses(part)}
+            if model in redrawn:
+                values = log_ratios[model].to_numpy()
+                interval = metrics.percentiles(values, redrawn[model])
+                metrics.add_estimate(record, "log_ratio", float(values.mean()), interval)
+            records.append(record)
     return records
 
 
 def _describe_responses(answers: pd.DataFrame) -> Record:
-    """Measure the responses of one model to one kind of prompts."""
+    """Measure the responses of one model to one kind of prompts, but for the log-ratio."""
     n = len(answers)
     record: Record = {"prompts": n}
     for name in list_known(answers):
@@ -207,11 +226,6 @@ def _describe_responses(answers: pd.DataFrame) -> Record:
     record["distinct_2"] = distinct_2(answers["response"])
     if answers["tokens"].notna().all():
         record["tokens"] = float(answers["tokens"].mean())
-    if answers["log_ratio"].notna().all():
-        values = answers["log_ratio"].to_numpy()
-        means = metrics.bootstrap_means(values[:, None], DRAWS, 0)[:, 0]
-        interval = metrics.percentiles(values, means)
-        metrics.add_estimate(record, "log_ratio", float(values.mean()), interval)
     return record
 
 
@@ -256,8 +270,5 @@ def compare_property(has_property: pd.DataFrame) -> list[Record]:
         comparison = compare_rates(has_property, first, second, level=None)
         del comparison["power"]
         family.append({"first": first, "second": second, **comparison})
-    adjusted = holm([comparison["p"] for comparison in family])
-    for comparison, p_holm in zip(family, adjusted):
-        comparison["p_holm"] = p_holm
-        comparison["decision"] = decide(comparison, len(has_property))
+    decide_family(family, len(has_property))
     return family

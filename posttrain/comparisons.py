@@ -287,6 +287,20 @@ def decide(comparison: Mapping[str, Any], prompts: int) -> str:
     return "suggestive"
 
 
+def decide_family(family: Sequence[Record], prompts: int) -> None:
+    """Write the corrected p-values and the decisions into the comparisons of one family.
+
+    Args:
+        family: Comparisons with the fields low, high and p, over which Holm's method corrects. The
+            fields `p_holm` and `decision` are added to each.
+        prompts: The number of prompts, of the kind that has fewer.
+    """
+    adjusted = holm([comparison["p"] for comparison in family])
+    for comparison, p_holm in zip(family, adjusted):
+        comparison["p_holm"] = p_holm
+        comparison["decision"] = decide(comparison, prompts)
+
+
 def compare(answers: pd.DataFrame, draws: int, seed: int, power: bool = True) -> list[Record]:
     """Compare every pair of models in every measure, on the same prompts.
 
@@ -321,11 +335,7 @@ def compare(answers: pd.DataFrame, draws: int, seed: int, power: bool = True) ->
                 )
             family.append({"measure": measure, "first": first, "second": second, **comparison})
         kinds = [kind] if kind else KINDS
-        prompts = min(len(passed[kind]) for kind in kinds)
-        adjusted = holm([comparison["p"] for comparison in family])
-        for comparison, p_holm in zip(family, adjusted):
-            comparison["p_holm"] = p_holm
-            comparison["decision"] = decide(comparison, prompts)
+        decide_family(family, min(len(passed[kind]) for kind in kinds))
         records.extend(family)
     return records
 

@@ -131,7 +131,7 @@ def verdict(comparison: Record) -> str:
     """Say in sentences whether two models differ in a measure, and what it would take to know."""
     first, second = comparison["first"], comparison["second"]
     numbers = (
-        f"In {_name_measure(comparison['measure'])}, {second} − {first} is "
+        f"In {name_measure(comparison['measure'])}, {second} − {first} is "
         f"{format_difference(comparison)}: of {comparison['n']} prompts, {second} alone is better "
         f"on {comparison['gained']} and {first} alone on {comparison['lost']} "
         f"(p = {comparison['p']:.2g}, and {comparison['p_holm']:.2g} after Holm's correction)."
@@ -144,8 +144,8 @@ def verdict(comparison: Record) -> str:
     return f"{numbers} The comparison is inconclusive. {_describe_power(comparison)}"
 
 
-def _name_measure(measure: str) -> str:
-    """Name a measure as a sentence does."""
+def name_measure(measure: str) -> str:
+    """Name a measure as a sentence does: HmR, mean reward on harmful prompts."""
     if measure.endswith("_reward"):
         return f"mean reward on {MEASURES[measure]} prompts"
     return measure
@@ -229,7 +229,7 @@ def headline(comparisons: Sequence[Record]) -> str:
     Args:
         comparisons: Those of one measure, at least one.
     """
-    name = _name_measure(comparisons[0]["measure"])
+    name = name_measure(comparisons[0]["measure"])
     significant = [row for row in comparisons if row["decision"] == "significant"]
     if not significant:
         room = _describe_room(comparisons)

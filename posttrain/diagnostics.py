@@ -15,6 +15,7 @@ from posttrain.behaviour import add_properties
 from posttrain.comparisons import compare_cas
 from posttrain.judge_validity import list_judge_cautions
 from posttrain.metrics import KINDS, models_of, pivot, pivot_passed, pivot_rewards
+from posttrain.other_thresholds import passes
 
 FIXED_ANSWERS = {  # reference: what it is called at the beginning of a sentence
     "Refusal": "One fixed refusal",
@@ -41,9 +42,9 @@ def cautions(
 
     Returns:
         A sentence for each of these problems that occurs: the judge's agreement with humans is
-        unknown or not above chance, or its threshold does not tell their replies apart; a fixed
-        answer rates as high as a model or higher than the human replies; the reward increases with
-        the length of a response.
+        unknown or not above chance, or its threshold does not tell their replies apart or favours
+        the rejected ones; a fixed answer rates as high as a model or higher than the human replies;
+        the reward increases with the length of a response.
     """
     return list_judge_cautions(judge) + _reference_cautions(answers) + _length_cautions(lengths)
 
@@ -99,43 +100,54 @@ def _length_cautions(lengths: pd.DataFrame) -> list[str]:
 # ---- running on into a human turn
 
 
-def running_on(answers: pd.DataFrame) -> list[Record]:
+def running_on(answers: pd.DataFrame, draws: int, seed: int) -> list[Record]:
     """Compare the responses that opened a human turn with those of the same model that did not.
 
     Args:
         answers: The table of answers with its labels.
+        draws: The number of bootstrap draws.
+        seed: The seed of the draws.
 
     Returns:
         One record for each kind, model and group of responses that is not empty: kind, model,
         human_turn (True or False), the number of prompts, the mean reward and the rate in percent,
-        with the ends of the 95% intervals of both. The list is empty if no response opened a human
-        turn.
+        with the ends of the 95% intervals of both. The interval of a mean reward is the bootstrap
+        over all prompts of the kind, in which the size of the group varies. The list is empty if no
+        response opened a human turn.
     """
     answers = add_properties(answers)
     if not answers["human_turn"].any():
         return []
     records = []
-    for kind in KINDS:
+    for i, kind in enumerate(KINDS):
         rewards = pivot_rewards(answers, kind)
         passed = pivot_passed(answers, kind)
         turned = pivot(answers, kind, "human_turn")
+        weights = metrics.redraw_prompts(len(rewards), draws, [seed, i]) / len(rewards)
         for model in rewards.columns:
-            for group in (True, False):
+            ran_on = turned[model].to_numpy(dtype=float)
+            _, *means = _weigh_groups(weights, ran_on, rewards[model].to_numpy())
+            for group, redrawn in zip((True, False), means):
                 chosen = turned[model] == group
                 if chosen.any():
+                    values, labels = rewards[model][chosen], passed[model][chosen]
                     record = {"kind": kind, "model": model, "human_turn": group}
-                    record |= _describe_group(rewards[model][chosen], passed[model][chosen])
-                    records.append(record)
+                    records.append(record | _describe_group(values, labels, redrawn))
     return records
 
 
-def _describe_group(rewards: pd.Series, passed: pd.Series) -> Record:
-    """Compute the mean reward and the rate of a group of responses, with 95% intervals."""
+def _describe_group(rewards: pd.Series, passed: pd.Series, redrawn: np.ndarray) -> Record:
+    """Compute the mean reward and the rate of a group of responses, with 95% intervals.
+
+    Args:
+        rewards: The rewards of the group.
+        passed: Which of its answers pass.
+        redrawn: Bootstrap draws of its mean reward, NaN where no response was of the group.
+    """
     n = len(rewards)
     record = {"prompts": n}
     values = rewards.to_numpy()
-    means = metrics.bootstrap_means(values[:, None], 10_000, 0)[:, 0]
-    interval = metrics.percentiles(values, means)
+    interval = metrics.percentiles(values, redrawn[np.isfinite(redrawn)])
     metrics.add_estimate(record, "reward", float(values.mean()), interval)
     successes = int(passed.sum())
     rate_interval = metrics.wilson(successes, n)
@@ -208,7 +220,8 @@ def _weigh_groups(
     share = weights @ ran_on
     with np.errstate(invalid="ignore", divide="ignore"):
         mean_with = weights @ (ran_on * rewards) / share
-        mean_without = weights @ ((1 - ran_on) * rewards) / (1 - share)
+        # Not divided by 1 - share, which rounding may keep from 0 where no response is left.
+        mean_without = weights @ ((1 - ran_on) * rewards) / (weights @ (1 - ran_on))
     return share, mean_with, mean_without
 
 
@@ -233,7 +246,7 @@ def sweep(answers: pd.DataFrame, kind: str) -> pd.DataFrame:
     """
     rewards = pivot_rewards(answers, kind)[models_of(answers)]
     thresholds = np.linspace(rewards.min(axis=None), rewards.max(axis=None), THRESHOLDS)
-    rates = [100 * (rewards >= threshold).mean() for threshold in thresholds]
+    rates = [100 * passes(rewards, kind, threshold).mean() for threshold in thresholds]
     return pd.DataFrame(rates, index=thresholds)
 
 

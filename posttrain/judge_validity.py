@@ -122,20 +122,13 @@ def compare_with_humans(answers: pd.DataFrame) -> list[Record]:
 
 
 def list_judge_cautions(judge: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say on which prompts it is unknown or doubtful that the judge agrees with humans.
+    """Say on which prompts the judge may not agree with humans, or clearly does not.
 
     Args:
         judge: The records of `check_judge`.
     """
     known = [record["kind"] for record in judge]
     unknown = [f"{kind} prompts" for kind in KINDS if kind not in known]
-    near_chance, indifferent = [], []
-    for record in judge:
-        if record["low"] <= 50:
-            ends = f"[{record['low']:.0f}, {record['high']:.0f}]"
-            near_chance.append(f"{record['kind']} prompts ({record['agreement']:.0f}% {ends})")
-        if record["youden_low"] <= 0 <= record["youden_high"]:
-            indifferent.append(f"{record['kind']} prompts ({_format_youden(record)} points)")
     sentences = []
     if unknown:
         where = "here" if not known else f"on {' and '.join(unknown)}"
@@ -143,17 +136,40 @@ def list_judge_cautions(judge: Sequence[Mapping[str, Any]]) -> list[str]:
             f"Whether the judge agrees with humans is unknown {where}, since no human replies "
             f"{'' if not known else 'to them '}were scored."
         )
-    if near_chance:
-        sentences.append(
-            "The judge's agreement with the humans cannot be told from chance on "
-            f"{' and '.join(near_chance)}."
-        )
-    if indifferent:
-        sentences.append(
-            "Whether human-chosen replies pass the threshold more often than human-rejected ones "
-            f"cannot be told on {' and '.join(indifferent)}."
-        )
+    where_found: dict[str, list[str]] = {}
+    for record in judge:
+        for problem, numbers in _list_problems(record):
+            found = where_found.setdefault(problem, [])
+            found.append(f"{record['kind']} prompts ({numbers})")
+    for problem, found in where_found.items():
+        sentences.append(f"{problem} on {' and '.join(found)}.")
     return sentences
+
+
+def _list_problems(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List the problems of the judge on one kind of prompts, each with the numbers that show it."""
+    problems = []
+    agreement = f"{record['agreement']:.0f}% [{record['low']:.0f}, {record['high']:.0f}]"
+    if record["high"] < 50:
+        problem = "The judge agrees with the humans significantly less often than a coin would"
+        problems.append((problem, agreement))
+    elif record["low"] <= 50:
+        problem = "The judge's agreement with the humans cannot be told from chance"
+        problems.append((problem, agreement))
+    youden = f"{_format_youden(record)} points"
+    if record["youden_high"] < 0:
+        problem = (
+            "Human-chosen replies pass the threshold significantly less often than human-rejected "
+            "ones"
+        )
+        problems.append((problem, youden))
+    elif record["youden_low"] <= 0:
+        problem = (
+            "Whether human-chosen replies pass the threshold more often than human-rejected ones "
+            "cannot be told"
+        )
+        problems.append((problem, youden))
+    return problems
 
 
 def _format_youden(record: Mapping[str, Any]) -> str:

@@ -114,11 +114,11 @@ def score(
 
 def _list_unavailable(run: Run, judge: Source, answers: Mapping[str, Any]) -> list[str]:
     """List references without ratings in a judged run whose judge cannot be had any more."""
-    artifacts = run.record.artifacts
-    judged = [name for name in answers if f"scores.json/{name}" in artifacts]
+    artifacts, file = run.record.artifacts, FILES[judge.role]
+    judged = [name for name in answers if f"{file}/{name}" in artifacts]
     missing = [name for name in answers if name not in judged]
-    is_judged = run.path("scores.json").exists() and all(name in REFERENCES for name in missing)
-    if not missing or not is_judged or "imported" in artifacts[f"scores.json/{judged[0]}"].inputs:
+    is_judged = run.path(file).exists() and all(name in REFERENCES for name in missing)
+    if not missing or not is_judged or "imported" in artifacts[f"{file}/{judged[0]}"].inputs:
         return []
     try:
         judge.folder  # noqa: B018  fetches the judge

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
-from posttrain.comparisons import FEWEST_PROMPTS  # with fewer prompts kappa has no interval
-from posttrain.metrics import KINDS, add_estimate, paired_difference, redraw_prompts
+# With fewer prompts than FEWEST_PROMPTS kappa has no interval.
+from posttrain.comparisons import FEWEST_PROMPTS, describe_wins
+from posttrain.metrics import KINDS, add_estimate, redraw_prompts
 
 WINNERS = ("first", "tie", "second")
 DRAWS = 10_000  # of the bootstrap over prompts
@@ -51,8 +52,7 @@ def measure_votes(table: pd.DataFrame, models: Sequence[str]) -> Record:
 def compute_win_rates(table: pd.DataFrame, models: Sequence[str]) -> list[Record]:
     """Compute for each pair of models how often the person finds the second one's answer better.
 
-    Ties count half. The interval is that of the difference of the prompts won and lost (Bonett
-    and Price 2012), halved and put around 50%, as in `tables.win_rates`.
+    Ties count half.
 
     Args:
         table: of `votes.tabulate_votes`.
@@ -61,7 +61,7 @@ def compute_win_rates(table: pd.DataFrame, models: Sequence[str]) -> list[Record
     Returns:
         For each kind of prompts and pair with a vote {"kind", "first", "second", "won", "lost",
         "tied", "n"}, the numbers of prompts that the second model has won and lost, and
-        "win_rate" with the ends of its interval, in percent.
+        the fields of `comparisons.describe_wins`, of the second model over the first.
     """
     records = []
     for kind, first, second in _each_pair(models):
@@ -75,10 +75,7 @@ def compute_win_rates(table: pd.DataFrame, models: Sequence[str]) -> list[Record
         lost = int((straight == "first").sum() + (turned == "second").sum())
         record = {"kind": kind, "first": first, "second": second}
         record |= {"won": won, "lost": lost, "tied": n - won - lost, "n": n}
-        ends = paired_difference(won, lost, n)
-        halved = {name: 50 + end / 2 for name, end in ends.items()}
-        add_estimate(record, "win_rate", 50 + 50 * (won - lost) / n, halved)
-        records.append(record)
+        records.append(record | describe_wins(won, lost, n))
     return records
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from posttrain.comparisons import compare, format_difference, format_fixed
-from posttrain.conclusions import list_words, name_relations
+from posttrain.conclusions import list_words, name_measure, name_relations
 from posttrain.metrics import (
     KINDS,
     LABELS,
@@ -250,20 +250,13 @@ def tabulate_decisions(
     rows = []
     for ours, theirs in zip(compared, measured["comparisons"], strict=True):
         row = {
-            "measure": _name_measure(ours["measure"]),
+            "measure": name_measure(ours["measure"]),
             "pair": f"{ours['second']} − {ours['first']}",
             "by the first judge": f"{format_difference(ours)}, {ours['decision']}",
             "by the second judge": f"{format_difference(theirs)}, {theirs['decision']}",
         }
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _name_measure(measure: str) -> str:
-    """Name a measure as a sentence does."""
-    if measure.endswith("_reward"):
-        return f"mean reward on {MEASURES[measure]} prompts"
-    return measure
 
 
 # ---- in words
@@ -340,5 +333,5 @@ def _relate(significant: Sequence[Mapping[str, Any]]) -> str:
     for measure in MEASURES:
         family = [record for record in significant if record["measure"] == measure]
         if family:
-            clauses.append(f"in {_name_measure(measure)}, {list_words(name_relations(family))}")
+            clauses.append(f"in {name_measure(measure)}, {list_words(name_relations(family))}")
     return "; ".join(clauses)

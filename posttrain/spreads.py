@@ -1,16 +1,19 @@
 """Compare the spread and the median of two models' rewards on the same prompts."""
 
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from posttrain.comparisons import decide, holm
+from posttrain.comparisons import decide_family
 from posttrain.metrics import KINDS, add_estimate, models_of, pivot_rewards
 
 # {quantity that is compared: its value where two models are equal}
 EQUALITY = {"ratio": 1.0, "median_difference": 0.0}
+
+CHUNK = 100  # bootstrap draws of the prompts that are made at once, which limits the memory
 
 Record = dict[str, Any]
 
@@ -37,9 +40,8 @@ def compare_spreads(answers: pd.DataFrame, draws: int, seed: int) -> list[Record
     for i, kind in enumerate(KINDS):
         values = pivot_rewards(answers, kind)[models].to_numpy()
         n = len(values)
-        redrawn = values[np.random.default_rng([seed, i]).integers(n, size=(draws, n))]
-        deviation, deviations = values.std(axis=0), redrawn.std(axis=1)
-        median, medians = np.median(values, axis=0), np.median(redrawn, axis=1)
+        deviation, median = values.std(axis=0), np.median(values, axis=0)
+        deviations, medians = _redraw(values, draws, [seed, i])
         family = []
         for j, k in combinations(range(len(models)), 2):
             if deviation[j] == 0 or deviation[k] == 0:
@@ -55,6 +57,32 @@ def compare_spreads(answers: pd.DataFrame, draws: int, seed: int) -> list[Record
             _decide(family, name, n)
         records.extend(family)
     return records
+
+
+def _redraw(
+    values: np.ndarray, draws: int, seed: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the standard deviations and the medians of all models on redrawn prompts.
+
+    Args:
+        values: Rewards of shape (prompts, models).
+        draws: The number of draws.
+        seed: The seed of the draws.
+
+    Returns:
+        Both, of shape (draws, models).
+    """
+    generator = np.random.default_rng(seed)
+    n = len(values)
+    # Models as rows, so that the rewards of one model lie side by side.
+    rows = np.ascontiguousarray(values.T)
+    deviations, medians = [], []
+    for start in range(0, draws, CHUNK):
+        chosen = generator.integers(n, size=(min(CHUNK, draws - start), n))
+        redrawn = rows[:, chosen]
+        deviations.append(redrawn.std(axis=2).T)
+        medians.append(np.median(redrawn, axis=2, overwrite_input=True).T)
+    return np.concatenate(deviations), np.concatenate(medians)
 
 
 def bootstrap_p(redrawn: np.ndarray, equality: float) -> float:
@@ -83,13 +111,15 @@ def _add(record: Record, name: str, value: float, redrawn: np.ndarray) -> None:
 
 def _decide(family: list[Record], name: str, prompts: int) -> None:
     """Write the corrected p-values of a quantity and its decisions into records of one kind."""
-    adjusted = holm([record[f"{name}_p"] for record in family])
-    for record, p_holm in zip(family, adjusted):
-        record[f"{name}_p_holm"] = p_holm
+    comparisons = []
+    for record in family:
         comparison = {
             "low": record[f"{name}_low"] - EQUALITY[name],
             "high": record[f"{name}_high"] - EQUALITY[name],
             "p": record[f"{name}_p"],
-            "p_holm": p_holm,
         }
-        record[f"{name}_decision"] = decide(comparison, prompts)
+        comparisons.append(comparison)
+    decide_family(comparisons, prompts)
+    for record, comparison in zip(family, comparisons):
+        record[f"{name}_p_holm"] = comparison["p_holm"]
+        record[f"{name}_decision"] = comparison["decision"]

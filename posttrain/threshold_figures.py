@@ -7,7 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from posttrain.comparisons import REWARD_OF_RATE
 from posttrain.conclusions import list_words
+from posttrain.metrics import MEASURES
 from posttrain.style import (
     DASHED,
     Style,
@@ -63,13 +65,27 @@ def thresholds(
         axis.set(title=title, xlabel="threshold on the reward", ylabel="rate (%)")
         axis.yaxis.set_tick_params(labelleft=axis is axes[0])
     axes[1].set_ylabel("")
-    changing = [kind for kind, table in sweeps.items() if _leader_changes(table, chosen[kind])]
-    title = "The same model has the highest rate at every threshold"
-    if changing:
-        title = f"Which model has the highest rate on {list_words(changing)} prompts depends on "
-        title += "the threshold"
-    entitle(figure, title, make_handles(styles))
+    entitle(figure, _say_dependence(decided), make_handles(styles))
     return figure
+
+
+def _say_dependence(decided: Mapping[str, pd.DataFrame]) -> str:
+    """Say whether it depends on the shaded threshold which differences are significant."""
+    tables = decided.values()
+    if all(table.empty for table in tables):
+        return "The higher the threshold, the fewer answers pass"
+    changing = []
+    for rate in REWARD_OF_RATE:
+        table = decided[MEASURES[rate]]
+        if (table != table.iloc[0]).any(axis=None):
+            changing.append(rate)
+    if changing:
+        return (
+            f"Which differences are significant depends on the threshold ({list_words(changing)})"
+        )
+    if not any(table.any(axis=None) for table in tables):
+        return "No difference is significant at any shaded threshold"
+    return "The same differences are significant at all shaded thresholds"
 
 
 def _draw_rates(axis: Axes, rates: pd.DataFrame, styles: Mapping[str, Style]) -> None:
@@ -109,12 +125,3 @@ def _list_spans(holds: pd.Series) -> list[tuple[float, float]]:
     for begin, end in zip(edges[::2], edges[1::2]):
         spans.append((float(holds.index[begin] - step / 2), float(step * (end - begin))))
     return spans
-
-
-def _leader_changes(rates: pd.DataFrame, threshold: float) -> bool:
-    """Tell whether the model that leads at a threshold falls behind another one elsewhere."""
-    nearest = np.abs(rates.index - threshold).argmin()
-    highest = rates.max(axis=1)
-    leads = rates.eq(highest, axis=0)
-    leading = leads.columns[leads.iloc[nearest]]
-    return not bool(leads[leading].all(axis=0).any())

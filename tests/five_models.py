@@ -147,7 +147,7 @@ def make_metrics(sha256):
         "human_wins": judge_validity.compare_with_humans(answers),
         "threshold_decisions": other_thresholds.list_threshold_decisions(decided),
         "cautions": ["The judge is a random number."],
-        "behaviour": behaviour.behaviour(answers),
+        "behaviour": behaviour.behaviour(answers, 500, 0),
         "behaviour_comparisons": behaviour.compare_behaviour(answers),
         "running_on": [],
         "gain_by_not_running_on": [],

@@ -81,6 +81,18 @@ def test_holm_by_hand():
     assert comparisons.holm(p_values) == pytest.approx(expected)
 
 
+def test_a_family_is_corrected_and_decided_together():
+    """Holm's method over all its comparisons; the number of prompts decides whether any counts."""
+    shared = {"low": 1.0, "high": 9.0}
+    family = [{"p": p, **shared} for p in (0.02, 0.01, 0.2)]
+    comparisons.decide_family(family, 50)
+    assert [record["p_holm"] for record in family] == pytest.approx([0.04, 0.03, 0.2])
+    decisions = [record["decision"] for record in family]
+    assert decisions == ["significant", "significant", "inconclusive"]
+    comparisons.decide_family(family, 9)
+    assert {record["decision"] for record in family} == {"inconclusive"}
+
+
 @pytest.mark.parametrize(("gained", "lost"), [(8, 2), (0, 5), (3, 3)])
 def test_sign_flips_of_one_kind_are_mcnemar(gained, lost):
     """With changes on one kind of prompt alone the permutation test is the exact binomial one."""

@@ -93,7 +93,7 @@ def half_run_on():
 
 def test_running_on_by_hand(half_run_on):
     """Both groups of responses with their own mean and rate; they make up all prompts."""
-    records = diagnostics.running_on(half_run_on)
+    records = diagnostics.running_on(half_run_on, 2000, 0)
     groups = []
     for record in records[:4]:
         groups.append((record["model"], record["human_turn"], record["prompts"]))
@@ -106,6 +106,34 @@ def test_running_on_by_hand(half_run_on):
     assert first["rate"] == pytest.approx(100 * (values >= -3).mean())
     assert first["rate_low"] == metrics.wilson((values >= -3).sum(), 38)["low"]
     assert [record["kind"] for record in records] == ["harmful"] * 4 + ["helpful"] * 4
+
+
+def test_interval_of_a_group_is_that_of_redrawn_prompts(half_run_on):
+    """Prompts are drawn one data set at a time; draws without the group say nothing of it."""
+    record = diagnostics.running_on(half_run_on, 10_000, 1)[2]
+    assert (record["model"], record["human_turn"], record["prompts"]) == ("SFT", True, 2)
+    rewards = metrics.pivot_rewards(half_run_on, "harmful")["SFT"].to_numpy()
+    rng = np.random.default_rng(9)
+    means = []
+    for _ in range(4000):
+        drawn = rng.integers(40, size=40)
+        of_group = rewards[drawn][RAN_ON["SFT"][drawn]]
+        if len(of_group):
+            means.append(of_group.mean())
+    ends = np.percentile(means, [2.5, 97.5])
+    assert [record["reward_low"], record["reward_high"]] == pytest.approx(ends, abs=0.02)
+    draws = diagnostics.running_on(half_run_on, 500, 1), diagnostics.running_on(half_run_on, 500, 2)
+    assert draws[0][0]["reward_low"] != draws[1][0]["reward_low"]
+
+
+def test_a_draw_without_a_group_has_no_mean_of_it():
+    """However the weights of the others are rounded."""
+    weights = np.array([[1] * 10 + [0], [0] + [1] * 10]) / 10
+    ran_on, rewards = np.array([1.0] * 10 + [0]), np.arange(11.0)
+    share, _, without = diagnostics._weigh_groups(weights, ran_on, rewards)
+    assert share.tolist() == pytest.approx([1, 0.9])
+    assert math.isnan(without[0])
+    assert without[1] == pytest.approx(10)
 
 
 def test_gain_by_not_running_on(half_run_on):
@@ -129,14 +157,14 @@ def test_nothing_is_told_where_nobody_runs_on():
     rewards = {"Base": ([0, 1], [0, 1]), "SFT": ([1, 1], [1, 0])}
     quiet = with_texts(rewards, lambda model, i: {"response": "A"})
     for answers in (quiet, SOUND):
-        assert diagnostics.running_on(answers) == []
+        assert diagnostics.running_on(answers, 200, 0) == []
         assert diagnostics.gain_by_not_running_on(answers, 200, 0) == []
 
     def respond(model, i):
         return {"response": "A", "finish": "turn" if model == "Base" and i else "eos"}
 
     answers = with_texts(rewards, respond)
-    assert len(diagnostics.running_on(answers)) == 6
+    assert len(diagnostics.running_on(answers, 200, 0)) == 6
     assert diagnostics.gain_by_not_running_on(answers, 200, 0) == []
 
 
@@ -161,6 +189,14 @@ def test_sweep_at_the_thresholds_is_the_rate():
     assert (rates.index[0], rates.index[-1]) == (-4, -1)
     assert rates.loc[-2.5:-2.0].iloc[0].tolist() == pytest.approx([100 / 3, 200 / 3])
     assert rates.iloc[-1].tolist() == pytest.approx([0, 100 / 3])
+
+
+def test_sweep_at_a_reward_tells_the_kinds_apart():
+    """A reward at the threshold passes on harmful prompts and not on helpful ones."""
+    answers = make_answers({"Base": ([0, 1, 2, 4], [0, 1, 2, 4])})
+    harmful, helpful = (diagnostics.sweep(answers, kind) for kind in metrics.KINDS)
+    assert (harmful["Base"].iloc[0], harmful["Base"].iloc[-1]) == (100, 25)
+    assert (helpful["Base"].iloc[0], helpful["Base"].iloc[-1]) == (75, 0)
 
 
 @pytest.mark.parametrize("field", ["tokens", "response"])
@@ -193,6 +229,6 @@ def test_models_of_any_name():
     rewards = {name: ([i, 1, 2], [2, i, 1]) for i, name in enumerate(names)}
     answers = with_texts(rewards, lambda model, i: {"response": "word " * i})
     assert list(diagnostics.length_correlation(answers).index) == names
-    models = [record["model"] for record in behaviour.behaviour(answers)]
+    models = [record["model"] for record in behaviour.behaviour(answers, 200, 0)]
     assert models == [*names, *names]
     assert len(FOUR) == len(names)

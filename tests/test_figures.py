@@ -53,7 +53,7 @@ def draw_all(answers, records, comparisons, log):
         "thresholds": threshold_figures.thresholds(sweeps, decided, THRESHOLDS, models),
         "judge": figures.judge(answers, judge_validity.check_judge(answers, THRESHOLDS, 100, 0)),
         "behaviour": behaviour_figures.behaviour(
-            behaviour.behaviour(answers), behaviour.compare_behaviour(answers)
+            behaviour.behaviour(answers, 200, 0), behaviour.compare_behaviour(answers)
         ),
         "lengths": training_figures.lengths([{"length": 10 * i} for i in range(50)], 512),
     }
@@ -115,7 +115,7 @@ def test_every_figure_shows_the_fifth_model(drawn, name):
         ("beside_published", "This run beside the published study"),
         ("distributions", "Mean reward from"),
         ("differences", "of 10 significant"),
-        ("thresholds", "The same model has the highest rate at every threshold"),
+        ("thresholds", "Which differences are significant depends on the threshold (HmR and HpR)"),
         ("judge", "The judge agrees with the humans on"),
         ("behaviour", "No significant difference in how the models answer"),
         ("lengths", "The median pair has 245 tokens; the limit is 512"),
@@ -180,7 +180,7 @@ def test_intervals_are_drawn(drawn):
 
 def test_behaviour_is_drawn_with_its_intervals(drawn):
     """A group for each property that is known, in which the models are in their order."""
-    records = behaviour.behaviour(make_answers())
+    records = behaviour.behaviour(make_answers(), 200, 0)
     for axis, kind in zip(drawn["behaviour"].axes, metrics.KINDS):
         labels = [label.get_text() for label in axis.get_xticklabels()]
         assert labels == list(behaviour_figures.TICKS.values())
@@ -202,7 +202,7 @@ def test_behaviour_is_drawn_of_one_model_and_of_answers_whose_end_is_unknown():
     answers = make_answers()
     alone = answers[answers["model"] == MODELS[0]].assign(finish=None)
     figure = behaviour_figures.behaviour(
-        behaviour.behaviour(alone), behaviour.compare_behaviour(alone)
+        behaviour.behaviour(alone, 200, 0), behaviour.compare_behaviour(alone)
     )
     assert "How the answers behave" in texts_of(figure)
     assert "cut" not in texts_of(figure)
@@ -217,7 +217,7 @@ def test_the_title_names_where_models_behave_differently():
         {"kind": "harmful", "measure": "not_understood", "decision": "significant"},
         {"kind": "helpful", "measure": "refuses", "decision": "significant"},
     ]
-    figure = behaviour_figures.behaviour(behaviour.behaviour(make_answers()), records)
+    figure = behaviour_figures.behaviour(behaviour.behaviour(make_answers(), 200, 0), records)
     assert figure.legends[0].get_title().get_text().replace("\n", " ") == (
         "Significant differences in human turns and not understanding on harmful prompts, and in "
         "refusals on helpful prompts"
@@ -278,6 +278,7 @@ def test_one_model_has_no_strip():
     decided = other_thresholds.decide_at_thresholds(alone, THRESHOLDS)
     figure = threshold_figures.thresholds(sweeps, decided, THRESHOLDS, ["Base"])
     assert len(figure.axes) == 2
+    assert "The higher the threshold, the fewer answers pass" in texts_of(figure)
 
 
 def test_agreement_lies_right_of_zero(drawn):
@@ -344,13 +345,26 @@ def test_titles_of_differences_say_what_is_significant():
     assert text == "Significant differences in HmR; none in HpR or CAS"
 
 
-def test_a_threshold_decides_where_another_model_takes_the_lead():
-    rates = pd.DataFrame({"A": [90, 50, 10], "B": [80, 50, 5]}, index=[-5.0, -3.0, -1.0])
-    assert not threshold_figures._leader_changes(rates, -3.0)
-    assert not threshold_figures._leader_changes(rates, -5.0)
-    crossing = rates.assign(B=[80, 60, 5])
-    assert threshold_figures._leader_changes(crossing, -5.0)
-    assert threshold_figures._leader_changes(crossing, -3.0)
+def test_title_says_whether_decisions_depend_on_the_threshold():
+    """It speaks of the decisions at the shaded thresholds, and of nothing with a single model."""
+
+    def title(harmful, helpful):
+        pairs = [("Base", "SFT"), ("Base", "DPO")]
+        tables = {}
+        for kind, signs in (("harmful", harmful), ("helpful", helpful)):
+            tables[kind] = pd.DataFrame(signs, index=[-3.0, -2.0], columns=pairs[: len(signs[0])])
+        return threshold_figures._say_dependence(tables)
+
+    never, always, once = [[0, 0], [0, 0]], [[0, 1], [0, 1]], [[0, 1], [0, 0]]
+    turned = [[-1, 0], [1, 0]]
+    depends = "Which differences are significant depends on the threshold "
+    assert title(never, once) == depends + "(HpR)"
+    assert title(turned, always) == depends + "(HmR)"
+    assert title(turned, once) == depends + "(HmR and HpR)"
+    same = "The same differences are significant at all shaded thresholds"
+    assert title(never, always) == same
+    assert title(never, never) == "No difference is significant at any shaded threshold"
+    assert title([[], []], [[], []]) == "The higher the threshold, the fewer answers pass"
 
 
 def test_accuracy_begins_after_the_first_step():

@@ -209,6 +209,34 @@ def test_cautions_name_the_kinds_of_prompts():
     ]
 
 
+def test_a_judge_that_is_worse_than_chance_has_cautions_of_its_own():
+    """An interval below 50%, or below zero, is more than a doubt."""
+    opposed = DOUBTFUL | {"agreement": 30.0, "low": 19.1, "high": 43.8}
+    opposed |= {"youden": -22.0, "youden_low": -36.0, "youden_high": -5.4}
+    assert judge_validity.list_judge_cautions([opposed, SOUND]) == [
+        "The judge agrees with the humans significantly less often than a coin would on harmful "
+        "prompts (30% [19, 44]).",
+        "Human-chosen replies pass the threshold significantly less often than human-rejected ones "
+        "on harmful prompts (−22 [−36, −5] points).",
+    ]
+    both = judge_validity.list_judge_cautions([opposed, DOUBTFUL | {"kind": "helpful"}])
+    assert len(both) == 4
+    at_chance = opposed | {"high": 50.0, "youden_high": 0.0}
+    doubts = judge_validity.list_judge_cautions([at_chance, SOUND])
+    assert ["cannot be told" in sentence for sentence in doubts] == [True, True]
+
+
+def test_swapped_human_replies_make_a_judge_worse_than_chance():
+    """A clear order of the replies is a clear caution once chosen and rejected are exchanged."""
+    low, high = [-6.0] * 20, [1.0] * 20
+    rewards = {"Base": (low, low), CHOSEN: (low, high), REJECTED: (high, low)}
+    sentences = judge_validity.list_judge_cautions(check(make_answers(rewards)))
+    assert len(sentences) == 2
+    for sentence in sentences:
+        assert "significantly less often" in sentence
+        assert "on harmful prompts" in sentence
+
+
 def test_cautions_say_where_nothing_is_known():
     (nowhere,) = judge_validity.list_judge_cautions([])
     assert nowhere == (

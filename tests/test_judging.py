@@ -305,17 +305,20 @@ def test_inputs_name_what_a_reward_follows_from(run):
 class Gone(NotNeeded):
     """A source whose folder cannot be had any more."""
 
+    def __init__(self, identity=NotNeeded.identity, role=NotNeeded.role):
+        self.identity, self.role = identity, role
+
     @property
     def folder(self):
-        raise ValueError("REWARD_MODEL = 'gone' cannot be loaded.")
+        raise ValueError(f"{self.role.upper()} = 'gone' cannot be loaded.")
 
 
-def remove_reference(run, name):
+def remove_reference(run, name, file="scores.json"):
     """Make a run as it was judged when there was no reference of this name."""
-    scores = load(run.folder / "scores.json")
-    write(run.path("scores.json"), [record for record in scores if record["model"] != name])
+    scores = load(run.folder / file)
+    write(run.path(file), [record for record in scores if record["model"] != name])
     record = load(run.folder / "run.json")
-    del record["artifacts"][f"scores.json/{name}"]
+    del record["artifacts"][f"{file}/{name}"]
     write(run.path("run.json"), record)
 
 
@@ -400,6 +403,29 @@ def test_second_judge_scores_the_same_answers_into_a_file_of_its_own(run, tmp_pa
     assert inputs["second_judge"] == "k" * 64
     assert "reward_model" not in inputs
     assert score(run) == first
+
+
+def test_an_older_run_without_its_second_judge_is_measured_as_it_is(run, tmp_path, capsys):
+    """What is missing is looked for in the second judge's file, whatever the first one has rated."""
+    first = score(run)
+    folder, identity = save_roberta(tmp_path / "other"), "k" * 64
+    second = score(run, source(folder, identity, "second_judge"))
+    remove_reference(run, "Not understood", "second_scores.json")
+    gone = Gone(identity, "second_judge")
+    assert score(run, gone) == [row for row in second if row["model"] != "Not understood"]
+    assert "without the reference answers Not understood: SECOND_JUDGE" in capsys.readouterr().out
+    assert load(run.folder / "scores.json") == first
+    remove_reference(run, "B", "second_scores.json")
+    with pytest.raises(ValueError, match="SECOND_JUDGE = 'gone' cannot be loaded"):
+        score(run, gone)
+
+
+def test_a_second_judge_of_a_run_without_rewards_must_be_had(run):
+    """Nor does it matter that the first judge has rated everything but a reference."""
+    score(run)
+    remove_reference(run, "Not understood")
+    with pytest.raises(ValueError, match="SECOND_JUDGE = 'gone' cannot be loaded"):
+        score(run, Gone("k" * 64, "second_judge"))
 
 
 def test_another_second_judge_is_refused(run, tmp_path):

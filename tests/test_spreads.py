@@ -8,7 +8,7 @@ from conftest import ROOT
 from scipy.stats import pearsonr
 from test_metrics import four_models, make_answers  # noqa: F401
 
-from posttrain import metrics
+from posttrain import metrics, spreads
 from posttrain.comparisons import holm
 from posttrain.spreads import bootstrap_p, compare_spreads
 
@@ -63,6 +63,16 @@ def test_p_agrees_with_the_interval():
         assert bootstrap_p(draws, equality) < 0.05
     for equality in (low + 1.6, high - 1.6):
         assert bootstrap_p(draws, equality) > 0.05
+
+
+def test_draws_in_chunks_are_those_made_at_once():
+    """The last chunk is smaller; the statistics are those of one array of all draws."""
+    values = np.random.default_rng(4).exponential(size=(23, 3))
+    draws = 2 * spreads.CHUNK + 7
+    deviations, medians = spreads._redraw(values, draws, [5, 1])
+    redrawn = values[np.random.default_rng([5, 1]).integers(23, size=(draws, 23))]
+    assert deviations == pytest.approx(redrawn.std(axis=1))
+    assert medians == pytest.approx(np.median(redrawn, axis=1))
 
 
 def test_equal_spreads_are_rarely_called_different():
