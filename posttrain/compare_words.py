@@ -135,8 +135,9 @@ def _explain_difference(records: Sequence[Record], runs: Sequence[Evaluated]) ->
     sentences = []
     if shared:
         sentences.append(
-            f"{list_words(shared)}: the runs share the model or its answers, so a difference is "
-            f"the effect of {varied} on this very model, and its interval speaks of other prompts."
+            f"{list_words(shared)}: both runs have the same model, or the same answers of it, so a "
+            f"difference is the effect of {varied} on this very model. Its interval speaks of "
+            "other prompts."
         )
     if trained:
         sentences.append(
