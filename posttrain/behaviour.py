@@ -34,7 +34,7 @@ MARKS = (
 
 # The patterns look for what is said and not for an apology: most answers of the published study
 # that begin with "I'm sorry" decline nothing. Upper and lower case are the same to them. Their
-# precision and recall on answers that were labelled by hand are in docs/published.md.
+# precision and recall on answers that were read and labelled are in docs/published.md.
 
 # A refusal names what it declines to do. Without this, "I can't wait" would be one, and so would
 # "I can't help but smile", "I can't tell you how glad I am" and "I can't answer for him". What
