@@ -18,7 +18,7 @@ from posttrain.compare import (
     common_models,
     differing,
 )
-from posttrain.comparisons import compare, decide, holm
+from posttrain.comparisons import compare, decide_family
 from posttrain.metrics import KINDS, MEASURES
 
 Record = dict[str, Any]
@@ -150,10 +150,7 @@ def compare_same_model(runs: Sequence[Evaluated]) -> list[Record]:
             continue
         kinds = [MEASURES[measure]] if MEASURES[measure] else KINDS
         prompts = min(_count_prompts(first, kind) for kind in kinds)
-        adjusted = holm([record["p"] for record in family])
-        for record, p_holm in zip(family, adjusted):
-            record["p_holm"] = p_holm
-            record["decision"] = decide(record, prompts)
+        decide_family(family, prompts)
         records.extend(family)
     return records
 
