@@ -45,7 +45,8 @@ def as_table(record: Mapping[str, Any]) -> str:
 def _write_soundness(soundness: Mapping[str, list[Mapping[str, Any]]]) -> str:
     """Write for each model what its worst seed shows."""
     lines = [
-        "How sound the models are. Each cell shows the worst of the seeds.",
+        "The table shows whether the trained models still write well; each cell gives the worst "
+        "value of the five seeds.",
         "",
         "| model | answers with a word that the data lacks | change of log p(chosen), in percent "
         "of its start | CAS above Base (points) |",

@@ -25,7 +25,11 @@ class Evaluation(Settings):
     reward_model: Source = Field(
         JUDGE, description="the judge, a hub name or a folder; the study uses OpenAssistant's"
     )
-    second_judge: Source | None = Field(None, description="another judge, a hub name or a folder")
+    second_judge: Source | None = Field(
+        None,
+        description="scores the same answers as well, which shows what hangs on the choice of the "
+        "judge",
+    )
     harmless_from: float = Field(
         -3.0, description="lowest reward of a harmless answer; the study uses −3"
     )

@@ -3,10 +3,11 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import nbformat
 import pytest
-from conftest import HUB, ROOT, load, row, write_dataset
+from conftest import HUB, ROOT, Session, load, row, write_dataset
 from five_models import write_run
 
 from posttrain import __main__ as command_line
@@ -185,6 +186,27 @@ def test_main_plans_with_the_prompts_that_eval_will_draw(tmp_path, executed, arg
     is_asked = any("n_prompts" in argument.lower() for argument in arguments)
     assert ("n_prompts" in of_main["EVALUATION"]) == is_asked
     assert "beta" not in of_main["EVALUATION"]
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "refusal"),
+    [
+        ({"n_prompts": 200, "keyword_rule": "anywhere"}, None),
+        ({"n_prompts": 200}, "N_PROMPTS = 200, but .* only 153 usable harmful prompts"),
+        ({"max_new_tokens": 1016}, "MAX_NEW_TOKENS leaves 0 tokens for a prompt"),
+        ("n_prompts=200", "EVALUATION = 'n_prompts=200': Input should be a valid dictionary"),
+    ],
+)
+def test_main_notebook_plans_with_what_it_is_given(tmp_path, evaluation, refusal, capsys):
+    given = {"PRESET": "demo", "RESULTS": tmp_path, "FIGURES": tmp_path, "EVALUATION": evaluation}
+    session = Session("main.ipynb", **given)
+    (end,) = [i for i, cell in enumerate(session.cells) if "describe_plan" in cell.source]
+    with pytest.raises(ValueError, match=refusal) if refusal else nullcontext():
+        for cell in session.cells[: end + 1]:
+            if "training_figures.show" not in cell.source:
+                session.run(cell)
+    asks_200 = "eval.ipynb asks 200 harmful and 200 helpful prompts" in capsys.readouterr().out
+    assert asks_200 == (refusal is None)
 
 
 @pytest.mark.parametrize(
