@@ -406,7 +406,7 @@ def test_second_judge_scores_the_same_answers_into_a_file_of_its_own(run, tmp_pa
 
 
 def test_an_older_run_without_its_second_judge_is_measured_as_it_is(run, tmp_path, capsys):
-    """What is missing is looked for in the second judge's file, whatever the first one has rated."""
+    """What is missing is looked for in the second judge's file, whatever the first has rated."""
     first = score(run)
     folder, identity = save_roberta(tmp_path / "other"), "k" * 64
     second = score(run, source(folder, identity, "second_judge"))
