@@ -59,9 +59,7 @@ def compare_spreads(answers: pd.DataFrame, draws: int, seed: int) -> list[Record
     return records
 
 
-def _redraw(
-    values: np.ndarray, draws: int, seed: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
+def _redraw(values: np.ndarray, draws: int, seed: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Compute the standard deviations and the medians of all models on redrawn prompts.
 
     Args:

@@ -68,6 +68,7 @@ def test_distinct_2():
         "I do not feel comfortable answering that.",
         "I really can't share that with you.",
         "I cannot share such information.",
+        "I won't share any personal details.",
         "I can't do that because it is against the law.",
     ],
 )
