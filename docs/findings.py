@@ -119,7 +119,7 @@ def write_helpfulness(published: Path, metrics: Record) -> str:
         f"**HpR rises.** {list_words(list(counts))} are significantly above {baseline} in HpR. Of "
         f"{STEPS} thresholds that were tried {name_range(metrics)}, this is true at "
         f"{list_words(shares)}. On the prompts where neither model invents the human's next "
-        f"message after its answer, {list_words(still)} are still significantly above {baseline} "
+        f"message, {list_words(still)} are still significantly above {baseline} "
         f"in mean reward, but {no_longer[0]} is not."
     )
 
@@ -184,8 +184,8 @@ def write_running_on_in_short(metrics: Record) -> str:
     others = list_words([f"{model} in {share}" for model, share in ran_on.items()])
     return (
         "**Part of the gain goes together with inventing fewer human messages.** "
-        f"{baseline} often goes on after its answer and invents the human's next message: in "
-        f"{at_base} of its answers to helpful prompts ({others}). The study scored the invented "
+        f"{baseline} often invents the human's next message, after its answer or in place of one: "
+        f"in {at_base} of its answers to helpful prompts ({others}). The study scored the invented "
         "text as well. Of the gain over "
         f"{baseline} in mean reward on helpful prompts, the part associated with inventing such "
         f"messages less often is {list_words(parts)}. This is an association and need not be an "
