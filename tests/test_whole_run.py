@@ -359,7 +359,7 @@ def close(value):
 def test_metrics_name_what_they_were_computed_from(demo_run, measured):
     assert list(measured) == [
         "run", "thresholds", "models", "references", "cautions", "comparisons", "judge",
-        "human_wins", "threshold_decisions", "behaviour", "behaviour_comparisons", "by_keyword",
+        "behaviour", "behaviour_comparisons", "by_keyword", "human_wins", "threshold_decisions",
         "running_on", "gain_by_not_running_on", "spreads", "second_judge", "bootstrap",
         "environment", "warnings", "sha256",
     ]  # fmt: skip
@@ -566,7 +566,7 @@ def test_demo_is_the_committed_example(demo_run):
 
     scores = [load(folder / "scores.json") for folder in (demo_run.run, committed)]
     references = [pair for pair in zip(*scores) if pair[0]["model"] not in MODELS]
-    assert len(references) == 400
+    assert len(references) == 500
     for mine, other in references:
         assert mine == other | {"reward": pytest.approx(other["reward"], abs=1e-3)}
 
@@ -618,7 +618,7 @@ def test_complete_raw_files_are_measured_without_models_and_data(
     for name in ("models", "references", "comparisons", "judge", "behaviour", "spreads", "sha256"):
         assert ours[name] == theirs[name], name
     assert (run / "report.html").exists()
-    assert len(list((run.parents[1] / "figures" / run.name).iterdir())) == 12
+    assert len(list((run.parents[1] / "figures" / run.name).iterdir())) == 14
 
 
 def test_copied_run_has_its_folders_name(copied_under_another_name):
