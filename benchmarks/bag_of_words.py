@@ -98,7 +98,7 @@ def predict(
     """Learn from training pairs, choose the penalty by held-out pairs, and compare test pairs.
 
     The penalty is that with the smallest loss on the held-out pairs. The number of words is divided
-    by the standard deviation of its differences, since it is larger than the count of a word.
+    by the root mean square of its differences, since it is larger than the count of a word.
 
     Args:
         training: pairs with the texts "chosen" and "rejected".
@@ -112,7 +112,7 @@ def predict(
     vocabulary = build_vocabulary(training)
     learned = compare_replies(training, vocabulary)
     scale = np.ones(learned.shape[1])
-    scale[-1] = learned[:, -1].std()
+    scale[-1] = max(1.0, np.sqrt((learned[:, -1] ** 2).mean()))
     checked = compare_replies(held_out, vocabulary) / scale
     fitted = {penalty: fit(learned / scale, penalty) for penalty in PENALTIES}
     penalty = min(fitted, key=lambda penalty: loss_of(fitted[penalty], checked))
