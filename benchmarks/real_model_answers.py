@@ -20,7 +20,7 @@ import pandas as pd
 
 from benchmarks.common import BENCHMARKS, existing_folder
 from benchmarks.real_model import PLACE, RUN
-from benchmarks.real_model_pairs import format_share
+from benchmarks.real_model_tables import format_share
 from posttrain import data, generation, metrics, models, settings
 from posttrain.behaviour import PROPERTIES, add_properties
 from posttrain.comparisons import compare_rates, decide, format_signed, holm

@@ -8,7 +8,13 @@ import pytest
 import statsmodels.api as sm
 from conftest import DATA, ROOT, load
 
-from benchmarks import bag_of_words, real_model, real_model_answers, real_model_pairs
+from benchmarks import (
+    bag_of_words,
+    real_model,
+    real_model_answers,
+    real_model_pairs,
+    real_model_tables,
+)
 from posttrain import data, models, settings
 from posttrain.behaviour import PROPERTIES
 from posttrain.run import Run
@@ -99,26 +105,26 @@ def table():
 
 
 def test_right_choices_are_counted(table):
-    right = real_model_pairs.choose_right(table)
+    right = real_model_tables.choose_right(table)
     assert right["DPO"].tolist() == [True] * 4 + [False] * 2
     assert right["Bag of words"].tolist() == [True, False, False, True, False, False]
     assert right["The shorter reply"].tolist() == [True, True] + [False] * 4
 
 
 def test_ways_of_choosing_are_compared_on_the_same_pairs(table):
-    right = real_model_pairs.choose_right(table)
-    compared = real_model_pairs.compare_right(right, "Bag of words", "DPO")
+    right = real_model_tables.choose_right(table)
+    compared = real_model_tables.compare_right(right, "Bag of words", "DPO")
     assert compared["difference"] == pytest.approx(100 * 2 / 6)
     assert compared["p"] == pytest.approx(2 * 0.5**2)  # both pairs that differ, in one direction
 
 
 def test_ranks_are_counted_before_and_after(table):
-    assert real_model_pairs.rank_before_and_after(table, "DPO", by_token=False) == [2, 3]
-    assert real_model_pairs.rank_before_and_after(table, "DPO", by_token=True) == [2, 5]
+    assert real_model_tables.rank_before_and_after(table, "DPO", by_token=False) == [2, 3]
+    assert real_model_tables.rank_before_and_after(table, "DPO", by_token=True) == [2, 5]
 
 
 def test_each_third_has_a_third_of_the_pairs(table):
-    thirds = real_model_pairs.divide_by_length(table)
+    thirds = real_model_tables.divide_by_length(table)
     assert thirds.value_counts().tolist() == [2, 2, 2]
     assert thirds[0] == "chosen shorter"
     assert thirds[5] == "chosen longer"
@@ -140,14 +146,14 @@ def fall(chosen, rejected):
 
 
 def test_equal_falls_make_all_of_the_margin():
-    falls = real_model_pairs.fall_equally(fall(0.03, 0.03), "DPO")
+    falls = real_model_tables.fall_equally(fall(0.03, 0.03), "DPO")
     assert falls["margin"] > 0
     assert falls["share"] == pytest.approx(100)
     assert [falls["low"], falls["high"]] == pytest.approx([100, 100])
 
 
 def test_rejected_replies_that_fall_alone_make_none_of_it():
-    assert real_model_pairs.fall_equally(fall(0.0, 0.03), "DPO")["share"] == pytest.approx(0)
+    assert real_model_tables.fall_equally(fall(0.0, 0.03), "DPO")["share"] == pytest.approx(0)
 
 
 def test_interval_of_the_share_is_that_of_the_jackknife():
@@ -162,10 +168,10 @@ def test_interval_of_the_share_is_that_of_the_jackknife():
         fall_of_chosen = rest["DPO chosen"].sum() / rest["Base chosen"].sum()
         equal = rest["DPO chosen"].sum() + rest["Base rejected"].sum()
         equal -= rest["Base chosen"].sum() + fall_of_chosen * rest["Base rejected"].sum()
-        shares.append(100 * equal / real_model_pairs.margins_of(rest, "DPO").sum())
+        shares.append(100 * equal / real_model_tables.margins_of(rest, "DPO").sum())
     n = len(shares)
     error = math.sqrt((n - 1) / n * ((np.array(shares) - np.mean(shares)) ** 2).sum())
-    falls = real_model_pairs.fall_equally(table, "DPO")
+    falls = real_model_tables.fall_equally(table, "DPO")
     assert falls["share"] == pytest.approx(np.mean(shares), abs=0.5)
     assert (falls["high"] - falls["low"]) / (2 * 1.96) == pytest.approx(error, rel=0.1)
 
@@ -191,9 +197,9 @@ def test_log_probabilities_are_those_of_the_trainer(hub, copied_run):
     held_out = data.load_pairs(hub / "hh-rlhf", tokenizer, known).validation
     measured = real_model_pairs.log_probabilities(run, base, tokenizer, held_out)
     for model, log in load(copied_run.run / "training.json").items():
-        if model in real_model_pairs.REFERENCE_OF:
+        if model in real_model_tables.REFERENCE_OF:
             logged = real_model.read_validation(log)
-            for reply in real_model_pairs.REPLIES:
+            for reply in real_model_tables.REPLIES:
                 last = logged[f"logps/{reply}"][1]
                 assert np.mean(measured[f"{model} {reply}"]) == pytest.approx(last, rel=5e-3)
 
@@ -202,9 +208,9 @@ def test_log_probabilities_are_those_of_the_trainer(hub, copied_run):
 def test_pairs_of_a_run_are_measured(hub, copied_run):
     run = Run(copied_run.folder / "results", "demo")
     table = real_model_pairs.measure(run, hub / "opt", hub / "hh-rlhf")
-    right = real_model_pairs.choose_right(table)
+    right = real_model_tables.choose_right(table)
     assert right["DPO"].mean() > 0.6
-    tables = real_model_pairs.as_table(table, 0.1)
+    tables = real_model_tables.as_table(table, 0.1)
     assert tables.count("\n| SFT+DPO |") == 4
 
 
@@ -280,8 +286,11 @@ def test_official_split_has_the_prompts_of_the_evaluation(hub):
 
 def test_committed_tables_of_the_pairs_follow_from_their_numbers():
     beta = load(ROOT / "results" / "real-model" / "run.json")["settings"]["training"]["beta"]
-    expected = real_model_pairs.as_table(real_model_pairs.read_record(), beta)
+    table = real_model_pairs.read_record()
+    expected = real_model_tables.as_table(table, beta)
     assert (BENCHMARKS / "real_model_pairs.md").read_text(encoding="utf-8") == expected
+    result = real_model_tables.write_result(table, load(BENCHMARKS / "real_model.json"))
+    assert real_model_pairs.RESULT.read_text(encoding="utf-8") == result + "\n"
 
 
 def test_committed_tables_of_the_answers_follow_from_their_numbers():
