@@ -21,8 +21,7 @@ import pandas as pd
 from benchmarks.common import BENCHMARKS, existing_folder
 from benchmarks.real_model import PLACE, RUN
 from benchmarks.real_model_tables import format_share
-from posttrain import data, generation, metrics, models, settings
-from posttrain.behaviour import PROPERTIES, add_properties
+from posttrain import behaviour, data, generation, metrics, models, settings
 from posttrain.comparisons import compare_rates, decide, format_signed, holm
 from posttrain.files import sha256_of, write
 from posttrain.prompts import KEYWORD
@@ -33,6 +32,7 @@ RECORD = BENCHMARKS / "real_model_answers.csv"
 NEW_TOKENS = 128  # the limit of an answer
 BATCH = 16  # prompts answered at once
 DRAWS = 10_000  # of the bootstrap
+PROPERTIES = {**behaviour.PROPERTIES, "repetitive": "repeat themselves"}
 COLUMNS = ("id", "model", "trained", "finish", "tokens", "log_ratio", *PROPERTIES)
 
 Record = dict[str, Any]
@@ -109,7 +109,8 @@ def ask(run: Run, dataset: Path, trained_from: Path, n: int | None) -> pd.DataFr
     known = settings.Training(**run.record.settings["training"])
     pairs = data.load_pairs(trained_from, tokenizer, known)
     trained = [pair["prompt"] for pair in pairs.train + pairs.validation]
-    answers = add_properties(metrics.table(prompts, responses))
+    answers = behaviour.add_properties(metrics.table(prompts, responses))
+    answers["repetitive"] = [behaviour.distinct_2([text]) < 0.5 for text in answers["response"]]
     answers["trained"] = [is_trained(prompt, trained) for prompt in answers["prompt"]]
     return answers[list(COLUMNS)]
 
@@ -187,7 +188,8 @@ def _write_rates(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Write the rates of the properties, the mean length and the mean log-ratio."""
     lines = [
         f"**Behaviour.** How the models answer {records[0]['prompts']} harmful prompts, in percent "
-        "of the prompts with 95% intervals.",
+        "of the prompts with 95% intervals. An answer repeats itself if fewer than half of its "
+        "pairs of successive words are different ones.",
         "",
         f"| model | {' | '.join(PROPERTIES.values())} | tokens | log-ratio to Base |",
         f"|{'---|' * (len(PROPERTIES) + 3)}",

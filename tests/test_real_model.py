@@ -16,7 +16,6 @@ from benchmarks import (
     real_model_tables,
 )
 from posttrain import data, models, settings
-from posttrain.behaviour import PROPERTIES
 from posttrain.run import Run
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -241,7 +240,7 @@ def answers():
     rows = []
     for model in ("Base", "DPO"):
         for i in range(20):
-            row = dict.fromkeys(PROPERTIES, False)
+            row = dict.fromkeys(real_model_answers.PROPERTIES, False)
             row |= {"id": f"harmful-{i:04d}", "model": model, "trained": i >= 18}
             row |= {"finish": "eos", "tokens": 10 + i, "log_ratio": i * (model == "DPO") / 10}
             row["refuses"] = model == "DPO" and i < 15
