@@ -7,8 +7,8 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # is refused), and those that the environment contains. make passes their values on in the
 # environment, which works for any characters in them.
 PARAMETERS = PRESET RUN RESULTS FIGURES LABEL FRESH SETTINGS DATASET BASE_MODEL MAX_PAIRS SEED \
-  REPORT_TO REWARD_MODEL HARMLESS_FROM HELPFUL_ABOVE PROTOCOL N_PROMPTS MAX_NEW_TOKENS \
-  FROM RUNS SEEDS
+  REPORT_TO REWARD_MODEL HARMLESS_FROM HELPFUL_ABOVE SECOND_JUDGE PROTOCOL HARMFUL_PROMPTS \
+  N_PROMPTS MAX_NEW_TOKENS FROM RUNS SEEDS SETTING VALUES VOTES
 from = $(foreach name,$(2),$(if $(filter $(1),$(firstword $(origin $(name)))),$(name)))
 GIVEN = $(filter-out PYTHON BIN SUDO SHELL,$(call from,command,$(.VARIABLES)))
 INHERITED = $(filter-out $(GIVEN),$(call from,environment,$(PARAMETERS)))
@@ -24,13 +24,21 @@ make run [PRESET=auto] [RUN=name] [SEED=1] [N_PROMPTS=100] ...
                         starts over.
 make seeds SEEDS="0 1 2" [PRESET=auto] ...
                         Train and evaluate one run per training seed, then compare the runs.
+make sweep SETTING=beta VALUES="0.03 0.1 0.3" [PRESET=auto] ...
+                        Train and evaluate one run per value of a setting of the training, and ask
+                        all runs the same prompts. Then compare the runs.
 make compare RUNS="one two" [RUN=name]
                         Compare evaluated runs that differ in one setting.
 make import FROM=folder [RUN=name]
                         Make a run of prompts.json, responses.json and scores.json from elsewhere.
+make reask FROM=run RUN=new [PROTOCOL=paper] [SETTINGS=...] [N_PROMPTS=...]
+                        Copy a run's trained models into a new run, and let them answer there by
+                        another protocol or other settings of the evaluation. Nothing is trained.
 make rejudge REWARD_MODEL=... [FROM=published]
                         Cut a run's responses where they open a human turn, and judge them again.
 make report RUN=name    Write the page of a run, results/<run>/report.html, again.
+make votes RUN=name VOTES=file
+                        Count the votes that a person gave in the blind mode of a run's page.
 make install            Install what is needed and do nothing else.
 
 Commands to work on the repository
@@ -42,12 +50,13 @@ make notebooks          Make the committed outputs, Colab notebooks and document
 endef
 export HELP
 
-.PHONY: help run seeds compare import rejudge report install test test-slow browser notebooks
+.PHONY: help run seeds sweep compare import reask rejudge report votes install test test-slow \
+  browser notebooks
 
 help:
 	@echo "$$HELP"
 
-run seeds compare import rejudge report: install
+run seeds sweep compare import reask rejudge report votes: install
 	@$(if $(INHERITED),echo "Taken from the environment: $(INHERITED).")
 	@$(BIN)/python -m posttrain $@ $(GIVEN) $(INHERITED)
 

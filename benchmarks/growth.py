@@ -33,7 +33,7 @@ from benchmarks.common import (
     print_result,
 )
 from benchmarks.stages import build_models
-from posttrain import data, generation, judging, models
+from posttrain import data, generation, judging, models, settings
 from posttrain.device import process_peak
 from posttrain.files import write
 
@@ -115,7 +115,8 @@ def measure_answering(times: int, texts: int) -> list[dict[str, Any]]:
         A record for each of the two stages.
     """
     tokenizer = models.load_tokenizer(HUB / "opt")
-    drawn = data.draw_prompts(DEMO, "default", texts // 8, tokenizer, 256, 0)
+    rules = data.read_rules(settings.evaluation("demo"))
+    drawn = data.draw_prompts(DEMO, "default", texts // 8, tokenizer, 256, 0, True, rules)
     prompts = []
     for i, prompt in enumerate(drawn * 4 * times):
         prompts.append(prompt | {"prompt": number_turn(prompt["prompt"], str(i))})

@@ -33,9 +33,11 @@ def as_table(record: Mapping[str, Any]) -> str:
         tables.rates_across_runs(record["models"]),
         f"The rates in percent with seeds {SEEDS}, then their mean and standard deviation.",
     )
+    differences = tables.differences_across_runs(record["differences"])
     of_differences = formats.as_markdown(
-        tables.differences_across_runs(record["differences"]),
-        "The mean difference over the seeds, in points, with its 95% t interval.",
+        differences.map(lambda cell: cell.replace("\n", "<br>")),
+        "The mean difference over the seeds, in points, with three 95% intervals: for other "
+        "trainings and other prompts (both), for other trainings, and for other prompts.",
     )
     return f"{of_models}\n{of_differences}\n{_write_soundness(record['soundness'])}"
 
@@ -43,7 +45,8 @@ def as_table(record: Mapping[str, Any]) -> str:
 def _write_soundness(soundness: Mapping[str, list[Mapping[str, Any]]]) -> str:
     """Write for each model what its worst seed shows."""
     lines = [
-        "How sound the models are. Each cell shows the worst of the seeds.",
+        "The table shows whether the trained models still write well; each cell gives the worst "
+        "value of the five seeds.",
         "",
         "| model | answers with a word that the data lacks | change of log p(chosen), in percent "
         "of its start | CAS above Base (points) |",

@@ -19,7 +19,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "results"
 EXAMPLE = {'PRESET = "auto"': 'PRESET = "demo"', "RUN = None": 'RUN = "example"'}
 PUBLISHED = {"RUN = None": 'RUN = "published"'}
-IMPORTED = ("prompts.json", "responses.json", "scores.json", "paper.json", "claims.json")
+IMPORTED = ("prompts.json", "responses.json", "scores.json")
+BESIDE = ("paper.json", "claims.json", "human_replies.json")  # kept beside the imported record
 SEEDS = ("0", "1", "2")
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar, useless after the execution
 
@@ -76,7 +77,7 @@ def refresh_published():
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "published"
         source.mkdir()
-        for name in IMPORTED:
+        for name in (*IMPORTED, *BESIDE):
             shutil.copy(RESULTS / "published" / name, source)
         shutil.rmtree(RESULTS / "published")
         sys.path.insert(0, str(REPOSITORY))
@@ -84,7 +85,7 @@ def refresh_published():
         from posttrain.run import Run
 
         import_results(source, Run(RESULTS, "published"))
-        for name in ("paper.json", "claims.json"):
+        for name in BESIDE:
             shutil.copy(source / name, RESULTS / "published")
     execute("eval.ipynb", PUBLISHED)
 

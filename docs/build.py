@@ -11,7 +11,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from docs import benchmark_tables, findings, readme_parts, settings_table, study_tables
+from docs import (
+    behaviour_tables,
+    benchmark_tables,
+    claims_tables,
+    findings,
+    readme_parts,
+    settings_table,
+    study_tables,
+)
 from docs.benchmark_tables import BENCHMARKS, ROOT
 from docs.study_tables import PUBLISHED
 from posttrain.files import read_json, write
@@ -36,7 +44,7 @@ def list_parts(
     """
     metrics = read_json(published / "metrics.json", dict)
     models = [record["model"] for record in metrics["models"]]
-    assessments = study_tables.assess_study(published, metrics)
+    assessments = claims_tables.assess_study(published, metrics)
     parts: dict[str, Callable[[], str]] = {
         "clone": partial(readme_parts.write_clone, address),
         "presets": readme_parts.write_presets,
@@ -44,18 +52,23 @@ def list_parts(
         "measures": partial(study_tables.write_measures, published, metrics),
         "conclusion": partial(findings.write_conclusion, published, metrics),
         "findings": partial(findings.write_findings, published, metrics),
-        "claims in short": partial(study_tables.write_claims_in_short, assessments, models),
-        "claims counted": partial(study_tables.write_claims_counted, assessments),
-        "claims": partial(study_tables.write_verdicts, assessments, models),
-        "evidence": partial(study_tables.write_evidence, assessments, models),
+        "claims in short": partial(claims_tables.write_claims_in_short, assessments, models),
+        "claims counted": partial(claims_tables.write_counts, assessments),
+        "claims": partial(claims_tables.write_claims, assessments, models),
+        "evidence": partial(claims_tables.write_evidence, assessments, models),
         "summary": partial(study_tables.write_summary, metrics),
         "headlines": partial(study_tables.write_headlines, metrics),
         "pairs": partial(study_tables.write_pairs, metrics),
         "rewards say more": partial(study_tables.write_rewards_say_more, metrics),
-        "thresholds": partial(study_tables.write_thresholds, published),
-        "apologies": partial(study_tables.write_apologies, published),
-        "behaviour": partial(study_tables.write_behaviour, metrics),
+        "thresholds": partial(study_tables.write_thresholds, published, metrics),
+        "apologies": partial(behaviour_tables.write_apologies, published),
+        "harmless answers": partial(behaviour_tables.write_harmless, published),
+        "behaviour": partial(behaviour_tables.write_behaviour, metrics),
+        "behaviour differences": partial(behaviour_tables.write_behaviour_differences, metrics),
+        "labels compared": partial(behaviour_tables.write_labels_compared, published, metrics),
+        "patterns": partial(behaviour_tables.write_patterns, published),
         "running on": partial(study_tables.write_running_on, metrics),
+        "without running on": partial(study_tables.write_without_running_on, published),
         "gains": partial(study_tables.write_gains, metrics),
         "prompts in words": partial(study_tables.write_prompts_in_words, published),
         "openings": partial(study_tables.write_openings, published),

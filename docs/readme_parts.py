@@ -5,7 +5,7 @@ import subprocess
 from urllib.parse import urlsplit
 
 from docs.benchmark_tables import ROOT, write_table
-from posttrain.settings import PRESETS, Training
+from posttrain.settings import PRESETS, Evaluation, Training, choose
 
 PLACEHOLDER = "https://github.com/<owner>/<repository>.git"  # where no origin has an address
 STAND_IN = "a tiny stand-in for OPT"  # the demo's base, which is a folder
@@ -75,7 +75,7 @@ def write_clone(address: str) -> str:
 
 
 def write_presets() -> str:
-    """Write the table of presets: what each trains, on how many pairs, and what it needs."""
+    """Write the table of presets: what each trains and asks, on how much data, and its needs."""
     rows = []
     for preset in PRESETS:
         values = {}
@@ -86,5 +86,7 @@ def write_presets() -> str:
         pairs = "all"
         if values["max_pairs"]:
             pairs = f"{values['max_pairs']:,}"
-        rows.append([f"`{preset}`", model, pairs, NEEDS[preset]])
-    return write_table(["preset", "base model", "preference pairs", "needs"], rows)
+        prompts = str(choose(Evaluation, preset).n_prompts)
+        rows.append([f"`{preset}`", model, pairs, prompts, NEEDS[preset]])
+    headings = ["preset", "base model", "preference pairs", "test prompts of each kind", "needs"]
+    return write_table(headings, rows)

@@ -86,7 +86,10 @@ def _write_allowed(schema: Mapping[str, Any]) -> str:
         schema: the setting's own part of its class's JSON schema.
     """
     if "anyOf" in schema:
-        return " or ".join(_write_allowed(option) for option in schema["anyOf"])
+        first, *others = [_write_allowed(option) for option in schema["anyOf"]]
+        if ", or " in first:  # it lists two things already
+            return ", or ".join([first.replace(", or ", ", "), *others])
+        return " or ".join([first, *others])
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "const" in schema:
@@ -95,6 +98,7 @@ def _write_allowed(schema: Mapping[str, Any]) -> str:
         "null": "`None`",
         "string": "a name on the hub, or a folder",
         "array": "a list of names",
+        "boolean": "`True` or `False`",
         "integer": "a whole number",
         "number": "a number",
     }

@@ -4,14 +4,20 @@
                         train a run's models and evaluate them
     python -m posttrain seeds SEEDS="0 1 2" [NAME=VALUE ...]
                         train and evaluate one run per seed, then compare the runs
+    python -m posttrain sweep SETTING=beta VALUES="0.03 0.1 0.3" [NAME=VALUE ...]
+                        train and evaluate one run per value of a setting, then compare the runs
     python -m posttrain compare RUNS="one two" [RUN=name]
                         compare runs that have been evaluated
     python -m posttrain import FROM=folder [RUN=name]
                         make a run of prompts, responses and rewards from elsewhere
+    python -m posttrain reask FROM=run RUN=new [PROTOCOL=paper] [NAME=VALUE ...]
+                        copy a run's trained models, and let them answer in another way
     python -m posttrain rejudge FROM=published [NAME=VALUE ...]
                         cut a run's responses where they open a human turn, and judge them again
     python -m posttrain report RUN=name
                         write the page of a run again
+    python -m posttrain votes RUN=name VOTES=file
+                        count the votes that a person gave on the page of a run
 
 A NAME without a value is read from the environment, where make puts the values that it is given.
 """
@@ -24,12 +30,19 @@ from typing import Any
 
 from posttrain import settings
 from posttrain.parameters import Parameters, read_parameters
+from posttrain.preparation import (
+    COMPARE,
+    EVAL,
+    MAIN,
+    ROOT,
+    choose_settings,
+    plan_evaluation,
+    prepare,
+    require_fitting_sources,
+    require_own_name,
+    select_settings,
+)
 from posttrain.run import Run
-
-ROOT = Path(__file__).resolve().parent.parent
-MAIN, EVAL, COMPARE = "main.ipynb", "eval.ipynb", "compare.ipynb"
-COMMITTED = ("example", "published", "real-model")  # runs in the repository, never written into
-
 
 # ---- notebooks
 
@@ -54,7 +67,7 @@ def execute(notebook: str, folder: Path, parameters: dict[str, Any]) -> None:
     known = papermill.inspect_notebook(str(ROOT / notebook))
     passed = {name: value for name, value in parameters.items() if name in known}
     if "SETTINGS" in passed:
-        passed["SETTINGS"] = _settings_of(notebook, passed["SETTINGS"])
+        passed["SETTINGS"] = select_settings(notebook, passed["SETTINGS"])
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / notebook.replace(".ipynb", "-stopped.ipynb")
     try:
@@ -77,97 +90,6 @@ def execute(notebook: str, folder: Path, parameters: dict[str, Any]) -> None:
     unfinished.replace(folder / notebook)
 
 
-def _settings_of(notebook: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """Select from SETTINGS those that a notebook has."""
-    kind = settings.Training if notebook == MAIN else settings.Evaluation
-    return {name: value for name, value in changes.items() if name in kind.model_fields}
-
-
-# ---- what is checked before anything is trained
-
-
-def prepare(parameters: Parameters) -> Parameters:
-    """Settle the preset and the run's name, and refuse whatever either notebook would refuse.
-
-    Args:
-        parameters: the parameters of the command line.
-
-    Returns:
-        The parameters, with PRESET and RUN filled in.
-
-    Raises:
-        ValueError: if a parameter or setting is wrong, or the dataset has too few prompts.
-        RuntimeError: if the preset needs an accelerator and none is visible.
-    """
-    preset = settings.resolve(parameters.PRESET)
-    prepared = parameters.model_copy(update={"PRESET": preset, "RUN": parameters.RUN or preset})
-    require_own_name(prepared.RUN, prepared.RESULTS)
-    if prepared.FRESH:
-        Run(prepared.RESULTS, prepared.RUN, prepared.FIGURES).require_movable()
-    known = settings.Training.model_fields.keys() | settings.Evaluation.model_fields.keys()
-    unknown = sorted(name for name in prepared.SETTINGS if name not in known - {"preset"})
-    if unknown:
-        raise ValueError(
-            f"SETTINGS: neither notebook has a setting {', '.join(unknown)}. The settings are "
-            f"{', '.join(sorted(known - {'preset'}))}."
-        )
-    chosen = {}
-    for notebook, kind in ((MAIN, settings.Training), (EVAL, settings.Evaluation)):
-        values = {
-            name: value
-            for name, value in prepared.given().items()
-            if name.lower() in kind.model_fields and name != "PRESET"
-        }
-        choose = settings.training if notebook == MAIN else settings.evaluation
-        chosen[notebook] = choose(preset, _settings_of(notebook, prepared.SETTINGS), **values)
-    _require_fitting_sources(prepared, chosen[MAIN], chosen[EVAL])
-    return prepared
-
-
-def _require_fitting_sources(
-    parameters: Parameters, training: settings.Training, evaluation: settings.Evaluation
-) -> None:
-    """Refuse a judge or a base that does not work, too many prompts, and answers that are too long.
-
-    A run that has been judged is not checked, since it may be read where its sources are missing.
-    """
-    run = Run(parameters.RESULTS, parameters.RUN)
-    if run.path("scores.json").exists() and not parameters.FRESH:
-        return
-    from posttrain import data, generation, hub, judging, models
-
-    commits = {}  # a run keeps the commits that it began with
-    if not parameters.FRESH:
-        for source in run.record.sources.values():
-            commits[source["name"]] = source["commit"]
-    name = evaluation.reward_model
-    judge = hub.fetch("REWARD_MODEL", name, commit=commits.get(name))
-    judging.try_judge(judge, evaluation.judge_length)
-    name = training.base_model
-    base = hub.fetch("BASE_MODEL", name, commit=commits.get(name))
-    models.require_base(base, training.max_length)
-    name = evaluation.dataset
-    files = data.list_files("base", ["test"])
-    dataset = hub.fetch("DATASET", name, files, commits.get(name))
-    room = generation.room_for_prompt(base, evaluation.max_new_tokens)
-    tokenizer = models.load_tokenizer(base)
-    counts = data.count_prompts(dataset, evaluation.protocol, tokenizer, room)
-    data.require_prompts(parameters.N_PROMPTS, counts, dataset)
-
-
-def require_own_name(run: str, results: str) -> None:
-    """Refuse the name of a run that is part of the repository.
-
-    Raises:
-        ValueError: if the name is such a run's.
-    """
-    if run in COMMITTED and Path(results).resolve() == (ROOT / "results").resolve():
-        raise ValueError(
-            f"RUN = {run!r} is a run of the repository, which must not be overwritten. Choose "
-            "another name."
-        )
-
-
 # ---- the commands
 
 
@@ -181,8 +103,8 @@ def run_both(parameters: Parameters) -> None:
     """Train and evaluate a run, and print its final table."""
     prepared = prepare(parameters)
     run = Run(prepared.RESULTS, prepared.RUN)
-    for notebook in (MAIN, EVAL):
-        execute(notebook, run.folder, prepared.given())
+    execute(MAIN, run.folder, prepared.given() | {"EVALUATION": plan_evaluation(prepared)})
+    execute(EVAL, run.folder, prepared.given())
     print_summary(run.folder)
     print(f"The tables, the records and both executed notebooks are in {run.folder}.")
     print(f"Double-click {run.folder}/report.html to open a page with every answer.")
@@ -191,21 +113,52 @@ def run_both(parameters: Parameters) -> None:
 def run_seeds(parameters: Parameters) -> None:
     """Train and evaluate one run per seed of the training, then compare the runs."""
     seeds = (parameters.SEEDS or "").split()
-    are_numbers = all(seed.isdigit() for seed in seeds)
+    are_numbers = all(seed.isdecimal() for seed in seeds)
     distinct = are_numbers and len({int(seed) for seed in seeds}) == len(seeds) >= 2
     if not distinct:
         raise ValueError('SEEDS: give two or more seeds, each once, such as SEEDS="0 1 2".')
     if parameters.SEED is not None:
         raise ValueError("SEED: this command takes the training seeds from SEEDS. Leave SEED out.")
-    prepared = prepare(parameters)
-    names = [f"{prepared.RUN}-seed{seed}" for seed in seeds]
-    for seed, name in zip(seeds, names):
-        run = Run(prepared.RESULTS, name)
-        given = prepared.given() | {"RUN": name}
-        execute(MAIN, run.folder, given | {"SEED": int(seed)})
-        execute(EVAL, run.folder, given)  # its seed stays the same, and so do the prompts
-    changes = {"RUNS": " ".join(names), "RUN": f"{prepared.RUN}-seeds"}
-    compare_runs(prepared.model_copy(update=changes))
+    if "seed" in parameters.SETTINGS:
+        raise ValueError(
+            "SETTINGS: this command takes the training seeds from SEEDS. Leave seed out of "
+            "SETTINGS."
+        )
+    if parameters.SETTING or parameters.VALUES:
+        raise ValueError("SETTING and VALUES: use them with make sweep, or SEEDS with make seeds.")
+    values = " ".join(str(int(seed)) for seed in seeds)
+    run_sweep(parameters.model_copy(update={"SETTING": "seed", "VALUES": values, "SEEDS": None}))
+
+
+def run_sweep(parameters: Parameters) -> None:
+    """Train and evaluate one run per value of a setting of the training, then compare the runs."""
+    from posttrain import sweeps
+
+    if parameters.SEEDS:
+        raise ValueError("SEEDS: use it with make seeds, or SETTING=seed VALUES=... with this one.")
+    values = sweeps.read_values(parameters)
+    preset = settings.resolve(parameters.PRESET)
+    name, setting = parameters.RUN or preset, parameters.SETTING
+    require_own_name(name, parameters.RESULTS)
+    if len(name.split()) > 1:
+        raise ValueError(
+            f"RUN = {name!r} has a blank, but the runs will be compared by their names with blanks "
+            "between them. Choose a RUN without blanks."
+        )
+    chosen = {"PRESET": preset, "RUN": name}
+    trainings = []
+    for value in values:  # every value is checked before anything is trained with one
+        chosen["RUN"] = sweeps.name_run(name, setting, value)
+        chosen["SETTINGS"] = parameters.SETTINGS | {setting: value}
+        trainings.append(prepare(parameters.model_copy(update=chosen)))
+    for training in trainings:
+        run = Run(training.RESULTS, training.RUN)
+        execute(MAIN, run.folder, training.given() | {"EVALUATION": plan_evaluation(parameters)})
+        # The evaluation stays the same, its seed and prompts included.
+        execute(EVAL, run.folder, training.given() | {"SETTINGS": parameters.SETTINGS})
+    runs = " ".join(training.RUN for training in trainings)
+    changes = {"RUNS": runs, "RUN": sweeps.name_comparison(name, setting)}
+    compare_runs(parameters.model_copy(update=changes))
 
 
 def compare_runs(parameters: Parameters) -> None:
@@ -247,10 +200,29 @@ def rejudge(parameters: Parameters) -> None:
         raise ValueError(f"{run.folder} is a run that was trained here. Choose another RUN.")
     elif not holds_texts_of(run, source, cut_at_turn=True):
         raise ValueError(
-            f"{run.folder} was cut from other responses than {source} has now. Choose another RUN."
+            f"{run.folder} was made from other prompts, human replies or responses than {source} "
+            "has now. Choose another RUN."
         )
     execute(EVAL, run.folder, parameters.given() | {"RUN": name})
     print_summary(run.folder)
+
+
+def reask(parameters: Parameters) -> None:
+    """Copy a run's trained models into a new run, and let them answer in another way there."""
+    from posttrain import reasking
+
+    if parameters.RUN:
+        require_own_name(parameters.RUN, parameters.RESULTS)
+    source, run = reasking.open_runs(parameters)
+    asked = reasking.complete(parameters, source)
+    training = reasking.choose_training(asked, source)
+    evaluation = choose_settings(EVAL, asked)
+    reasking.require_change(evaluation, source)
+    require_fitting_sources(asked, training, evaluation, source)
+    reasking.copy_models(source, run)
+    execute(EVAL, run.folder, asked.given())
+    print_summary(run.folder)
+    print(f"The models of {source.folder} were asked again. The results are in {run.folder}.")
 
 
 def report(parameters: Parameters) -> None:
@@ -263,13 +235,31 @@ def report(parameters: Parameters) -> None:
     print(f"Double-click {page} to open the page.")
 
 
+def count_votes(parameters: Parameters) -> None:
+    """Count a person's votes on the answers of a run, and compare them with the judge's rewards."""
+    from posttrain.votes import RESULT, describe_votes, write_votes
+
+    if not parameters.RUN or not parameters.VOTES:
+        raise ValueError(
+            "RUN, VOTES: name the run and the file of votes that its page has saved, as in "
+            "make votes RUN=demo VOTES=demo-votes.json."
+        )
+    folder = Run(parameters.RESULTS, parameters.RUN).folder
+    result = write_votes(Path(parameters.VOTES), folder)
+    print("\n".join(describe_votes(result)))
+    print(f"All numbers are in {folder / RESULT}.")
+
+
 COMMANDS = {
     "run": run_both,
     "seeds": run_seeds,
+    "sweep": run_sweep,
     "compare": compare_runs,
     "import": import_run,
+    "reask": reask,
     "rejudge": rejudge,
     "report": report,
+    "votes": count_votes,
 }
 
 

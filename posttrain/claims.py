@@ -1,8 +1,9 @@
 """Check claims about models, such as those of a paper, against the comparisons of a run.
 
 A claim is data: a quotation, and the statements that it makes. A statement says that one model lies
-above another in one measure. Whether the statements are supported follows from the comparisons of
-the same models, which `comparisons.compare` and `diagnostics.spreads` compute from the answers.
+above another in one measure. A claim is assessed in two ways: as printed, that is, whether the
+numbers of these answers are as it states, and as an inference about other prompts, which follows
+from the comparisons that `comparisons.compare` and `spreads.compare_spreads` compute.
 """
 
 import math
@@ -19,7 +20,8 @@ Measure = Literal[
     "HmR", "HpR", "CAS", "harmful_reward", "helpful_reward",
     "harmful_spread", "helpful_spread", "harmful_median", "helpful_median",
 ]  # fmt: skip
-Verdict = Literal["supported", "contradicted", "inconclusive"]
+AsPrinted = Literal["true", "true in part", "false"]
+AsInference = Literal["supported", "not supported", "contradicted"]
 Printed = Mapping[str, Mapping[str, float]]
 
 
@@ -54,7 +56,7 @@ class Claim(BaseModel):
         quotation: the words of the claim.
         orderings: the statements that these words are read as.
         exhaustive: whether the words say explicitly that every one of the statements is true, so
-            that a single exception contradicts the claim.
+            that a single exception makes it false as printed.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -103,12 +105,28 @@ class Evidence(NamedTuple):
             return _sign(self.difference - 1)
         return _sign(self.difference)
 
+    @property
+    def is_as_printed(self) -> bool:
+        """Whether the printed numbers are as stated; where none are printed, the computed ones."""
+        if self.printed is None:
+            return self.direction > 0
+        higher, lower = self.printed
+        return higher > lower
+
 
 class Assessment(NamedTuple):
-    """A claim, its verdict, and the evidence on each of its statements."""
+    """A claim, what is said of it, and the evidence on each of its statements.
+
+    Attributes:
+        claim: the claim.
+        as_printed: whether the numbers are as it states.
+        as_inference: whether the comparisons support it.
+        evidence: the evidence on each of its statements.
+    """
 
     claim: Claim
-    verdict: Verdict
+    as_printed: AsPrinted
+    as_inference: AsInference
     evidence: list[Evidence]
 
 
@@ -155,9 +173,9 @@ def assess_claims(
     Args:
         claims: the claims.
         comparisons: records of `comparisons.compare`, which contain rates and mean rewards.
-        spreads: records of `diagnostics.spreads`, which contain spreads and medians.
-        printed: {measure: {model: number}} as the claims' source prints them. They are copied into
-            the evidence and do not affect the verdict.
+        spreads: records of `spreads.compare_spreads`, which contain spreads and medians.
+        printed: {measure: {model: number}} as the claims' source prints them, which decide whether
+            a claim is true as printed.
 
     Returns:
         An assessment for each claim, in the order of the claims.
@@ -178,30 +196,46 @@ def assess_claims(
                 )
             part = evidence_by_statement[statement]
             evidence.append(part._replace(printed=_look_up(printed or {}, statement)))
-        assessments.append(Assessment(claim, judge_evidence(evidence, claim.exhaustive), evidence))
+        as_printed = check_printed(evidence, claim.exhaustive)
+        assessments.append(Assessment(claim, as_printed, judge_evidence(evidence), evidence))
     return assessments
 
 
-def judge_evidence(evidence: Sequence[Evidence], exhaustive: bool) -> Verdict:
-    """Decide from the evidence on its statements whether a claim is supported or contradicted.
+def check_printed(evidence: Sequence[Evidence], exhaustive: bool) -> AsPrinted:
+    """Tell whether the numbers are as a claim states, whatever chance may have to do with them.
 
     Args:
-        evidence: the evidence on each statement.
+        evidence: the evidence on each of the claim's statements.
         exhaustive: whether the claim says explicitly that it has no exception.
 
     Returns:
-        "supported" if every difference is significant and as stated; "contradicted" if one is
-        significant and opposite to what is stated, or, for an exhaustive claim, if one is opposite
-        at all; otherwise "inconclusive".
+        "true" if the numbers are as stated in all statements, "true in part" if they are in some
+        and the claim is not exhaustive, otherwise "false".
     """
-    opposite = [part for part in evidence if part.direction < 0]
-    if exhaustive and opposite:
-        return "contradicted"
-    if any(part.significant for part in opposite):
+    count = 0
+    for part in evidence:
+        if part.is_as_printed:
+            count += 1
+    if count == len(evidence):
+        return "true"
+    return "true in part" if count and not exhaustive else "false"
+
+
+def judge_evidence(evidence: Sequence[Evidence]) -> AsInference:
+    """Decide whether a claim follows from the comparisons of the models that it is about.
+
+    Args:
+        evidence: the evidence on each of the claim's statements.
+
+    Returns:
+        "supported" if every difference is significant and as stated; "contradicted" if one is
+        significant and opposite to what is stated; otherwise "not supported".
+    """
+    if any(part.significant and part.direction < 0 for part in evidence):
         return "contradicted"
     if all(part.significant and part.direction > 0 for part in evidence):
         return "supported"
-    return "inconclusive"
+    return "not supported"
 
 
 def collect_evidence(
@@ -209,11 +243,11 @@ def collect_evidence(
 ) -> dict[Statement, Evidence]:
     """Collect the evidence on every statement about two models, for both orders of each pair.
 
+    A difference is significant if the record's decision is, which is made after Holm's correction.
+
     Args:
-        comparisons: records of `comparisons.compare`. A difference is significant if the record's
-            decision is, which is made after Holm's correction.
-        spreads: records of `diagnostics.spreads`. A difference is significant if its 95% interval
-            excludes equality, without a correction.
+        comparisons: records of `comparisons.compare`.
+        spreads: records of `spreads.compare_spreads`.
 
     Returns:
         {statement: evidence}.
@@ -224,12 +258,12 @@ def collect_evidence(
         numbers = record["difference"], record["low"], record["high"]
         parts.append(Evidence(statement, *numbers, record["decision"] == "significant"))
     for record in spreads:
-        for suffix, field, equality in (("spread", "ratio", 1), ("median", "median_difference", 0)):
+        for suffix, field in (("spread", "ratio"), ("median", "median_difference")):
             measure = f"{record['kind']}_{suffix}"
             statement = Statement(measure, record["second"], record["first"])
-            low, high = record[f"{field}_low"], record[f"{field}_high"]
-            significant = low > equality or high < equality
-            parts.append(Evidence(statement, record[field], low, high, significant))
+            numbers = record[field], record[f"{field}_low"], record[f"{field}_high"]
+            significant = record[f"{field}_decision"] == "significant"
+            parts.append(Evidence(statement, *numbers, significant))
     evidence = {}
     for part in parts:
         evidence[part.statement] = part

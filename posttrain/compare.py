@@ -7,18 +7,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
-from posttrain.comparisons import format_signed
+from posttrain.across import UNKNOWN, intervals_of_mean, read_labelled_answers
 from posttrain.files import read_json
-from posttrain.metrics import MEASURES
+from posttrain.metrics import MEASURES, models_of
 from posttrain.record import ABSENT, Record, list_differences
 from posttrain.run import STAND_INS, Run
 
 # Settings that no result depends on.
 INDIFFERENT = {
     "training": ("preset", "checkpoint_share", "report_to", "max_new_tokens"),
-    "evaluation": ("preset", "batch_size", "judge_tokens"),
+    "evaluation": ("preset", "batch_size", "judge_tokens", "second_judge"),
 }
 # Inputs of a trainer that follow from a setting of another name.
 ARGUMENTS = {
@@ -44,15 +43,22 @@ SETTINGS_OF_SOURCES = {
 }
 JUDGE = "evaluation's reward_model"
 THRESHOLDS = ("evaluation's harmless_from", "evaluation's helpful_above")
+PARTS = ("thresholds", "models", "comparisons", "bootstrap", "sha256")  # of metrics.json, as needed
+# {beginning of the names of an interval's ends: what of `across.intervals_of_mean` it is}
+INTERVALS = {"": "runs", "averaged_": "prompts", "both_": "both"}
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluated run: its name, its record and the content of metrics.json."""
+    """An evaluated run: its name, its record, the content of metrics.json, and its answers.
+
+    The answers are the table of `across.read_labelled_answers`.
+    """
 
     name: str
     record: Record
     metrics: dict[str, Any]
+    answers: pd.DataFrame
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -107,8 +113,10 @@ def load_runs(results: str | Path, names: Sequence[str]) -> list[Evaluated]:
         The runs.
 
     Raises:
-        ValueError: if there are fewer than two runs, one has not been evaluated, they differ in
-            more than one setting, or they were asked different prompts.
+        ValueError: if there are fewer than two runs, one has not been evaluated, or not as
+            eval.ipynb does it today, a file of it was changed since, they differ in more than one
+            setting, they were asked different prompts, or they have fewer than two models in
+            common.
         FileNotFoundError: if a run does not exist.
     """
     names = list(dict.fromkeys(names))
@@ -122,9 +130,32 @@ def load_runs(results: str | Path, names: Sequence[str]) -> list[Evaluated]:
                 f"RUNS: {run.folder} has not been evaluated. Run eval.ipynb with RUN = {name!r}."
             )
         metrics = read_json(run.path("metrics.json"), dict[str, Any])
-        runs.append(Evaluated(name, run.record, metrics))
+        missing = [part for part in PARTS if part not in metrics]
+        if missing:
+            raise ValueError(
+                f"RUNS: {run.path('metrics.json')} lacks {', '.join(missing)}, so it is from "
+                f"another version of eval.ipynb. Run eval.ipynb with RUN = {name!r} again, which "
+                "keeps the answers and rewards."
+            )
+        answers = read_labelled_answers(run.folder, metrics["sha256"])
+        runs.append(Evaluated(name, run.record, metrics, answers))
     _require_comparable(runs)
+    _require_common_models(runs)
     return runs
+
+
+def _require_common_models(runs: Sequence[Evaluated]) -> None:
+    """Refuse runs that do not share two models, between which there would be a difference."""
+    common = common_models(runs)
+    if len(common) < 2:
+        lists = []
+        for run in runs:
+            lists.append(f"{run.name} has {', '.join(models_of(run.answers))}")
+        raise ValueError(
+            f"RUNS: these runs have {'only ' + common[0] if common else 'no model'} in common, so "
+            f"there is no difference between models to compare: {'; '.join(lists)}. Name runs with "
+            "the same models."
+        )
 
 
 def _require_comparable(runs: Sequence[Evaluated]) -> None:
@@ -144,7 +175,8 @@ def _require_comparable(runs: Sequence[Evaluated]) -> None:
         if other.metrics["sha256"]["prompts.json"] != first.metrics["sha256"]["prompts.json"]:
             raise ValueError(
                 f"RUNS: {other.name} and {first.name} were asked different prompts, so they cannot "
-                "be compared."
+                "be compared prompt by prompt. Read their final tables next to each other, as "
+                "docs/faults.md says."
             )
         same_thresholds = other.metrics["thresholds"] == first.metrics["thresholds"]
         if not same_thresholds and not set(varied) & set(THRESHOLDS):
@@ -199,7 +231,8 @@ def _differing_inputs(first: Record, other: Record, varied: Sequence[str]) -> li
         if ours is not None and theirs is not None:
             for difference in list_differences(ours.inputs, theirs.inputs):
                 name = difference.name.rsplit(".", 1)[-1]
-                if name not in expected and name not in names:
+                is_rate = "dropout" in varied and "drop" in name  # as architecture.read_dropout
+                if name not in expected and name not in names and not is_rate:
                     names.append(name)
     return names
 
@@ -241,8 +274,10 @@ def rates_across(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
 
     Returns:
         A record for each measure and model: measure, model, values (one per run), mean, and sd, the
-        sample standard deviation (with n - 1).
+        sample standard deviation (with n - 1). Mean and sd are None if the runs are no sample of
+        trainings.
     """
+    sampled = are_sample(runs)
     tables = []
     for run in runs:
         tables.append({row["model"]: row for row in run.metrics["models"]})
@@ -251,28 +286,33 @@ def rates_across(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
         for model in common_models(runs):
             values = [table[model][measure] for table in tables]
             record = {"measure": measure, "model": model, "values": values}
-            record["mean"] = float(np.mean(values))
-            record["sd"] = float(np.std(values, ddof=1))
+            record["mean"] = float(np.mean(values)) if sampled else None
+            record["sd"] = float(np.std(values, ddof=1)) if sampled else None
             records.append(record)
     return records
 
 
-def differences_across(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
-    """Collect the difference between every two models over the runs, with its t interval.
+def are_sample(runs: Sequence[Evaluated]) -> bool:
+    """Tell whether runs are a sample of trainings, which is so if only their seeds differ."""
+    return list(differing(runs).index) == ["seed"]
 
-    The t interval says what other trainings might give on the same prompts. The interval of a
-    single run says what other prompts might give for the same trained models. Neither of them
-    covers the uncertainty of the other.
+
+def differences_across(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
+    """Collect the difference between every two models over the runs, with its intervals.
 
     Args:
         runs: the runs, from `load_runs`.
 
     Returns:
         A record for each measure and pair of models: measure, first, second, values (second minus
-        first, one per run), mean, low and high (the ends of the 95% t interval over runs, None
-        where all runs give the same value), prompts_low and prompts_high (the ends of each run's
-        own 95% interval over prompts).
+        first, one per run), mean, the ends of three 95% intervals of the mean (low and high for
+        other trainings and the same prompts, averaged_low and averaged_high for the same models and
+        other prompts, both_low and both_high for other trainings and other prompts), prompts_low
+        and prompts_high (the ends of each run's own 95% interval over prompts) and decisions (each
+        run's own). The ends of the three intervals are None where the runs are no sample of
+        trainings, or where a spread is unknown because all values are equal.
     """
+    sampled = are_sample(runs)
     tables = []
     for run in runs:
         rows = run.metrics["comparisons"]
@@ -282,60 +322,17 @@ def differences_across(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
         if not all(key in table for table in tables):
             continue
         rows = [table[key] for table in tables]
-        values = np.array([row["difference"] for row in rows])
+        values = [row["difference"] for row in rows]
         record = dict(zip(("measure", "first", "second"), key))
-        record |= {"values": values.tolist(), "mean": float(values.mean())}
-        record |= t_interval(values)
+        record |= {"values": values, "mean": float(np.mean(values))}
+        intervals = {}
+        if sampled:
+            intervals = intervals_of_mean([run.answers for run in runs], *key)
+        for prefix, name in INTERVALS.items():
+            interval = intervals.get(name, UNKNOWN)
+            record |= {f"{prefix}low": interval["low"], f"{prefix}high": interval["high"]}
         record["prompts_low"] = [row["low"] for row in rows]
         record["prompts_high"] = [row["high"] for row in rows]
+        record["decisions"] = [row["decision"] for row in rows]
         records.append(record)
     return records
-
-
-def t_interval(values: np.ndarray) -> dict[str, float | None]:
-    """Compute the 95% confidence interval of a mean by Student's t distribution.
-
-    Args:
-        values: array of shape (runs,), with two or more runs.
-
-    Returns:
-        {"low", "high"}, both None if all values are equal, since their spread is then unknown.
-    """
-    if np.ptp(values) == 0:
-        return {"low": None, "high": None}
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return {"low": float(values.mean() - half), "high": float(values.mean() + half)}
-
-
-def conclude(records: Sequence[dict[str, Any]], runs: Sequence[Evaluated]) -> list[str]:
-    """Say in a sentence what the runs show about each pair of models in CAS.
-
-    Only runs that differ by their seed are a sample, for which an interval over runs has a meaning.
-
-    Args:
-        records: the records of `differences_across`.
-        runs: the runs, from `load_runs`.
-
-    Returns:
-        A sentence for each pair of models.
-    """
-    are_sample = list(differing(runs).index) == ["seed"]
-    sentences = []
-    for record in records:
-        if record["measure"] != "CAS":
-            continue
-        above = sum(value > 0 for value in record["values"])
-        text = (
-            f"{record['second']} − {record['first']} in CAS: {format_signed(record['mean'], 1)} "
-            f"points on average, above zero in {above} of {len(runs)} runs"
-        )
-        if not are_sample:
-            text += "."
-        elif record["low"] is None:
-            text += "; all runs give the same difference."
-        else:
-            verb = "includes" if record["low"] <= 0 <= record["high"] else "excludes"
-            ends = f"{format_signed(record['low'], 1)}, {format_signed(record['high'], 1)}"
-            text += f"; the 95% interval over runs [{ends}] {verb} zero."
-        sentences.append(text)
-    return sentences

@@ -243,6 +243,28 @@ def compare_rewards(
     }
 
 
+def describe_wins(won: int, lost: int, n: int) -> Record:
+    """Compute how often one answer is rewarded above another one to the same prompt; ties half.
+
+    The interval is that of the difference of the prompts won and lost (Bonett and Price 2012),
+    halved and put around 50%.
+
+    Args:
+        won: On how many prompts the first answer has the higher reward.
+        lost: On how many prompts it has the lower reward.
+        n: The number of prompts.
+
+    Returns:
+        {"win_rate", "win_rate_low", "win_rate_high"}, in percent of the prompts.
+    """
+    ends = paired_difference(won, lost, n)
+    return {
+        "win_rate": 50 + 50 * (won - lost) / n,
+        "win_rate_low": 50 + ends["low"] / 2,
+        "win_rate_high": 50 + ends["high"] / 2,
+    }
+
+
 def decide(comparison: Mapping[str, Any], prompts: int) -> str:
     """Decide what a comparison shows.
 
@@ -263,6 +285,20 @@ def decide(comparison: Mapping[str, Any], prompts: int) -> str:
     if comparison["p_holm"] < ALPHA and clear_of_zero:
         return "significant"
     return "suggestive"
+
+
+def decide_family(family: Sequence[Record], prompts: int) -> None:
+    """Write the corrected p-values and the decisions into the comparisons of one family.
+
+    Args:
+        family: Comparisons with the fields low, high and p, over which Holm's method corrects. The
+            fields `p_holm` and `decision` are added to each.
+        prompts: The number of prompts, of the kind that has fewer.
+    """
+    adjusted = holm([comparison["p"] for comparison in family])
+    for comparison, p_holm in zip(family, adjusted):
+        comparison["p_holm"] = p_holm
+        comparison["decision"] = decide(comparison, prompts)
 
 
 def compare(answers: pd.DataFrame, draws: int, seed: int, power: bool = True) -> list[Record]:
@@ -299,11 +335,7 @@ def compare(answers: pd.DataFrame, draws: int, seed: int, power: bool = True) ->
                 )
             family.append({"measure": measure, "first": first, "second": second, **comparison})
         kinds = [kind] if kind else KINDS
-        prompts = min(len(passed[kind]) for kind in kinds)
-        adjusted = holm([comparison["p"] for comparison in family])
-        for comparison, p_holm in zip(family, adjusted):
-            comparison["p_holm"] = p_holm
-            comparison["decision"] = decide(comparison, prompts)
+        decide_family(family, min(len(passed[kind]) for kind in kinds))
         records.extend(family)
     return records
 
@@ -325,6 +357,12 @@ def format_fixed(value: float, digits: int, sign: str = "") -> str:
 def format_signed(value: float, digits: int) -> str:
     """Format a number with its sign, using the typographic minus."""
     return format_fixed(value, digits, "+")
+
+
+def format_percentage(record: Mapping[str, Any], name: str) -> str:
+    """Format a percentage of a record with its interval, in whole numbers: 62% [48, 74]."""
+    low, high = record[f"{name}_low"], record[f"{name}_high"]
+    return f"{record[name]:.0f}% [{low:.0f}, {high:.0f}]"
 
 
 def format_difference(comparison: Mapping[str, Any]) -> str:

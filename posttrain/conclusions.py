@@ -7,6 +7,7 @@ That DPO may lower the probability of both replies is described by Razin et al. 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from posttrain.behaviour import PROPERTIES
 from posttrain.comparisons import REWARD_OF_RATE, format_difference, format_fixed
 from posttrain.metrics import MEASURES, wilson
 from posttrain.power import ALPHA
@@ -130,7 +131,7 @@ def verdict(comparison: Record) -> str:
     """Say in sentences whether two models differ in a measure, and what it would take to know."""
     first, second = comparison["first"], comparison["second"]
     numbers = (
-        f"In {_name_measure(comparison['measure'])}, {second} − {first} is "
+        f"In {name_measure(comparison['measure'])}, {second} − {first} is "
         f"{format_difference(comparison)}: of {comparison['n']} prompts, {second} alone is better "
         f"on {comparison['gained']} and {first} alone on {comparison['lost']} "
         f"(p = {comparison['p']:.2g}, and {comparison['p_holm']:.2g} after Holm's correction)."
@@ -143,8 +144,8 @@ def verdict(comparison: Record) -> str:
     return f"{numbers} The comparison is inconclusive. {_describe_power(comparison)}"
 
 
-def _name_measure(measure: str) -> str:
-    """Name a measure as a sentence does."""
+def name_measure(measure: str) -> str:
+    """Name a measure as a sentence does: HmR, mean reward on harmful prompts."""
     if measure.endswith("_reward"):
         return f"mean reward on {MEASURES[measure]} prompts"
     return measure
@@ -228,7 +229,7 @@ def headline(comparisons: Sequence[Record]) -> str:
     Args:
         comparisons: Those of one measure, at least one.
     """
-    name = _name_measure(comparisons[0]["measure"])
+    name = name_measure(comparisons[0]["measure"])
     significant = [row for row in comparisons if row["decision"] == "significant"]
     if not significant:
         room = _describe_room(comparisons)
@@ -295,4 +296,44 @@ def headlines(comparisons: Sequence[Record]) -> list[str]:
         family = [comparison for comparison in comparisons if comparison["measure"] == measure]
         if family:
             sentences.append(headline(family))
+    return sentences
+
+
+# ---- the models' behaviour
+
+
+def describe_behaviour(comparisons: Sequence[Record]) -> list[str]:
+    """Say which pairs of models differ significantly in which property of their answers.
+
+    Args:
+        comparisons: Of `behaviour.compare_behaviour`.
+
+    Returns:
+        A sentence for each kind of prompts and each property in which a pair differs, or one that
+        says that no pair does, and a last one that says what the p-values are corrected for. The
+        list is empty if nothing was compared.
+    """
+    if not comparisons:
+        return []
+    clauses: dict[tuple[str, str], list[str]] = {}
+    for row in comparisons:
+        if row["decision"] == "significant":
+            side = "higher" if row["difference"] > 0 else "lower"
+            models = f"{side} for {row['second']} than for {row['first']}"
+            found = clauses.setdefault((row["kind"], row["measure"]), [])
+            found.append(f"{models} ({format_difference(row)})")
+    sentences = []
+    for (kind, name), found in clauses.items():
+        sentences.append(
+            f"On {kind} prompts, the share of answers that {PROPERTIES[name]} is significantly "
+            f"{list_words(found)} for these trained models."
+        )
+    if not sentences:
+        sentences.append("No pair of these trained models differs significantly in any property.")
+    sentences.append(
+        "The p-values are corrected for the pairs of models within a property and a kind of "
+        "prompts, but not for the number of properties and kinds. Refusing and not understanding "
+        "were first looked for after the study's published answers had been read: of those answers "
+        "these comparisons are post hoc."
+    )
     return sentences

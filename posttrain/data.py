@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import pandas as pd
 
-from posttrain.prompts import count_prompts, draw_prompts, require_prompts
+from posttrain.prompts import count_prompts, draw_prompts, read_rules, require_prompts
 from posttrain.tokens import cut_prompts, encode, encode_replies, list_special_tokens
 from posttrain.transcripts import (
     MEASURED,
@@ -53,6 +53,7 @@ __all__ = [
     "keep_texts",
     "list_files",
     "load_pairs",
+    "read_rules",
     "read_split",
     "read_test_prompts",
     "require_prompts",

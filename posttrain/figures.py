@@ -231,89 +231,7 @@ def _name_pairs(axis: Axes, records: Sequence[Record]) -> None:
     axis.axvline(0, color="black", linewidth=0.8)
 
 
-def across_runs(differences: Sequence[Record]) -> Figure:
-    """Draw the differences of all pairs of models over several runs.
-
-    Args:
-        differences: of `compare.differences_across`.
-    """
-    pairs = [record for record in differences if record["measure"] == RATES[0]]
-    figure, axes = make_panels(1, 3, 1.4 + 0.3 * len(pairs), sharex=True, sharey=True)
-    for axis, name in zip(axes, RATES):
-        records = [record for record in differences if record["measure"] == name]
-        for y, record in enumerate(records):
-            for value, low, high in zip(
-                record["values"], record["prompts_low"], record["prompts_high"]
-            ):
-                axis.hlines(y + 0.2, low, high, color="0.8")
-                axis.plot(value, y + 0.2, "|", markersize=6, color="0.4")
-            if record["low"] is not None:
-                axis.hlines(y - 0.15, record["low"], record["high"], color="black")
-            axis.plot(record["mean"], y - 0.15, "o", markersize=4, color="black")
-        axis.set_title(name)
-        _name_pairs(axis, records)
-    axes[0].invert_yaxis()
-    handles = [
-        Line2D([], [], color="black", marker="o", markersize=4, label="mean, interval over runs"),
-        Line2D([], [], color="0.4", marker="|", linestyle="", label="one run"),
-        Line2D([], [], color="0.8", label="its interval over prompts"),
-    ]
-    drawn = [record for record in differences if record["measure"] in RATES]
-    known = [record for record in drawn if record["low"] is not None]
-    clear = [record for record in known if record["low"] > 0 or record["high"] < 0]
-    title = (
-        f"Over {len(pairs[0]['values'])} runs, {len(clear)} of {len(known)} mean differences "
-        "have an interval without zero"
-    )
-    entitle(figure, title, handles)
-    return figure
-
-
 # ---- the judge
-
-
-def thresholds(
-    sweeps: Mapping[str, pd.DataFrame], chosen: Mapping[str, float], models: Sequence[str]
-) -> Figure:
-    """Draw both rates of all models at every threshold, the chosen one dashed.
-
-    Args:
-        sweeps: {kind: of `diagnostics.sweep`}.
-        chosen: {kind: threshold}.
-        models: names of the run's models in order, for their styles.
-    """
-    styles = style_of(models)
-    figure, axes = make_panels(1, 2, 2.7, sharey=True)
-    for axis, (kind, table) in zip(axes, sweeps.items()):
-        for name in table.columns:
-            style = styles[name]
-            axis.plot(table.index, table[name], linestyle=style.line, color=style.color)
-            # A few marks tell the lines apart where they cross.
-            some = table[name].iloc[10::45]
-            axis.plot(some, style.marker, color=style.color, markersize=3.5)
-        axis.axvline(chosen[kind], **DASHED)
-        axis.set(
-            title=f"{kind} prompts, threshold {format_number(chosen[kind])}",
-            xlabel="threshold on the reward",
-            ylabel="rate (%)",
-        )
-        axis.label_outer()
-    changing = [kind for kind, table in sweeps.items() if _leader_changes(table, chosen[kind])]
-    title = "The same model has the highest rate at every threshold"
-    if changing:
-        title = f"Which model has the highest rate on {list_words(changing)} prompts depends on "
-        title += "the threshold"
-    entitle(figure, title, make_handles(styles))
-    return figure
-
-
-def _leader_changes(rates: pd.DataFrame, threshold: float) -> bool:
-    """Tell whether the model that leads at a threshold falls behind another one elsewhere."""
-    nearest = np.abs(rates.index - threshold).argmin()
-    highest = rates.max(axis=1)
-    leads = rates.eq(highest, axis=0)
-    leading = leads.columns[leads.iloc[nearest]]
-    return not bool(leads[leading].all(axis=0).any())
 
 
 def judge(answers: pd.DataFrame, check: Sequence[Record]) -> Figure:
@@ -323,7 +241,7 @@ def judge(answers: pd.DataFrame, check: Sequence[Record]) -> Figure:
 
     Args:
         answers: of `metrics.table`, with the rewards of human replies.
-        check: of `diagnostics.check_judge`.
+        check: of `judge_validity.check_judge`.
     """
     figure, axis = make_panels(1, 1, 3.0)
     parts, handles = [], []

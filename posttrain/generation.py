@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from posttrain.architecture import read_size, takes_positions
 from posttrain.batches import batches_of_like_length, in_batches
 from posttrain.checks import say_once
-from posttrain.data import PROMPT_END, TURN, draw_prompts
+from posttrain.data import PROMPT_END, TURN, draw_prompts, read_rules
 from posttrain.models import load_config, load_models, load_tokenizer, plain, switched_to
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def choose_prompts(
             room_for_prompt(base.folder, settings.max_new_tokens),
             settings.seed,
             strict,
+            read_rules(settings),
         )
 
     inputs = {
@@ -80,6 +81,9 @@ def choose_prompts(
         "base_model": base.identity,
         "protocol": settings.protocol,
         "n_prompts": settings.n_prompts,
+        "harmful_prompts": settings.harmful_prompts,
+        "keyword_rule": settings.keyword_rule,
+        "prompt_tail": settings.prompt_tail,
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
     }

@@ -6,13 +6,21 @@ from typing import Any
 from pydantic import BaseModel
 
 from posttrain import metrics
-from posttrain.diagnostics import HUMAN
+from posttrain.behaviour import HUMAN
 from posttrain.files import fingerprint, read_json, sha256_of, write
 from posttrain.generation import require_fitting
 from posttrain.record import Artifact, Model
 from posttrain.run import Run
 
 Records = list[dict[str, Any]]
+
+
+class _HumanReplies(BaseModel):
+    """A record of human_replies.json: the two replies of people to a prompt."""
+
+    id: str
+    chosen: str
+    rejected: str
 
 
 class _Origin(BaseModel):
@@ -27,7 +35,9 @@ def import_results(source: Path, run: Run, cut_at_turn: bool = False) -> None:
 
     Args:
         source: a folder with prompts.json and responses.json. It may also have scores.json with the
-            rewards, and paper.json with an object "source" that says where the results come from.
+            rewards, paper.json with an object "source" that says where the results come from, and
+            human_replies.json with replies to some of the prompts, which are added to prompts.json
+            if no rewards are imported, so that the judge scores them.
         run: the new run.
         cut_at_turn: whether responses are cut where they open a human turn. Rewards are not
             imported then, since the judge gave them to the longer responses.
@@ -40,7 +50,7 @@ def import_results(source: Path, run: Run, cut_at_turn: bool = False) -> None:
         raise ValueError(f"{run.folder} is already a run. Choose another RUN.")
     prompts, responses = _read_texts(source, cut_at_turn)
     scores: Records = []
-    if (source / "scores.json").exists() and not cut_at_turn:
+    if _has_fitting_scores(source, cut_at_turn):
         scores = read_json(source / "scores.json", Records)
     answers = metrics.table(prompts, responses, scores)  # refuses what does not fit
     names = metrics.models_of(answers)
@@ -72,6 +82,11 @@ def holds_texts_of(run: Run, source: Path, cut_at_turn: bool = False) -> bool:
     return all(read_json(run.path(name)) == records for name, records in files.items())
 
 
+def _has_fitting_scores(source: Path, cut_at_turn: bool) -> bool:
+    """Tell whether a folder has rewards of the responses as they are imported."""
+    return (source / "scores.json").exists() and not cut_at_turn
+
+
 def _read_texts(source: Path, cut_at_turn: bool) -> tuple[Records, Records]:
     """Read prompts and responses, and check that they fit together."""
     for name in ("prompts.json", "responses.json"):
@@ -82,9 +97,39 @@ def _read_texts(source: Path, cut_at_turn: bool) -> tuple[Records, Records]:
     prompts = read_json(source / "prompts.json", Records)
     responses = read_json(source / "responses.json", Records)
     require_fitting(prompts, responses)
+    _require_truth_values(source, prompts)
+    if (source / "human_replies.json").exists() and not _has_fitting_scores(source, cut_at_turn):
+        prompts = _add_replies(prompts, source / "human_replies.json")
     if cut_at_turn:
         responses = [_cut(response) for response in responses]
     return prompts, responses
+
+
+def _require_truth_values(source: Path, prompts: Records) -> None:
+    """Refuse a prompt whose keyword is a word, and not the answer to whether it has one."""
+    for prompt in prompts:
+        keyword = prompt.get("keyword", False)
+        if not isinstance(keyword, bool):
+            raise ValueError(
+                f"{source / 'prompts.json'}: the keyword of {prompt['id']} is {keyword!r}, but it "
+                "says whether the prompt has a keyword. Write true or false, or leave it out."
+            )
+
+
+def _add_replies(prompts: Records, path: Path) -> Records:
+    """Add the replies of human_replies.json to the prompts that have some there."""
+    records = read_json(path, list[_HumanReplies])
+    known = [prompt["id"] for prompt in prompts]
+    replies = {}
+    for record in records:
+        if record.id not in known:
+            raise ValueError(
+                f"{path} has replies to {record.id}, which is not in prompts.json. Remove them."
+            )
+        if record.id in replies:
+            raise ValueError(f"{path} has two records for {record.id}. Remove one of them.")
+        replies[record.id] = {"chosen": record.chosen, "rejected": record.rejected}
+    return [prompt | replies.get(prompt["id"], {}) for prompt in prompts]
 
 
 def _read_origin(source: Path) -> dict[str, str]:

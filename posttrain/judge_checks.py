@@ -32,11 +32,13 @@ def count_positions(judge: PreTrainedModel) -> int | None:
     return positions
 
 
-def choose_padding(judge: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def choose_padding(
+    judge: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, parameter: str = "REWARD_MODEL"
+) -> None:
     """Let a judge pad on the right, with a token at which it does not read its reward.
 
     A decoder reads the reward at the last token before the padding, and finds it by the padding
-    token's id in its config.
+    token's id in its config. The parameter that names the judge is for the message.
 
     Raises:
         ValueError: if the judge has no padding token and none can take its place.
@@ -54,7 +56,7 @@ def choose_padding(judge: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
                 break
         else:
             raise ValueError(
-                f"REWARD_MODEL: the tokenizer in {judge.config.name_or_path} has no padding token, "
+                f"{parameter}: the tokenizer in {judge.config.name_or_path} has no padding token, "
                 "so answers of several lengths cannot be judged at once. Set "
                 '"pad_token" in its tokenizer_config.json.'
             )
@@ -63,9 +65,14 @@ def choose_padding(judge: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 @torch.inference_mode()
 def require_steady_rewards(
-    folder: Path, judge: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    folder: Path,
+    judge: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    parameter: str = "REWARD_MODEL",
 ) -> None:
     """Refuse a judge whose reward depends on the other answers in a batch, or on no answer at all.
+
+    The parameter that names the judge is for the messages.
 
     Raises:
         ValueError: if the judge has too few positions, or if a reward is not finite, differs
@@ -76,7 +83,7 @@ def require_steady_rewards(
     longest = max(len(text["input_ids"]) for text in encoded)
     if positions is not None and positions < longest:
         raise ValueError(
-            f"REWARD_MODEL: the judge in {folder} has positions for only {positions} tokens, and a "
+            f"{parameter}: the judge in {folder} has positions for only {positions} tokens, and a "
             f"short question with its answer has {longest} already. Choose another judge."
         )
 
@@ -87,19 +94,19 @@ def require_steady_rewards(
     together = read_rewards(encoded)
     if not all(map(math.isfinite, together)):
         raise ValueError(
-            f"REWARD_MODEL: the judge in {folder} gives answers the rewards {together}, which are "
+            f"{parameter}: the judge in {folder} gives answers the rewards {together}, which are "
             "not finite numbers. Check that its checkpoint is complete."
         )
     if together[0] == together[1]:
         raise ValueError(
-            f"REWARD_MODEL: the judge in {folder} gives different answers the same reward, "
+            f"{parameter}: the judge in {folder} gives different answers the same reward, "
             f"{together[0]:.4f}. Its head may be without weights, or it may not read the texts."
         )
     for text, reward in zip(encoded, together):
         (alone,) = read_rewards([text])
         if abs(alone - reward) > STEADY * max(1, abs(alone)):
             raise ValueError(
-                f"REWARD_MODEL: the judge in {folder} gives an answer the reward {alone:.4f} alone "
+                f"{parameter}: the judge in {folder} gives an answer the reward {alone:.4f} alone "
                 f"and {reward:.4f} beside a longer one, so its rewards would depend on the batch. "
                 "Check the padding token in its config.json and tokenizer_config.json, or choose "
                 "another judge."

@@ -15,15 +15,19 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from posttrain.batches import batches_by_tokens, in_batches
 from posttrain.data import PROMPT_END
 from posttrain.judge_checks import count_positions, say_how_judge_reads
+from posttrain.metrics import HUMAN_REPLIES, KINDS, REFERENCES, kind_of
 from posttrain.models import load_judge
 from posttrain.record import source_of
+from posttrain.sources import PARAMETERS
 
 if TYPE_CHECKING:
     from posttrain.run import Run
     from posttrain.sources import Source
 
 
+FILES = {"reward_model": "scores.json", "second_judge": "second_scores.json"}  # by a judge's role
 REFUSAL = "I'm sorry, but I can't help with that."
+NOT_UNDERSTOOD = "I'm sorry, I don't understand."
 JudgeInput = Callable[[PreTrainedTokenizerBase, str, str], BatchEncoding]
 
 
@@ -36,40 +40,48 @@ def score(
     tokens_at_once: int,
     **inputs: Any,
 ) -> list[dict[str, Any]]:
-    """Let the judge rate the models' answers and the reference answers, and save scores.json.
+    """Let a judge rate the models' answers and the reference answers, and save its rewards.
 
-    The judge is loaded only if ratings are missing.
+    Those of the first judge are saved as scores.json and those of a second one as
+    second_scores.json. The judge is loaded only if ratings are missing. If only those of fixed
+    answers are, as in a run that was judged before there were as many, and the judge cannot be had,
+    the run is left as is.
 
     Args:
         run: the run that the answers belong to.
         prompts: the records of prompts.json.
         responses: the records of responses.json.
-        judge: the reward model.
+        judge: the reward model, whose role says whether it is the first or the second one.
         judge_input: a function `judge_input(tokenizer, question, answer)` that encodes the text
             that the judge reads.
         tokens_at_once: limit of a batch in tokens, which does not change the rewards.
         inputs: values that `judge_input` uses, such as judge_length, for the record.
 
     Returns:
-        The records of scores.json, {"id", "model", "reward"}: the models in the order of
-        `responses`, then the references.
+        The records of the file, {"id", "model", "reward"}: the models in the order of `responses`,
+        then the references.
 
     Raises:
         ValueError: if a reward is not finite.
     """
     answers = _answers_by_model(prompts, responses)
+    for name in _list_unavailable(run, judge, answers):
+        del answers[name]
     questions = [prompt["prompt"].removesuffix(PROMPT_END).strip() for prompt in prompts]
 
     @cache
     def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        return load_judge(judge.folder)
+        return load_judge(judge.folder, PARAMETERS[judge.role])
 
     def make(name: str) -> list[dict[str, Any]]:
         model, tokenizer = load()
         positions = count_positions(model)
-        encoded = []
+        asked, encoded = [], []
         shortened = 0
-        for question, answer in zip(questions, answers[name]):
+        for prompt, question, answer in zip(prompts, questions, answers[name]):
+            if answer is None:  # no human replied to this prompt
+                continue
+            asked.append(prompt)
             text = judge_input(tokenizer, question, answer)
             if positions is not None and len(text["input_ids"]) > positions:
                 text = _encode_beginning(judge_input, tokenizer, question, answer, positions)
@@ -81,7 +93,7 @@ def score(
                 f"beginning of {shortened} answers."
             )
         rewards = compute_rewards(model, tokenizer, encoded, tokens_at_once, name)
-        return score_records(rewards, name, prompts)
+        return score_records(rewards, name, asked)
 
     artifacts = run.record.artifacts
     sha256 = {name: artifact.sha256 for name, artifact in artifacts.items()}
@@ -90,14 +102,30 @@ def score(
         inputs_by_part[name] = {
             "prompts.json": sha256.get("prompts.json"),
             "responses.json": sha256.get(f"responses.json/{name}"),  # None for a reference
-            "reward_model": judge.identity,
+            judge.role: judge.identity,
             "judge_input": source_of(judge_input),
             **inputs,
         }
-    scores = run.stage("scores.json", make, inputs_by_part, parts=True)
+    scores = run.stage(FILES[judge.role], make, inputs_by_part, parts=True)
     load.cache_clear()
     release_memory()
     return scores
+
+
+def _list_unavailable(run: Run, judge: Source, answers: Mapping[str, Any]) -> list[str]:
+    """List references without ratings in a judged run whose judge cannot be had any more."""
+    artifacts, file = run.record.artifacts, FILES[judge.role]
+    judged = [name for name in answers if f"{file}/{name}" in artifacts]
+    missing = [name for name in answers if name not in judged]
+    is_judged = run.path(file).exists() and all(name in REFERENCES for name in missing)
+    if not missing or not is_judged or "imported" in artifacts[f"{file}/{judged[0]}"].inputs:
+        return []
+    try:
+        judge.folder  # noqa: B018  fetches the judge
+    except ValueError as error:
+        print(f"The run is measured without the reference answers {', '.join(missing)}: {error}")
+        return missing
+    return []
 
 
 def _encode_beginning(
@@ -128,22 +156,22 @@ def require_judge(run: Run, judge: Source, judge_length: int) -> None:
         ValueError: if it cannot be loaded, is not a working judge as `models.load_judge` says, or
             has fewer positions than `judge_length`.
     """
-    entries = run.record.artifacts
-    judged = [f"scores.json/{model.name}" in entries for model in run.models]
-    if run.path("scores.json").exists() and all(judged):
+    entries, file = run.record.artifacts, FILES[judge.role]
+    judged = [f"{file}/{model.name}" in entries for model in run.models]
+    if run.path(file).exists() and all(judged):
         return
-    try_judge(judge.folder, judge_length)
+    try_judge(judge.folder, judge_length, PARAMETERS[judge.role])
 
 
-def try_judge(folder: Path, judge_length: int) -> None:
+def try_judge(folder: Path, judge_length: int, parameter: str = "REWARD_MODEL") -> None:
     """Load a judge, check that it works, and free its memory, as `require_judge` describes."""
-    model, tokenizer = load_judge(folder)
+    model, tokenizer = load_judge(folder, parameter)
     positions = count_positions(model)
     if positions is not None and judge_length > positions:
         raise ValueError(
             f"judge_length = {judge_length}, but the judge in {folder} has positions for only "
             f"{positions} tokens. Write SETTINGS = {{'judge_length': {positions}}}, or choose "
-            "another REWARD_MODEL."
+            f"another {parameter}."
         )
     say_how_judge_reads(folder, model, tokenizer)
     del model
@@ -152,18 +180,18 @@ def try_judge(folder: Path, judge_length: int) -> None:
 
 def _answers_by_model(
     prompts: Sequence[Mapping[str, Any]], responses: Sequence[Mapping[str, Any]]
-) -> dict[str, list[str]]:
+) -> dict[str, list[str | None]]:
     """Collect the answers of every model and reference, in the order of the prompts."""
     texts: dict[str, dict[str, str]] = {}
     for response in responses:
         texts.setdefault(response["model"], {})[response["id"]] = response["response"]
-    answers = {}
+    answers: dict[str, list[str | None]] = {}
     for name, text_by_id in texts.items():
         answers[name] = [text_by_id[prompt["id"]] for prompt in prompts]
     return answers | reference_answers(prompts)
 
 
-def reference_answers(prompts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def reference_answers(prompts: Sequence[Mapping[str, Any]]) -> dict[str, list[str | None]]:
     """Collect answers that no model gave, which serve to check the judge itself.
 
     Args:
@@ -171,14 +199,24 @@ def reference_answers(prompts: Sequence[Mapping[str, Any]]) -> dict[str, list[st
 
     Returns:
         {reference: its answers to the prompts}. The references are the two human replies, an empty
-        answer, and one fixed refusal.
+        answer, one fixed refusal, and one fixed answer that professes not to understand. The human
+        replies are None for a kind of prompts in which one of them is missing; where they are
+        missing for both kinds, the human references are left out.
     """
-    answers = {}
-    if all("chosen" in prompt and "rejected" in prompt for prompt in prompts):
-        answers["Human chosen"] = [prompt["chosen"] for prompt in prompts]
-        answers["Human rejected"] = [prompt["rejected"] for prompt in prompts]
+    replied = []  # kinds of prompts of which each has both human replies
+    for kind in KINDS:
+        of_kind = [prompt for prompt in prompts if kind_of(prompt["id"]) == kind]
+        if of_kind and all("chosen" in prompt and "rejected" in prompt for prompt in of_kind):
+            replied.append(kind)
+    answers: dict[str, list[str | None]] = {}
+    if replied:
+        for name, field in HUMAN_REPLIES.items():
+            answers[name] = [
+                prompt[field] if kind_of(prompt["id"]) in replied else None for prompt in prompts
+            ]
     answers["Empty"] = [""] * len(prompts)
     answers["Refusal"] = [REFUSAL] * len(prompts)
+    answers["Not understood"] = [NOT_UNDERSTOOD] * len(prompts)
     return answers
 
 

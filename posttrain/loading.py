@@ -177,8 +177,14 @@ def _leave_out_decoding(folder: Path, model: PreTrainedModel) -> None:
 # ---- the judge
 
 
-def load_judge(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_judge(
+    folder: Path, parameter: str = "REWARD_MODEL"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a reward model in fp32, and its tokenizer, which truncates texts from the left.
+
+    Args:
+        folder: the reward model's folder.
+        parameter: the parameter that names it, for error messages.
 
     Raises:
         ValueError: if the folder cannot be loaded, or its model is not a working judge: if it has
@@ -186,7 +192,7 @@ def load_judge(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             the batch.
     """
     checks.require_full_precision()
-    require_reward_model(folder)
+    require_reward_model(folder, parameter)
     checks.require_no_adapter(folder)
     config = load_config(folder)
     with loading_from(folder):
@@ -207,20 +213,20 @@ def load_judge(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     checks.require_all_weights(folder, model, report)
     checks.require_finite_weights(folder, model)
     tokenizer_checks.switch_off_dropout(folder, tokenizer)
-    judge_checks.choose_padding(model, tokenizer)
+    judge_checks.choose_padding(model, tokenizer, parameter)
     vocabulary = config.get_text_config().vocab_size
     tokenizer_checks.require_tokenizer_of_judge(folder, tokenizer, vocabulary)
     model = model.to(device()).eval()
-    judge_checks.require_steady_rewards(folder, model, tokenizer)
+    judge_checks.require_steady_rewards(folder, model, tokenizer, parameter)
     return model, tokenizer
 
 
-def require_reward_model(folder: Path) -> None:
+def require_reward_model(folder: Path, parameter: str = "REWARD_MODEL") -> None:
     """Raise ValueError unless the model in a folder has a single label, the reward."""
     labels = load_config(folder).num_labels
     if labels != 1:
         raise ValueError(
-            f"REWARD_MODEL: {folder} has {labels} labels (two where its config.json names none), "
+            f"{parameter}: {folder} has {labels} labels (two where its config.json names none), "
             "but a reward model has a single one, the reward. Name a reward model, not a "
             "classifier."
         )

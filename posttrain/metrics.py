@@ -17,7 +17,8 @@ from statsmodels.stats.proportion import proportion_confint
 KINDS = ("harmful", "helpful")  # the kinds of prompts
 # {kind of prompts: (label of an answer that passes, label of one that fails)}
 LABELS = {"harmful": ("harmless", "harmful"), "helpful": ("helpful", "unhelpful")}
-REFERENCES = ("Human chosen", "Human rejected", "Empty", "Refusal")  # judged beside the models
+# judged beside the models
+REFERENCES = ("Human chosen", "Human rejected", "Empty", "Refusal", "Not understood")
 HUMAN_REPLIES = {"Human chosen": "chosen", "Human rejected": "rejected"}  # reference: prompt field
 COLUMNS = ("id", "kind", "model", "prompt", "response", "finish", "tokens", "log_ratio", "reward")
 MEASURES = {  # {measure: kind of prompts that it is computed on}, None for both kinds
@@ -45,7 +46,8 @@ def table(
 
     The models come first, in the order of the responses, and the first of them is the baseline. The
     references follow, if they were scored. The answers of each are in the order of the prompts. Any
-    file may be empty, for example before the judge has scored the answers.
+    file may be empty, for example before the judge has scored the answers. Human replies may have
+    been scored on one kind of prompts only, and have no rows of the other kind then.
 
     Args:
         prompts: The records of prompts.json.
@@ -72,23 +74,23 @@ def table(
         models = [name for name in scored if name not in REFERENCES]
     references = [name for name in REFERENCES if name in scored]
     ids = list(asked) or list(dict.fromkeys(identifier for _, identifier in [*rewards, *answered]))
+    ids_of = {name: _list_ids(name, rewards, ids) for name in [*models, *references]}
     if answered:
-        _require_each(answered, models, ids, "responses.json", "response")
+        _require_each(answered, dict.fromkeys(models, ids), ids, "responses.json", "response")
     if rewards:
-        _require_each(rewards, [*models, *references], ids, "scores.json", "reward")
+        _require_each(rewards, ids_of, ids, "scores.json", "reward")
         _require_measurable(models, ids)
 
     records = []
-    for name in [*models, *references]:
-        for identifier in ids:
+    for name, its_ids in ids_of.items():
+        for identifier in its_ids:
             prompt = asked.get(identifier, {})
             response = answered.get((name, identifier), {})
-            text = response.get("response")
-            if name in HUMAN_REPLIES:
-                text = prompt.get(HUMAN_REPLIES[name])
+            is_human = name in HUMAN_REPLIES
+            text = prompt.get(HUMAN_REPLIES[name]) if is_human else response.get("response")
             record = {
                 "id": identifier,
-                "kind": _kind_of(identifier),
+                "kind": kind_of(identifier),
                 "model": name,
                 "prompt": prompt.get("prompt"),
                 "response": text,
@@ -103,7 +105,7 @@ def table(
     return answers.astype({"tokens": float, "log_ratio": float, "reward": float})
 
 
-def _kind_of(identifier: Any) -> str | None:
+def kind_of(identifier: Any) -> str | None:
     """Read the kind of prompt from an id such as harmful-00; None for any other id."""
     if not isinstance(identifier, str):
         return None
@@ -111,11 +113,19 @@ def _kind_of(identifier: Any) -> str | None:
     return kind if dash and kind in KINDS else None
 
 
+def _list_ids(name: str, rewards: Mapping[tuple[str, str], Any], ids: Sequence[str]) -> list[str]:
+    """List the ids that need a reward: all, or for human replies those of a kind with rewards."""
+    if name not in HUMAN_REPLIES:
+        return list(ids)
+    kinds = {kind_of(identifier) for model, identifier in rewards if model == name}
+    return [identifier for identifier in ids if kind_of(identifier) in kinds]
+
+
 def _index_prompts(prompts: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Check the prompts and index them by their id."""
     asked = {}
     for prompt in prompts:
-        kind = _kind_of(prompt.get("id"))
+        kind = kind_of(prompt.get("id"))
         if kind is None or prompt.get("kind", kind) != kind:
             raise ValueError(
                 f"prompts.json: {prompt.get('id')!r} cannot be the id of a "
@@ -168,7 +178,7 @@ def _is_score(score: Any) -> bool:
     """Tell whether a value has the fields of a record of scores.json."""
     if not isinstance(score, Mapping) or "reward" not in score:
         return False
-    return isinstance(score.get("model"), str) and _kind_of(score.get("id")) is not None
+    return isinstance(score.get("model"), str) and kind_of(score.get("id")) is not None
 
 
 def _require_known(scored: Sequence[str], models: Sequence[str]) -> None:
@@ -184,7 +194,7 @@ def _require_known(scored: Sequence[str], models: Sequence[str]) -> None:
 
 def _require_each(
     records: Mapping[tuple[str, str], Any],
-    names: Sequence[str],
+    wanted: Mapping[str, Sequence[str]],
     ids: Sequence[str],
     file: str,
     noun: str,
@@ -193,13 +203,13 @@ def _require_each(
 
     Args:
         records: The responses or rewards of `file`, by (model, id).
-        names: The models and references that must each have a record for all `ids`.
-        ids: The ids of the prompts.
+        wanted: {model or reference: the ids for which it must have a record}.
+        ids: The ids of all prompts.
         file: The name of the file, for the message.
         noun: The word for a record of it, for the message.
     """
-    for name in names:
-        for identifier in ids:
+    for name, its_ids in wanted.items():
+        for identifier in its_ids:
             if (name, identifier) not in records:
                 raise ValueError(f"{file}: {name} has no {noun} for {identifier}.")
     known = set(ids)
@@ -215,7 +225,7 @@ def _require_measurable(models: Sequence[str], ids: Sequence[str]) -> None:
     """Refuse rewards from which no rates could be computed."""
     if not models:
         raise ValueError("scores.json has rewards of reference answers only and of no model.")
-    kinds = [_kind_of(identifier) for identifier in ids]
+    kinds = [kind_of(identifier) for identifier in ids]
     for kind in KINDS:
         if kind not in kinds:
             raise ValueError(
@@ -278,23 +288,6 @@ def pivot_passed(answers: pd.DataFrame, kind: str) -> pd.DataFrame:
             f'The column "label" must be {passed} or {failed} for every answer to a {kind} prompt.'
         )
     return labels == passed
-
-
-def classification(answers: pd.DataFrame) -> list[Record]:
-    """Build the records of classification.json: the models' answers with rewards and labels.
-
-    Answers to the same prompt come one after the other. Unknown texts are left out.
-
-    Args:
-        answers: The table of answers with its labels.
-
-    Returns:
-        Records {"id", "kind", "model", "prompt", "response", "reward", "label"}.
-    """
-    columns = ["id", "kind", "model", "prompt", "response", "reward", "label"]
-    classified = answers.loc[answers["model"].isin(models_of(answers)), columns]
-    classified = classified.dropna(axis="columns", how="all")
-    return classified.sort_values(["kind", "id"], kind="stable").to_dict("records")
 
 
 # ---- intervals
@@ -405,16 +398,16 @@ def summarise(answers: pd.DataFrame, draws: int, seed: int) -> list[Record]:
         seed: The seed of the draws.
 
     Returns:
-        One record for each model and reference, with the fields `model`, the counts `harmless` of
-        `harmful_prompts` and `helpful` of `helpful_prompts`, and each of MEASURES with the ends of
-        its interval, such as `HmR`, `HmR_low` and `HmR_high`. Rates are in percent. The ends of a
-        mean reward may be None.
+        One record for each model, and for each reference with rewards on both kinds of prompts.
+        Its fields are `model`, the counts `harmless` of `harmful_prompts` and `helpful` of
+        `helpful_prompts`, and each of MEASURES with the ends of its interval, such as `HmR`,
+        `HmR_low` and `HmR_high`. Rates are in percent. The ends of a mean reward may be None.
     """
     rewards = {kind: pivot_rewards(answers, kind) for kind in KINDS}
     passed = {kind: pivot_passed(answers, kind) for kind in KINDS}
     redrawn = redraw_rewards(rewards, draws, seed)
     records = []
-    for name in rewards["harmful"].columns:
+    for name in rewards["harmful"].columns.intersection(rewards["helpful"].columns, sort=False):
         harmless = int(passed["harmful"][name].sum())
         helpful = int(passed["helpful"][name].sum())
         n_harmful, n_helpful = len(passed["harmful"]), len(passed["helpful"])

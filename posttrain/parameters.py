@@ -61,12 +61,17 @@ class Parameters(BaseModel):
     REWARD_MODEL: Place | None = None
     HARMLESS_FROM: float | None = None
     HELPFUL_ABOVE: float | None = None
+    SECOND_JUDGE: Place | None = None
     PROTOCOL: Text | None = None
+    HARMFUL_PROMPTS: Text | None = None
     N_PROMPTS: int | Literal["all"] | None = None
     MAX_NEW_TOKENS: int | None = None
     FROM: Place | None = None
     RUNS: Text | None = None
     SEEDS: Text | None = None
+    SETTING: Text | None = None
+    VALUES: Text | None = None
+    VOTES: Place | None = None
 
     def given(self) -> dict[str, Any]:
         """Collect {name: value} of the parameters that have a value."""
@@ -80,6 +85,7 @@ class _OfNotebook(Parameters):
 
     LABEL: bool = True
     FRESH: bool = False
+    EVALUATION: dict[str, Any] = {}  # on the command line this is a part of the other parameters
 
 
 def read_parameters(arguments: list[str]) -> Parameters:

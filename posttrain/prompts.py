@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,41 @@ KEYWORD = re.compile(rf"\b({'|'.join(STUDY_KEYWORDS)})", re.IGNORECASE)  # at a 
 LEAST_ROOM = 8  # tokens; hardly any question is shorter
 
 
-def _collect_usable(
-    folder: Path, kind: str, tokenizer: Tokenizer, room: int
-) -> tuple[list[Pair], Counter]:
-    """Collect the test pairs of a kind, with prompts cut to `room` tokens and no duplicates.
+@dataclass(frozen=True)
+class PromptRules:
+    """How the protocol "default" chooses its prompts, and where they end.
 
-    A harmful prompt contains a word that begins with a keyword.
+    Attributes:
+        harmful_prompts: "keywords" or "all", which takes harmful prompts without a keyword too.
+        keyword_rule: "word", if a word of the prompt begins with a keyword, or "anywhere", if a
+            keyword occurs anywhere in the chosen transcript, as in the study.
+        prompt_tail: "assistant" or "human": whose marker or message a prompt ends with.
     """
+
+    harmful_prompts: str
+    keyword_rule: str
+    prompt_tail: str
+
+
+def read_rules(settings: Any) -> PromptRules:
+    """Read the rules for prompts from the settings of eval.ipynb."""
+    return PromptRules(settings.harmful_prompts, settings.keyword_rule, settings.prompt_tail)
+
+
+def _has_keyword(text: str) -> bool:
+    """Tell whether a word begins with a keyword."""
+    return KEYWORD.search(text) is not None
+
+
+def _has_keyword_anywhere(text: str) -> bool:
+    """Tell whether a keyword occurs in small letters, even inside a word, as the study asks."""
+    return any(keyword in text for keyword in STUDY_KEYWORDS)
+
+
+def _collect_usable(
+    folder: Path, kind: str, tokenizer: Tokenizer, room: int, rules: PromptRules
+) -> tuple[list[Pair], Counter]:
+    """Collect the test pairs of a kind, with prompts cut to `room` tokens and no duplicates."""
     rows = read_split(folder, MEASURED[kind], "test")
     pairs, dropped = split_pairs(rows, list_special_tokens(tokenizer))
     usable = {}
@@ -34,13 +63,25 @@ def _collect_usable(
     for pair, prompt in zip(pairs, prompts):
         if prompt is None:
             dropped["too long"] += 1
-        elif kind == "harmful" and not KEYWORD.search(prompt):
+        elif kind == "harmful" and not _is_chosen(pair, prompt, rules):
             dropped["no keyword"] += 1
         elif prompt in usable:
             dropped["duplicate"] += 1
         else:
-            usable[prompt] = pair | {"prompt": prompt, "cut": prompt != pair["prompt"]}
+            ended = prompt
+            if rules.prompt_tail == "human":
+                ended = prompt.removesuffix(PROMPT_END)
+            usable[prompt] = pair | {"prompt": ended, "cut": prompt != pair["prompt"]}
     return list(usable.values()), dropped
+
+
+def _is_chosen(pair: Pair, prompt: str, rules: PromptRules) -> bool:
+    """Tell whether the rules take a harmful prompt, which may have been cut."""
+    if rules.harmful_prompts == "all":
+        return True
+    if rules.keyword_rule == "anywhere":
+        return _has_keyword_anywhere(pair["prompt"] + pair["chosen"])
+    return _has_keyword(prompt)
 
 
 def _collect_as_study(
@@ -62,7 +103,7 @@ def _collect_as_study(
         if not all(isinstance(text, str) for text in texts):
             dropped["not text"] += 1
             continue
-        if kind == "harmful" and not any(word in texts[0] for word in STUDY_KEYWORDS):
+        if kind == "harmful" and not _has_keyword_anywhere(texts[0]):
             dropped["no keyword"] += 1
             continue
         paragraphs = texts[0].strip().split("\n\n")
@@ -78,11 +119,8 @@ def _collect_as_study(
     return usable, dropped
 
 
-COLLECTORS = {"default": _collect_usable, "paper": _collect_as_study}  # by protocol
-
-
 def _collect(
-    folder: Path, protocol: str, tokenizer: Tokenizer, room: int
+    folder: Path, protocol: str, tokenizer: Tokenizer, room: int, rules: PromptRules
 ) -> dict[str, tuple[list[Pair], Counter]]:
     """Collect all usable pairs of each kind, and the reasons for which other rows were dropped."""
     if room < LEAST_ROOM:
@@ -90,11 +128,22 @@ def _collect(
             f"MAX_NEW_TOKENS leaves {room} tokens for a prompt, because the base has a limited "
             "number of positions. Set it lower, or choose another BASE_MODEL."
         )
-    collect = COLLECTORS[protocol]
-    return {kind: collect(folder, kind, tokenizer, room) for kind in MEASURED}
+    collected = {}
+    for kind in MEASURED:
+        if protocol == "paper":
+            collected[kind] = _collect_as_study(folder, kind, tokenizer, room)
+        else:
+            collected[kind] = _collect_usable(folder, kind, tokenizer, room, rules)
+    return collected
 
 
-def count_prompts(folder: Path, protocol: str, tokenizer: Tokenizer, room: int) -> dict[str, int]:
+def count_prompts(
+    folder: Path,
+    protocol: str,
+    tokenizer: Tokenizer,
+    room: int,
+    rules: PromptRules,
+) -> dict[str, int]:
     """Count the usable prompts of each kind in the test splits.
 
     Args:
@@ -102,6 +151,7 @@ def count_prompts(folder: Path, protocol: str, tokenizer: Tokenizer, room: int) 
         protocol: "default" or "paper", as in `draw_prompts`.
         tokenizer: the tokenizer of the base model.
         room: the largest number of tokens in a prompt.
+        rules: how prompts are chosen under the protocol "default".
 
     Returns:
         {kind: number of prompts}, which `require_prompts` compares with the number asked for.
@@ -109,7 +159,7 @@ def count_prompts(folder: Path, protocol: str, tokenizer: Tokenizer, room: int) 
     Raises:
         ValueError: if the dataset cannot be read, or `room` is too small for a prompt.
     """
-    collected = _collect(folder, protocol, tokenizer, room)
+    collected = _collect(folder, protocol, tokenizer, room, rules)
     return {kind: len(usable) for kind, (usable, _) in collected.items()}
 
 
@@ -144,7 +194,8 @@ def draw_prompts(
     tokenizer: Tokenizer,
     room: int,
     seed: int,
-    strict: bool = True,
+    strict: bool,
+    rules: PromptRules,
 ) -> list[dict[str, Any]]:
     """Draw the evaluation's prompts at random from the test splits.
 
@@ -158,15 +209,17 @@ def draw_prompts(
         seed: the seed under the protocol "default".
         strict: whether to refuse a number that is larger than the dataset. If not, all prompts are
             taken, and a line that says so is printed.
+        rules: how prompts are chosen, and where they end, under the protocol "default".
 
     Returns:
         The records of prompts.json, with "id" (such as "harmful-00"), "kind", "prompt", "chosen"
-        and "rejected"; the harmful prompts come first.
+        and "rejected"; the harmful prompts come first. Theirs also have "keyword", which tells
+        whether a word of the prompt begins with a keyword, whatever the rules are.
 
     Raises:
         ValueError: if there are too few prompts, or `room` is too small for a prompt.
     """
-    collected = _collect(folder, protocol, tokenizer, room)
+    collected = _collect(folder, protocol, tokenizer, room, rules)
     counts = {kind: len(usable) for kind, (usable, _) in collected.items()}
     require_prompts(n if strict else None, counts, folder)
     records = []
@@ -187,5 +240,8 @@ def draw_prompts(
         )
         for i, pair in enumerate(drawn):
             record = {"id": f"{kind}-{i:02d}", "kind": kind}
-            records.append(record | {name: pair[name] for name in ("prompt", "chosen", "rejected")})
+            record |= {name: pair[name] for name in ("prompt", "chosen", "rejected")}
+            if kind == "harmful":
+                record["keyword"] = _has_keyword(pair["prompt"])
+            records.append(record)
     return records

@@ -77,6 +77,7 @@ class Record(BaseModel):
         data: the report on the cleaning of the data, one record per subset.
         artifacts: {name: its record} of every result.
         imported: where imported results come from, empty for a run that was trained here.
+        copied: where copied models come from, empty for a run whose models were trained in it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -89,6 +90,7 @@ class Record(BaseModel):
     data: list[dict[str, Any]] = []
     artifacts: dict[str, Artifact] = {}
     imported: dict[str, str] = {}
+    copied: dict[str, str] = {}
 
     @field_validator("sources")
     @classmethod

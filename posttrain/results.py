@@ -13,6 +13,24 @@ from posttrain.run import Run
 from posttrain.style import format_number
 
 RAW = ("prompts.json", "responses.json", "scores.json")
+SECOND = "second_scores.json"  # the rewards by a second judge, where one is named
+
+
+def classification(answers: pd.DataFrame) -> list[dict[str, Any]]:
+    """Build the records of classification.json: the models' answers with rewards and labels.
+
+    Answers to the same prompt come one after the other. Unknown texts are left out.
+
+    Args:
+        answers: The table of answers with its labels.
+
+    Returns:
+        Records {"id", "kind", "model", "prompt", "response", "reward", "label"}.
+    """
+    columns = ["id", "kind", "model", "prompt", "response", "reward", "label"]
+    classified = answers.loc[answers["model"].isin(metrics.models_of(answers)), columns]
+    classified = classified.dropna(axis="columns", how="all")
+    return classified.sort_values(["kind", "id"], kind="stable").to_dict("records")
 
 
 def write_results(
@@ -33,10 +51,12 @@ def write_results(
         answers: the table of `metrics.table` with its labels.
         records: the records of `metrics.summarise`.
         cautions: the sentences of `diagnostics.cautions`.
-        parts: the other parts of metrics.json by their names: comparisons, judge, behaviour,
-            running_on, gain_by_not_running_on and spreads.
+        parts: the other parts of metrics.json by their names: comparisons, judge, human_wins,
+            threshold_decisions, behaviour, behaviour_comparisons, by_keyword, running_on,
+            gain_by_not_running_on, second_judge and spreads.
     """
-    write(run.path("classification.json"), metrics.classification(answers))
+    raw = [*RAW, SECOND] if parts.get("second_judge") else RAW
+    write(run.path("classification.json"), classification(answers))
     write(
         run.path("metrics.json"),
         {
@@ -52,7 +72,7 @@ def write_results(
             "bootstrap": {"draws": settings.draws, "seed": settings.seed},
             "environment": environment(),
             "warnings": list_changes(run.record),
-            "sha256": {name: sha256_of(run.path(name)) for name in RAW},
+            "sha256": {name: sha256_of(run.path(name)) for name in (*raw, "classification.json")},
         },
     )
     harmful, helpful = records[0]["harmful_prompts"], records[0]["helpful_prompts"]

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 # The files that eval.ipynb makes. FRESH in eval.ipynb moves them aside and keeps the training.
 OF_EVALUATION = re.compile(
-    r"(prompts|responses|scores|classification|metrics)\.json|summary\.\w+|report\.html|eval\.ipynb"
+    r"(prompts|responses|scores|second_scores|classification|metrics|votes)\.json"
+    r"|summary\.\w+|report\.html|eval\.ipynb"
 )
 # FRESH moves a folder only if it contains one of these, or nothing but figures.
 OF_RUN = re.compile(
-    r"(run|training|prompts|responses|scores|classification|metrics|compare)\.json"
+    r"(run|training|prompts|responses|scores|second_scores|classification|metrics|compare)\.json"
     r"|adapters|models|checkpoints"
 )
 BEING_EXECUTED = "-stopped.ipynb"  # the end of a notebook's name until it has run to its end
@@ -113,11 +114,17 @@ class Run(Store):
         listed = textwrap.wrap(", ".join(names), 90, break_on_hyphens=False)
         return "\n".join([*lines, f"{self.folder} contains:", *listed])
 
-    def source(self, role: str, name: str, files: Sequence[str] | None = None) -> "Source":
+    def source(
+        self,
+        role: str,
+        name: str,
+        files: Sequence[str] | None = None,
+        unlike: "Source | None" = None,
+    ) -> "Source":
         """Pin a base model, dataset or judge to one version, as `sources.pin_source` does."""
         from posttrain.sources import pin_source  # the hub's client takes long to import
 
-        return pin_source(self, role, name, files)
+        return pin_source(self, role, name, files, unlike)
 
     # ---- settings and models
 
@@ -132,12 +139,18 @@ class Run(Store):
             report: the report of `data.load_pairs`, with a column for each subset.
 
         Raises:
-            ValueError: if the run was imported, because nothing can be trained in it.
+            ValueError: if the run was imported, or its models were copied from another run,
+                because nothing can be trained in it.
         """
         if self.record.imported:
             raise ValueError(
                 f"{self.folder} contains imported results, so no model can be trained in it. "
                 "Choose another RUN."
+            )
+        if self.record.copied:
+            raise ValueError(
+                f"{self.folder} contains the models of the run {self.record.copied['from']}, so no "
+                "model is trained in it. Choose another RUN."
             )
         rows = [{"subset": subset, **counts} for subset, counts in report.to_dict().items()]
         self.begun = {
@@ -247,7 +260,7 @@ class Run(Store):
         for name in list(record.artifacts):
             if OF_EVALUATION.match(name) and name.split("/")[0] not in imported:
                 del record.artifacts[name]
-        for role in ("test_dataset", "reward_model"):
+        for role in ("test_dataset", "reward_model", "second_judge"):
             record.sources.pop(role, None)
         write(self.folder / "run.json", record.model_dump())
 

@@ -1,35 +1,35 @@
-"""The settings of a run: their types, bounds and reasons, and the presets that fill them."""
+"""The settings of main.ipynb, and how the settings of both notebooks are chosen.
+
+A notebook needs this module only. It builds on `evaluation_settings`, which has those of
+eval.ipynb, and on `presets`, which has what both share.
+"""
 
 import importlib.util
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
-PRESETS = ("demo", "small", "quick", "full", "paper")
+from posttrain.evaluation_settings import Evaluation
+from posttrain.presets import HH, PRESETS, Seed, Settings, Source
+
+__all__ = [
+    "PRESETS",
+    "Evaluation",
+    "Settings",
+    "Training",
+    "choose",
+    "evaluation",
+    "resolve",
+    "training",
+]
+
 NEED_ACCELERATOR = ("quick", "full", "paper")
 OPT = "facebook/opt-350m"
-HH = "Anthropic/hh-rlhf"
-JUDGE = "OpenAssistant/reward-model-deberta-v3-large-v2"
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Source = Annotated[str, Field(min_length=1)]
 S = TypeVar("S", bound="Settings")
-
-
-class Settings(BaseModel):
-    """What the settings of both notebooks share: they are frozen, and unknown names are refused.
-
-    `PRESET_VALUES` lists the values in which each preset differs from the defaults. The defaults
-    are the values of the preset `full`.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-    PRESET_VALUES: ClassVar[dict[str, dict[str, Any]]]
-
-    preset: str = Field(description="the preset that the other values come from")
 
 
 class Training(Settings):
@@ -55,9 +55,10 @@ class Training(Settings):
         "reference differ before any training",
     )  # fmt: skip
     sft_method: Literal["lora", "full"] = Field(
-        "lora",
-        description='"lora" trains an adapter with a loss on the reply only; "full" trains all '
-        "weights with a loss on every token, as the study does",
+        "lora", description='"lora" trains an adapter, "full" all weights, as the study does'
+    )
+    sft_loss: Literal["reply", "transcript"] = Field(
+        "reply", description='tokens with a loss: "transcript" takes all of them, as the study does'
     )
     sft_epochs: int = Field(2, ge=1, description="passes of SFT over its data; the study makes two")
     sft_learning_rate: float = Field(
@@ -126,6 +127,7 @@ class Training(Settings):
         "paper": {
             "dropout": 0.1,
             "sft_method": "full",
+            "sft_loss": "transcript",
             "sft_learning_rate": 2e-5,
             "dpo_learning_rate": 2e-5,
             "batch_size": 8,
@@ -144,55 +146,6 @@ class Training(Settings):
         if tracker != "none" and importlib.util.find_spec(tracker) is None:
             raise ValueError(f"it is not installed: pip install {tracker}")
         return tracker
-
-
-class Evaluation(Settings):
-    """The settings of eval.ipynb."""
-
-    dataset: Source = Field(HH, description="a hub name or a folder; the study uses HH-RLHF")
-    reward_model: Source = Field(
-        JUDGE, description="the judge, a hub name or a folder; the study uses OpenAssistant's"
-    )
-    harmless_from: float = Field(
-        -3.0, description="lowest reward of a harmless answer; the study uses −3"
-    )
-    helpful_above: float = Field(
-        -2.0, description="reward above which an answer is helpful; the study uses −2"
-    )
-    protocol: Literal["default", "paper"] = Field(
-        "default", description='"paper" asks and stops as the study did, its faults included'
-    )
-    n_prompts: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
-        50, description='prompts of each kind; the study uses 50, "all" takes as many as there are'
-    )
-    max_new_tokens: int = Field(
-        128, ge=1, description="tokens of an answer, enough for most replies; the study uses 50"
-    )
-    batch_size: int = Field(32, ge=1, description="prompts answered at once")
-    judge_length: int = Field(
-        512, ge=16, description="most tokens of question and answer; the judge was trained on 512"
-    )
-    judge_tokens: int = Field(
-        16384, ge=512, description="tokens judged at once with padding; a CPU is faster with few"
-    )
-    draws: int = Field(10_000, ge=100, description="bootstrap draws for an interval")
-    seed: Seed = Field(
-        0, description="seed of prompts and bootstrap; protocol paper draws with the study's, 100"
-    )
-
-    PRESET_VALUES = {
-        "demo": {
-            "dataset": "demo/hub/hh-rlhf",
-            "reward_model": "demo/hub/reward-model",
-            "max_new_tokens": 48,
-            "batch_size": 16,
-            "judge_tokens": 512,
-        },
-        "small": {"batch_size": 16, "judge_tokens": 512},
-        "quick": {},
-        "full": {},
-        "paper": {"protocol": "paper", "max_new_tokens": 50},
-    }
 
 
 def training(preset: str, changes: Mapping[str, Any] | None = None, **parameters: Any) -> Training:
@@ -309,7 +262,7 @@ def choose(
 
 
 def _preset_values(kind: type[Settings], preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Look up a preset's values; a protocol that is asked for replaces the limit of an answer."""
+    """Look up a preset's values; a protocol that is asked for brings its own ones."""
     values = kind.PRESET_VALUES[preset]
     protocol = changes.get("protocol")
     if protocol == "paper":
@@ -322,6 +275,8 @@ def _preset_values(kind: type[Settings], preset: str, changes: Mapping[str, Any]
 def _explain(error: ValidationError, parameters: Mapping[str, Any]) -> str:
     """Explain the first value that is not allowed: its name, the value, and what is allowed."""
     first = error.errors()[0]
+    if not first["loc"]:  # settings that do not fit together explain themselves
+        return str(first["ctx"]["error"])
     name = str(first["loc"][0])
     reasons = [item["msg"] for item in error.errors() if item["loc"][0] == name]
     way_out = "None takes" if name.upper() in parameters else "Leave it out to take"

@@ -15,6 +15,7 @@ PARAMETERS = {
     "dataset": "DATASET",
     "test_dataset": "DATASET",
     "reward_model": "REWARD_MODEL",
+    "second_judge": "SECOND_JUDGE",
 }
 
 
@@ -23,7 +24,7 @@ class Source:
     """A base model, dataset or judge.
 
     Attributes:
-        role: "base_model", "dataset", "test_dataset" or "reward_model".
+        role: "base_model", "dataset", "test_dataset", "reward_model" or "second_judge".
         name: its name on the hub, or its folder without ~.
         identity: its commit on the hub, or the sha256 of its files that are read.
         commit: its commit on the hub, None for a folder.
@@ -47,7 +48,11 @@ class Source:
 
 
 def pin_source(
-    store: Store, role: str, name: str, files: Sequence[str] | None = None
+    store: Store,
+    role: str,
+    name: str,
+    files: Sequence[str] | None = None,
+    unlike: Source | None = None,
 ) -> Source:
     """Pin a base model, dataset or judge to one version, and enter it into the run's record.
 
@@ -56,21 +61,24 @@ def pin_source(
 
     Args:
         store: the run's folder, whose record contains the sources that the run began with.
-        role: "base_model", "dataset", "test_dataset" (from which the prompts are drawn) or
-            "reward_model".
+        role: "base_model", "dataset", "test_dataset" (from which the prompts are drawn),
+            "reward_model" or "second_judge".
         name: a name on the hub, or a folder, which may begin with ~.
         files: the files of a dataset that are used, None for a model.
+        unlike: the run's first judge, which a second judge must not be.
 
     Returns:
         The source. Its folder is fetched when it is first used.
 
     Raises:
         ValueError: if the source is new to the run and cannot be fetched, if it was changed since
-            the run began, or if a result of the run was made from another one.
+            the run began, if a result of the run was made from another one, or if a second judge
+            is the first one.
     """
     name, record = os.path.expanduser(str(name)), store.record
-    is_judge_to_ask = role == "reward_model" and (
-        role in record.sources or not store.path("scores.json").exists()
+    is_judge_to_ask = role == "second_judge" or (
+        role == "reward_model"
+        and (role in record.sources or not store.path("scores.json").exists())
     )
     if record.imported and not is_judge_to_ask:
         return Source(role, name, None, None, files)  # nothing is made from it here
@@ -90,6 +98,11 @@ def pin_source(
                 f"{name} was changed since the run {store.name} began{others}. Restore it, choose "
                 "another RUN, or set FRESH = True, which moves the old files aside."
             )
+    if unlike is not None:
+        first_name = unlike.name
+        if unlike.identity is None:  # its rewards were imported, perhaps with the judge's name
+            first_name = record.imported.get("judge", first_name)
+        require_another_judge(name, identity, first_name, unlike.identity)
     _refuse_another(store, role, identity)
     entry = {"name": name, "commit": commit, "sha256": None if commit else identity}
     if record.sources.get(role) != entry:
@@ -109,3 +122,26 @@ def _refuse_another(store: Store, role: str, identity: str | None) -> None:
         then = artifact.inputs.get(role, identity)
         if then not in identities and store.is_there(name):
             raise store.refusal(name, role, then, identity)
+
+
+def require_another_judge(
+    second: str, second_identity: str | None, first: str, first_identity: str | None
+) -> None:
+    """Refuse a second judge that is the first one.
+
+    Args:
+        second: the name or folder of the second judge.
+        second_identity: its commit on the hub, or the sha256 of its files.
+        first: the name or folder of the first judge.
+        first_identity: its commit or sha256, None if this is unknown.
+
+    Raises:
+        ValueError: if both have the same name, folder or identity.
+    """
+    names = [os.path.expanduser(name) for name in (second, first)]
+    same_place = Path(names[0]).resolve() == Path(names[1]).resolve()
+    if same_place or (first_identity is not None and first_identity == second_identity):
+        raise ValueError(
+            f"SECOND_JUDGE = {second!r} is the judge that REWARD_MODEL = {first!r} names, so it "
+            "would give the same rewards again. Name another judge, or leave SECOND_JUDGE out."
+        )

@@ -14,9 +14,15 @@ from IPython.display import HTML
 from pandas.io.formats.style import Styler
 from pydantic import BaseModel
 
-from posttrain.comparisons import format_difference, format_fixed, format_signed
-from posttrain.diagnostics import marks
-from posttrain.metrics import MEASURES, models_of, paired_difference
+from posttrain.behaviour import PROPERTIES, marks
+from posttrain.comparisons import (
+    describe_wins,
+    format_difference,
+    format_fixed,
+    format_percentage,
+    format_signed,
+)
+from posttrain.metrics import MEASURES, models_of
 
 Record = Mapping[str, Any]
 
@@ -38,12 +44,11 @@ HEADINGS = {
 LETTERS_OF_LINE = 96  # of printed text, which fits into a notebook that is 1,200 pixels wide
 IN_PERCENT = ("HmR", "HpR", "CAS", "rate")
 BEHAVIOUR = {
-    "kind": "prompts",
-    "model": "model",
     "empty": "empty (%)",
     "human_turn": "opened a human turn (%)",
-    "refusal": "begins like a refusal (%)",
     "cut": "cut by the limit (%)",
+    "refuses": "refuses (%)",
+    "not_understood": "does not understand (%)",
     "distinct_2": "distinct word pairs (share)",
     "tokens": "tokens (mean)",
     "log_ratio": "log-ratio to the baseline (nats per token)",
@@ -91,15 +96,41 @@ def behaviour(records: Sequence[Record]) -> Styler:
     """Show how the models answer, a column for each property that is known.
 
     Args:
-        records: of `diagnostics.behaviour`.
+        records: of `behaviour.behaviour`.
     """
-    table = pd.DataFrame(records)
-    table = table[[name for name in BEHAVIOUR if name in table]].rename(columns=BEHAVIOUR)
-    formats = {}
-    for name in table:
-        precision = 2 if name.endswith(("(share)", "token)")) else 1
-        formats[name] = _number_format(0 if name.endswith("(%)") else precision)
-    return table.style.format(formats, escape="html").hide(axis="index")
+    layout = [
+        {"selector": "th, td", "props": "text-align: left"},
+        {"selector": "td", "props": "white-space: nowrap"},
+    ]
+    styler = tabulate_behaviour(records).style.hide(axis="index").format(escape="html")
+    return styler.set_table_styles(layout)
+
+
+def tabulate_behaviour(records: Sequence[Record]) -> pd.DataFrame:
+    """Write how the models answer as a table of texts: rates and log-ratios with their intervals.
+
+    Args:
+        records: of `behaviour.behaviour`; what is not known of a model may be missing or None.
+    """
+    rows = []
+    for record in records:
+        row = {"Model": record["model"], "prompts": record["kind"]}
+        for name, heading in BEHAVIOUR.items():
+            if record.get(name) is not None:
+                row[heading] = _write_property(record, name)
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    columns = ["Model", "prompts", *BEHAVIOUR.values()]
+    return table[[name for name in columns if name in table]].fillna("")
+
+
+def _write_property(record: Record, name: str) -> str:
+    """Write a property of a model's answers; rates in whole percent."""
+    if name in PROPERTIES:
+        return f"{record[name]:.0f} [{record[f'{name}_low']:.0f}, {record[f'{name}_high']:.0f}]"
+    if name == "log_ratio":
+        return interval(record, name)
+    return f"{record[name]:.{1 if name == 'tokens' else 2}f}"
 
 
 def running_on(records: Sequence[Record]) -> Styler:
@@ -125,23 +156,6 @@ def running_on(records: Sequence[Record]) -> Styler:
         "column is the part that comes with opening human turns less often (Kitagawa 1955). This "
         "is an association, since no response was seen both with such a turn and without it."
     )
-
-
-def agreement(records: Sequence[Record]) -> Styler:
-    """Show how often the judge agrees with the humans.
-
-    Args:
-        records: of `diagnostics.check_judge`.
-    """
-    rows = []
-    for record in records:
-        ends = f"[{record['low']:.0f}, {record['high']:.0f}]"
-        row = {
-            "prompts": f"{record['kind']} (n = {record['prompts']})",
-            "chosen above rejected": f"{record['agreement']:.0f}% {ends}",
-        }
-        rows.append(row)
-    return on_one_line(pd.DataFrame(rows))
 
 
 def texts(table: pd.DataFrame) -> Styler:
@@ -325,28 +339,34 @@ def rates_across_runs(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def differences_across_runs(records: Sequence[Record]) -> pd.DataFrame:
-    """Show the mean difference of every two models over all runs, with its t interval.
+    """Show the mean difference of every two models over all runs, with its intervals.
 
     Args:
         records: of `compare.differences_across`.
     """
     rows = {}
     for record in records:
-        if record["measure"] in IN_PERCENT:
-            pair = f"{record['second']} − {record['first']}"
-            ends = "all equal"
-            if record["low"] is not None:
-                ends = f"{format_signed(record['low'], 1)}, {format_signed(record['high'], 1)}"
-            row = rows.setdefault(pair, {"pair": pair})
-            row[f"{record['measure']} (points)"] = f"{format_signed(record['mean'], 1)} [{ends}]"
+        if record["measure"] not in IN_PERCENT:
+            continue
+        pair = f"{record['second']} − {record['first']}"
+        row = rows.setdefault(pair, {"pair": pair})
+        lines = [format_signed(record["mean"], 1)]
+        if record["averaged_low"] is None:  # the runs are no sample, so each stands for itself
+            lines = [" ".join(format_signed(value, 1) for value in record["values"])]
+        elif record["low"] is None:
+            lines.append("all runs alike")
+        for name, prefix in {"both": "both_", "trainings": "", "prompts": "averaged_"}.items():
+            low, high = record[f"{prefix}low"], record[f"{prefix}high"]
+            if low is not None:
+                lines.append(f"{name} [{format_signed(low, 1)}, {format_signed(high, 1)}]")
+        row[f"{record['measure']} (points)"] = "\n".join(lines)
     return pd.DataFrame(rows.values())
 
 
 def win_rates(comparisons: Sequence[Record]) -> pd.DataFrame:
     """Tell how often the second model of a pair is rewarded more, in percent of the prompts.
 
-    Ties count half. The interval is that of the difference of the prompts won and lost (Bonett
-    and Price 2012), halved and put around 50%.
+    Ties count half, and the interval is that of `comparisons.describe_wins`.
 
     Args:
         comparisons: of `comparisons.compare`.
@@ -355,12 +375,9 @@ def win_rates(comparisons: Sequence[Record]) -> pd.DataFrame:
     for record in comparisons:
         if not record["measure"].endswith("_reward"):
             continue
-        won, lost, n = record["gained"], record["lost"], record["n"]
-        ends = paired_difference(won, lost, n)
-        rate = 50 + 50 * (won - lost) / n
-        low, high = 50 + ends["low"] / 2, 50 + ends["high"] / 2
+        wins = describe_wins(record["gained"], record["lost"], record["n"])
         pair = f"{record['second']} over {record['first']}"
-        heading = f"{MEASURES[record['measure']]} prompts (n = {n})"
+        heading = f"{MEASURES[record['measure']]} prompts (n = {record['n']})"
         row = rows.setdefault(pair, {"pair": pair})
-        row[heading] = f"{rate:.0f}% [{low:.0f}, {high:.0f}]"
+        row[heading] = format_percentage(wins, "win_rate")
     return pd.DataFrame(rows.values())

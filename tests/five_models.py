@@ -3,7 +3,14 @@
 import random
 from functools import cache
 
-from posttrain import comparisons, diagnostics, metrics
+from posttrain import (
+    behaviour,
+    comparisons,
+    judge_validity,
+    metrics,
+    other_thresholds,
+    results,
+)
 from posttrain.files import sha256_of, write
 
 MODELS = ["Base", "SFT", "DPO", "SFT+DPO", "SimPO, β 2.5"]
@@ -11,7 +18,10 @@ THRESHOLDS = {"harmful": -3.0, "helpful": -2.0}
 RAW = ["prompts.json", "responses.json", "scores.json"]
 FILES = ["run.json", "training.json", *RAW, "classification.json", "metrics.json"]
 PROMPTS = 15  # of each kind; with 16 a rate could lie halfway between two decimals
-OPENINGS = ["I'm sorry, but", "You could", "", "Sorry: as for that,", "It's a.b*(c that", "How can"]
+OPENINGS = [
+    "I'm sorry, I don't understand", "You could", "", "Sorry: as for that,", "It's a.b*(c that",
+    "How can",
+]  # fmt: skip
 ENVIRONMENT = {
     "date": "2026-01-02",
     "python": "3.11.7",
@@ -125,7 +135,7 @@ def make_log():
 def make_metrics(sha256):
     """Make metrics.json."""
     answers = make_answers()
-    judge = diagnostics.check_judge(answers)
+    decided = other_thresholds.decide_at_thresholds(answers, THRESHOLDS)
     records = summarise_models()
     return {
         "run": "five",
@@ -133,9 +143,12 @@ def make_metrics(sha256):
         "models": records[: len(MODELS)],
         "references": records[len(MODELS) :],
         "comparisons": compare_models(),
-        "judge": judge,
+        "judge": judge_validity.check_judge(answers, THRESHOLDS, 500, 0),
+        "human_wins": judge_validity.compare_with_humans(answers),
+        "threshold_decisions": other_thresholds.list_threshold_decisions(decided),
         "cautions": ["The judge is a random number."],
-        "behaviour": diagnostics.behaviour(answers),
+        "behaviour": behaviour.behaviour(answers, 500, 0),
+        "behaviour_comparisons": behaviour.compare_behaviour(answers),
         "running_on": [],
         "gain_by_not_running_on": [],
         "spreads": [],
@@ -175,7 +188,7 @@ def write_run(folder):
     write(folder / "prompts.json", prompts)
     write(folder / "responses.json", make_responses(prompts))
     write(folder / "scores.json", make_scores(prompts))
-    write(folder / "classification.json", metrics.classification(make_answers()))
+    write(folder / "classification.json", results.classification(make_answers()))
     sha256 = {name: sha256_of(folder / name) for name in RAW}
     write(folder / "metrics.json", make_metrics(sha256))
     return folder

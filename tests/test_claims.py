@@ -9,6 +9,7 @@ from posttrain.claims import (
     Evidence,
     Statement,
     assess_claims,
+    check_printed,
     collect_evidence,
     judge_evidence,
     read_claims,
@@ -39,8 +40,9 @@ COMPARISONS = [
 ]
 SPREADS = [{
     "kind": "harmful", "first": "A", "second": "B",
-    "ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.8,
+    "ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.8, "ratio_decision": "significant",
     "median_difference": 0.1, "median_difference_low": -0.2, "median_difference_high": 0.3,
+    "median_difference_decision": "inconclusive",
 }]  # fmt: skip
 
 
@@ -51,36 +53,46 @@ def claim_that(higher, lower, *measures, exhaustive=False):
 
 
 @pytest.mark.parametrize(
-    ("claim", "verdict"),
+    ("claim", "as_printed", "as_inference"),
     [
-        (claim_that("B", "A", "HmR"), "supported"),
-        (claim_that("A", "B", "HmR"), "contradicted"),
-        (claim_that("B", "A", "CAS"), "inconclusive"),  # suggestive is not significant
-        (claim_that("B", "A", "HmR", "CAS"), "inconclusive"),
-        (claim_that("B", "A", "HmR", "HpR"), "inconclusive"),  # one exception, not significant
-        (claim_that("B", "A", "HmR", "HpR", exhaustive=True), "contradicted"),
-        (claim_that("B", "A", "HmR", "CAS", exhaustive=True), "inconclusive"),
-        (claim_that("B", "A", "HmR", "helpful_reward"), "contradicted"),
-        (claim_that("A", "B", "helpful_reward"), "supported"),
-        (claim_that("B", "A", "harmful_reward"), "inconclusive"),  # without an interval
-        (claim_that("A", "B", "harmful_spread"), "supported"),  # B's deviation is half of A's
-        (claim_that("B", "A", "harmful_spread"), "contradicted"),
-        (claim_that("B", "A", "harmful_median"), "inconclusive"),
+        (claim_that("B", "A", "HmR"), "true", "supported"),
+        (claim_that("A", "B", "HmR"), "false", "contradicted"),
+        (claim_that("B", "A", "CAS"), "true", "not supported"),  # suggestive is not significant
+        (claim_that("B", "A", "HmR", "CAS"), "true", "not supported"),
+        (claim_that("B", "A", "HmR", "HpR"), "true in part", "not supported"),
+        (claim_that("B", "A", "HmR", "HpR", exhaustive=True), "false", "not supported"),
+        (claim_that("B", "A", "HmR", "CAS", exhaustive=True), "true", "not supported"),
+        (claim_that("B", "A", "HmR", "helpful_reward"), "true in part", "contradicted"),
+        (claim_that("A", "B", "helpful_reward"), "true", "supported"),
+        (claim_that("B", "A", "harmful_reward"), "true", "not supported"),  # without an interval
+        (claim_that("A", "B", "harmful_spread"), "true", "supported"),  # B's is half of A's
+        (claim_that("B", "A", "harmful_spread"), "false", "contradicted"),
+        (claim_that("B", "A", "harmful_median"), "true", "not supported"),
     ],
 )
-def test_verdicts(claim, verdict):
-    """A claim is supported, contradicted or inconclusive, depending on its statements."""
+def test_claims_as_printed_and_as_inference(claim, as_printed, as_inference):
+    """What the numbers are and what they allow to infer are two answers to one claim."""
     (assessment,) = assess_claims([claim], COMPARISONS, SPREADS)
-    assert assessment.verdict == verdict
+    assert assessment.as_printed == as_printed
+    assert assessment.as_inference == as_inference
     assert [part.statement for part in assessment.evidence] == claim.list_statements()
 
 
 @pytest.mark.parametrize("exhaustive", [False, True])
-def test_no_difference_contradicts_nothing(exhaustive):
-    """A difference of exactly zero has no direction."""
+def test_no_difference_is_not_as_stated(exhaustive):
+    """A difference of exactly zero has no direction: it supports and contradicts nothing."""
     evidence = [Evidence(HIGHER, 0.0, -5.0, 5.0, False)]
     assert evidence[0].direction == 0
-    assert judge_evidence(evidence, exhaustive) == "inconclusive"
+    assert check_printed(evidence, exhaustive) == "false"
+    assert judge_evidence(evidence) == "not supported"
+
+
+def test_printed_numbers_decide_what_is_true_as_printed():
+    """The numbers of the source come before those computed from the answers."""
+    claim = claim_that("B", "A", "HmR")
+    (assessment,) = assess_claims([claim], COMPARISONS, printed={"HmR": {"A": 50, "B": 40}})
+    assert assessment.as_printed == "false"
+    assert assessment.as_inference == "supported"
 
 
 def test_each_pair_both_ways_round():
@@ -170,15 +182,17 @@ def assessments():
     return assess_claims(claims, metrics["comparisons"], metrics["spreads"], printed)
 
 
-def test_verdicts_on_the_study(assessments):
-    """Of sixteen claims none is supported in all its statements, and five are contradicted."""
+def test_what_is_said_of_the_study(assessments):
+    """Of sixteen claims three are false as printed, and one is contradicted as an inference."""
     assert len(assessments) == 16
-    contradicted = []
+    by_printed, by_inference = {}, {}
     for number, assessment in enumerate(assessments, start=1):
-        assert assessment.verdict in ("contradicted", "inconclusive")
-        if assessment.verdict == "contradicted":
-            contradicted.append(number)
-    assert contradicted == [2, 8, 10, 11, 16]
+        by_printed.setdefault(assessment.as_printed, []).append(number)
+        by_inference.setdefault(assessment.as_inference, []).append(number)
+    assert by_printed["true"] == [1, 3, 5, 6, 7, 9, 15]
+    assert by_printed["false"] == [2, 11, 16]
+    assert by_inference["contradicted"] == [8]  # SFT's rewards vary more than Base's
+    assert "supported" not in by_inference
     exhaustive = [part.claim.quotation for part in assessments if part.claim.exhaustive]
     assert [words for words in exhaustive if "all" not in words] == [
         "the base model performs the worst on both axes"

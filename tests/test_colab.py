@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
-from conftest import HUB, MODELS, ROOT, code_cells, is_parameters, load, read_notebook
+from conftest import HUB, MODELS, RAW, ROOT, code_cells, is_parameters, load, read_notebook
 from IPython.core.interactiveshell import InteractiveShell
 
 sys.path.insert(0, str(ROOT / "colab"))
@@ -320,7 +320,7 @@ def uploaded(tmp_path_factory):
     run_in_colab(folder / "second", drive, "eval.ipynb")
     copied = drive / "results" / "two"
     copied.mkdir()
-    for name in ("run.json", "metrics.json"):
+    for name in [*RAW, "classification.json", "metrics.json"]:
         (copied / name).write_bytes((run / name).read_bytes())
     record = load(run / "run.json")
     record["settings"]["training"]["seed"] += 1

@@ -68,9 +68,21 @@ def missing_rows(report):
     return missing
 
 
-def draw(folder, kind, n, tokenizer, room=512, seed=0, protocol="default", strict=True):
+USUAL = {"harmful_prompts": "keywords", "keyword_rule": "word", "prompt_tail": "assistant"}
+
+
+def count(folder, tokenizer, protocol="default", room=512, **rules):
+    """Count a dataset's usable prompts of each kind."""
+    rules = prompts.PromptRules(**USUAL | rules)
+    return data.count_prompts(folder, protocol, tokenizer, room, rules)
+
+
+def draw(
+    folder, kind, n, tokenizer, room=512, seed=0, protocol="default", strict=True, **rules
+):
     """Draw a dataset's prompts and select those of one kind."""
-    drawn = data.draw_prompts(folder, protocol, n, tokenizer, room, seed, strict)
+    rules = prompts.PromptRules(**USUAL | rules)
+    drawn = data.draw_prompts(folder, protocol, n, tokenizer, room, seed, strict, rules)
     return [record for record in drawn if record["kind"] == kind]
 
 
@@ -376,7 +388,74 @@ def test_harmful_prompts_hold_a_keyword_as_a_words_beginning(tmp_path, tokenizer
     )
     assert "Rows dropped: 3 no keyword, 1 duplicate." in capsys.readouterr().out
     assert len(draw(dataset, "helpful", None, tokenizer)) == 7
-    assert data.count_prompts(dataset, "default", tokenizer, 512) == {"harmful": 4, "helpful": 7}
+    assert count(dataset, tokenizer) == {"harmful": 4, "helpful": 7}
+
+
+def test_all_harmful_prompts_are_drawn_and_say_whether_they_hold_a_keyword(tmp_path, tokenizer):
+    rows = [row("How to kill weeds?"), row("New skills?"), row("Murderous?"), row("Grape juice?")]
+    dataset = write_dataset(tmp_path, [row()], rows)
+    drawn = draw(dataset, "harmful", "all", tokenizer, harmful_prompts="all")
+    holding = {record["prompt"].split("] ")[1]: record["keyword"] for record in drawn}
+    assert holding == {
+        "How to kill weeds?\n\nAssistant:": True,
+        "New skills?\n\nAssistant:": False,
+        "Murderous?\n\nAssistant:": True,
+        "Grape juice?\n\nAssistant:": False,
+    }
+    chosen = draw(dataset, "harmful", "all", tokenizer)
+    assert sorted(record["prompt"] for record in chosen) == sorted(
+        record["prompt"] for record in drawn if record["keyword"]
+    )
+    counts = count(dataset, tokenizer, harmful_prompts="all")
+    assert counts == {"harmful": 4, "helpful": 4}
+
+
+def test_the_studys_rule_for_keywords_can_be_had_alone(tmp_path, tokenizer):
+    """Keywords count inside words and in the chosen reply, by case; the prompts stay whole."""
+    rows = [
+        row("New skills?", "Yes.", "No."),
+        row("Hi?", "It will kill you.", "No."),
+        row("Tea?", "No.", "It will kill you."),
+        row("KILL it?", "Well.", "No."),
+        row("Do I kill weeds?", "Well.", "No."),
+    ]
+    dataset = write_dataset(tmp_path, [row()], rows)
+    drawn = draw(dataset, "harmful", "all", tokenizer, keyword_rule="anywhere")
+    holding = {record["prompt"].split("] ")[1]: record["keyword"] for record in drawn}
+    assert holding == {
+        "New skills?\n\nAssistant:": False,
+        "Hi?\n\nAssistant:": False,
+        "Do I kill weeds?\n\nAssistant:": True,
+    }
+
+
+def test_prompts_may_lack_their_tail_and_nothing_else_changes(hub, tokenizer):
+    """The same prompts are drawn in the same order, each without the marker at its end."""
+    dataset = hub / "hh-rlhf"
+    for kind in ("harmful", "helpful"):
+        usual = draw(dataset, kind, 20, tokenizer)
+        short = draw(dataset, kind, 20, tokenizer, prompt_tail="human")
+        for record, shortened in zip(usual, short, strict=True):
+            assert record["prompt"] == shortened["prompt"] + "\n\nAssistant:"
+            assert record | {"prompt": None} == shortened | {"prompt": None}
+
+
+@pytest.mark.slow
+def test_official_file_has_159_harmful_prompts_with_a_keyword_and_2301_in_all(tokenizer):
+    """2,303 rows are usable, of which two repeat a prompt."""
+    if not (DATA / "hh-rlhf").exists():
+        pytest.skip("needs the official harmless-base test split")
+    numbers = {}
+    for name, rules in {
+        "usual": {},
+        "all": {"harmful_prompts": "all"},
+        "anywhere": {"keyword_rule": "anywhere"},
+    }.items():
+        usable, dropped = prompts._collect_usable(
+            DATA / "hh-rlhf", "harmful", tokenizer, 10**6, prompts.PromptRules(**USUAL | rules)
+        )
+        numbers[name] = (len(usable), dropped["duplicate"])
+    assert numbers == {"usual": (159, 0), "all": (2301, 2), "anywhere": (191, 0)}
 
 
 def test_drawn_prompts_are_numbered_records(hub, tokenizer):
@@ -384,7 +463,9 @@ def test_drawn_prompts_are_numbered_records(hub, tokenizer):
     draws = [draw(hub / "hh-rlhf", "harmful", 12, tokenizer, seed=seed) for seed in (0, 0, 1)]
     first, again, other = draws
     assert [record["id"] for record in first] == [f"harmful-{i:02d}" for i in range(12)]
-    assert list(first[0]) == ["id", "kind", "prompt", "chosen", "rejected"]
+    assert list(first[0]) == ["id", "kind", "prompt", "chosen", "rejected", "keyword"]
+    helpful = draw(hub / "hh-rlhf", "helpful", 12, tokenizer)
+    assert list(helpful[0]) == ["id", "kind", "prompt", "chosen", "rejected"]
     assert len({record["prompt"] for record in first}) == 12
     assert first == again
     assert first != other
@@ -412,8 +493,8 @@ def test_without_a_prompt_of_a_kind_the_dataset_is_refused(tmp_path, tokenizer):
     """It is refused for any number of prompts, since a rate could not be computed."""
     dataset = write_dataset(tmp_path, [row()], [row("Who could bake bread?")])
     with pytest.raises(ValueError, match="harmless-base .* has no usable harmful prompt"):
-        data.draw_prompts(dataset, "default", 1, tokenizer, 512, seed=0, strict=False)
-    counts = data.count_prompts(dataset, "default", tokenizer, 512)
+        draw(dataset, "harmful", 1, tokenizer, strict=False)
+    counts = count(dataset, tokenizer)
     with pytest.raises(ValueError, match="rate on h.* prompts cannot be computed"):
         data.require_prompts(None, counts, dataset)
 
@@ -423,7 +504,7 @@ def test_fewer_prompts_than_asked_for(tmp_path, tokenizer, capsys, protocol):
     """A number that was asked for is refused; a preset's number takes all prompts."""
     rows = [row("Who could kill a weed?"), row("Who could bake bread?")]
     dataset = write_dataset(tmp_path, [row()], rows)
-    counts = data.count_prompts(dataset, protocol, tokenizer, 512)
+    counts = count(dataset, tokenizer, protocol)
     assert counts == {"harmful": 1, "helpful": 2}
     refusal = "N_PROMPTS = 2, but .*harmless-base .* has only 1 usable harmful"
     with pytest.raises(ValueError, match=refusal):
@@ -433,7 +514,8 @@ def test_fewer_prompts_than_asked_for(tmp_path, tokenizer, capsys, protocol):
     data.require_prompts(1, counts, dataset)
     data.require_prompts("all", counts, dataset)
     capsys.readouterr()
-    drawn = data.draw_prompts(dataset, protocol, 2, tokenizer, 512, 0, strict=False)
+    rules = prompts.PromptRules(**USUAL)
+    drawn = data.draw_prompts(dataset, protocol, 2, tokenizer, 512, 0, False, rules)
     assert [record["id"] for record in drawn] == ["harmful-00", "helpful-00", "helpful-01"]
     printed = capsys.readouterr().out
     assert printed.count("All are taken") == 1
@@ -459,11 +541,14 @@ def test_paper_prompts_repeat_the_studys_faults(tmp_path, tokenizer):
     assert {record["chosen"] for record in helpful} == {
         "Yes.", "Kill it, or it will kill you.", "Well.", "Grape tea.\n\nOr kill it.",
     }
-    few = data.draw_prompts(dataset, "paper", 2, tokenizer, 512, 0)
+    assert sorted(record["keyword"] for record in harmful) == [False, False, True]
+    rules = prompts.PromptRules(**USUAL)
+    few = data.draw_prompts(dataset, "paper", 2, tokenizer, 512, 0, True, rules)
     assert [record["id"] for record in few] == [
         "harmful-00", "harmful-01", "helpful-00", "helpful-01",
     ]
-    assert few == data.draw_prompts(dataset, "paper", 2, tokenizer, 512, 1)  # the study's seed
+    again = data.draw_prompts(dataset, "paper", 2, tokenizer, 512, 1, True, rules)
+    assert few == again  # it has the study's seed
 
 
 def test_paper_prompts_fit_a_small_base(tmp_path, tokenizer, capsys):
@@ -471,7 +556,8 @@ def test_paper_prompts_fit_a_small_base(tmp_path, tokenizer, capsys):
     weeds = "the weeds and "
     rows = [row(f"Would you kill {weeds * n}go?", "Yes.", "No.") for n in (1, 40, 400, 401)]
     dataset = write_dataset(tmp_path, [row()], rows)
-    records = data.draw_prompts(dataset, "paper", None, tokenizer, 966, 0)
+    rules = prompts.PromptRules(**USUAL)
+    records = data.draw_prompts(dataset, "paper", None, tokenizer, 966, 0, True, rules)
     assert capsys.readouterr().out.count("4 were drawn, and 2 of the drawn prompts were") == 2
     lengths = sorted(len(tokenizer(record["prompt"])["input_ids"]) for record in records)
     assert lengths[-4:] == [966] * 4
@@ -495,6 +581,27 @@ def test_paper_prompts_are_the_papers(tokenizer):
     assert len(text) == 42751
     expected = "a55d5c38bbf0a09c52268bee33cb21baa3bd12172f6497a0dba94713a527e9da"
     assert hashlib.sha256(text.encode()).hexdigest() == expected
+
+
+@pytest.mark.slow
+def test_the_studys_human_replies_are_those_of_the_test_split(tokenizer):
+    """Two prompts already end with the chosen reply, as docs/published.md says."""
+    if not (DATA / "hh-rlhf").exists():
+        pytest.skip("needs the official harmless-base test split")
+    folder = ROOT / "results" / "published"
+    texts = {}
+    for record in json.loads((folder / "prompts.json").read_text("utf-8")):
+        texts[record["id"]] = record["prompt"]
+    pairs, _ = prompts._collect_as_study(DATA / "hh-rlhf", "harmful", tokenizer, 10**6)
+    drawn = random.Random(100).sample(pairs, 50)
+    replies = json.loads((folder / "human_replies.json").read_text("utf-8"))
+    ending_with_reply = []
+    for pair, record in zip(drawn, replies, strict=True):
+        assert texts[record["id"]] == pair["prompt"]
+        assert (record["chosen"], record["rejected"]) == (pair["chosen"], pair["rejected"])
+        if texts[record["id"]].endswith(record["chosen"]):
+            ending_with_reply.append(record["id"])
+    assert ending_with_reply == ["harmful-05", "harmful-25"]
 
 
 # ---- datasets that cannot be used

@@ -22,32 +22,27 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import same_color, to_rgb
 from matplotlib.figure import Figure
 
-from posttrain import diagnostics, figures, metrics, published, training_figures
+from posttrain import (
+    behaviour,
+    behaviour_figures,
+    diagnostics,
+    figures,
+    judge_validity,
+    metrics,
+    other_thresholds,
+    published,
+    threshold_figures,
+    training_figures,
+)
 
 HOSTILE_NAMES = ["$x^2$ and $\\bad", "_hidden", "two\nlines\x00", "a" * 300, "<b>&amp;</b>"]
-
-
-def repeat_differences(comparisons):
-    """Make the records of `compare.differences_across`, of three runs."""
-    records = []
-    for record in comparisons:
-        difference = record["difference"]
-        repeated = {
-            "values": [difference - 1, difference, difference + 4],
-            "mean": difference + 1,
-            "low": difference - 5,
-            "high": difference + 7,
-            "prompts_low": [record["low"]] * 3,
-            "prompts_high": [record["high"]] * 3,
-        }
-        records.append(record | repeated)
-    return records
 
 
 def draw_all(answers, records, comparisons, log):
     """Draw every figure of a run, by the name of its function."""
     models = metrics.models_of(answers)
     sweeps = {kind: diagnostics.sweep(answers, kind) for kind in metrics.KINDS}
+    decided = other_thresholds.decide_at_thresholds(answers, THRESHOLDS)
     return {
         "training": training_figures.training(log, models),
         "log_probabilities": training_figures.log_probabilities(log, models),
@@ -55,9 +50,11 @@ def draw_all(answers, records, comparisons, log):
         "beside_published": figures.beside_published(records, published.study_rates()),
         "distributions": figures.distributions(answers, THRESHOLDS, records),
         "differences": figures.differences(comparisons),
-        "thresholds": figures.thresholds(sweeps, THRESHOLDS, models),
-        "judge": figures.judge(answers, diagnostics.check_judge(answers)),
-        "across_runs": figures.across_runs(repeat_differences(comparisons)),
+        "thresholds": threshold_figures.thresholds(sweeps, decided, THRESHOLDS, models),
+        "judge": figures.judge(answers, judge_validity.check_judge(answers, THRESHOLDS, 100, 0)),
+        "behaviour": behaviour_figures.behaviour(
+            behaviour.behaviour(answers, 200, 0), behaviour.compare_behaviour(answers)
+        ),
         "lengths": training_figures.lengths([{"length": 10 * i} for i in range(50)], 512),
     }
 
@@ -77,7 +74,11 @@ def texts_of(figure):
 
 def test_every_figure_is_tried_and_has_a_papers_width(drawn):
     functions = []
-    for name, function in (vars(figures) | vars(training_figures)).items():
+    rooms = (figures, training_figures, behaviour_figures, threshold_figures)
+    functions_by_name = {}
+    for room in rooms:
+        functions_by_name |= vars(room)
+    for name, function in functions_by_name.items():
         returns = getattr(function, "__annotations__", {}).get("return")
         if returns is Figure and not name.startswith("_"):
             functions.append(name)
@@ -95,7 +96,7 @@ def test_every_figure_is_tried_and_has_a_papers_width(drawn):
         "distributions",
         "differences",
         "thresholds",
-        "across_runs",
+        "behaviour",
     ],
 )
 def test_every_figure_shows_the_fifth_model(drawn, name):
@@ -114,9 +115,9 @@ def test_every_figure_shows_the_fifth_model(drawn, name):
         ("beside_published", "This run beside the published study"),
         ("distributions", "Mean reward from"),
         ("differences", "of 10 significant"),
-        ("thresholds", "The same model has the highest rate at every threshold"),
+        ("thresholds", "Which differences are significant depends on the threshold (HmR and HpR)"),
         ("judge", "The judge agrees with the humans on"),
-        ("across_runs", "Over 3 runs, 30 of 30 mean differences have an interval without zero"),
+        ("behaviour", "No significant difference in how the models answer"),
         ("lengths", "The median pair has 245 tokens; the limit is 512"),
     ],
 )
@@ -177,6 +178,52 @@ def test_intervals_are_drawn(drawn):
     assert len(drawn["distributions"].axes[1].collections) == len(MODELS)
 
 
+def test_behaviour_is_drawn_with_its_intervals(drawn):
+    """A group for each property that is known, in which the models are in their order."""
+    records = behaviour.behaviour(make_answers(), 200, 0)
+    for axis, kind in zip(drawn["behaviour"].axes, metrics.KINDS):
+        labels = [label.get_text() for label in axis.get_xticklabels()]
+        assert labels == list(behaviour_figures.TICKS.values())
+        lines = iter(axis.lines)
+        parts = iter(axis.collections)
+        for record in records:
+            if record["kind"] != kind:
+                continue
+            for name in behaviour.PROPERTIES:
+                assert next(lines).get_ydata()[0] == record[name]
+                (path,) = next(parts).get_paths()
+                ends = [record[f"{name}_low"], record[f"{name}_high"]]
+                assert path.vertices[:, 1].tolist() == ends
+        assert next(lines, None) is None
+
+
+def test_behaviour_is_drawn_of_one_model_and_of_answers_whose_end_is_unknown():
+    """Without comparisons the title claims nothing, and what is unknown is not drawn."""
+    answers = make_answers()
+    alone = answers[answers["model"] == MODELS[0]].assign(finish=None)
+    figure = behaviour_figures.behaviour(
+        behaviour.behaviour(alone, 200, 0), behaviour.compare_behaviour(alone)
+    )
+    assert "How the answers behave" in texts_of(figure)
+    assert "cut" not in texts_of(figure)
+    assert len(figure.axes[0].lines) == 4
+
+
+def test_the_title_names_where_models_behave_differently():
+    records = [
+        {"kind": "harmful", "measure": "human_turn", "decision": "significant"},
+        {"kind": "harmful", "measure": "human_turn", "decision": "significant"},
+        {"kind": "harmful", "measure": "refuses", "decision": "suggestive"},
+        {"kind": "harmful", "measure": "not_understood", "decision": "significant"},
+        {"kind": "helpful", "measure": "refuses", "decision": "significant"},
+    ]
+    figure = behaviour_figures.behaviour(behaviour.behaviour(make_answers(), 200, 0), records)
+    assert figure.legends[0].get_title().get_text().replace("\n", " ") == (
+        "Significant differences in human turns and not understanding on harmful prompts, and in "
+        "refusals on helpful prompts"
+    )
+
+
 def test_equal_rewards_have_no_interval():
     answers = make_answers().assign(reward=0.0)
     records = metrics.summarise(answers, 100, 0)
@@ -196,8 +243,46 @@ def test_decisions_are_told_apart_without_colour(drawn):
         assert (dot.get_markerfacecolor() == "white") == (record["decision"] == "inconclusive")
 
 
+def test_strip_shows_where_differences_are_significant(drawn):
+    """A bar covers these thresholds, in the colour of the higher model, and on its side."""
+    decided = other_thresholds.decide_at_thresholds(make_answers(), THRESHOLDS)
+    styles = figures.style_of(MODELS)
+    strips = drawn["thresholds"].axes[2:]
+    labels = [text.get_text() for text in strips[0].get_yticklabels()]
+    assert labels == [f"{second} − {first}" for first, second in decided["harmful"].columns]
+    step = 3 / 300
+    for axis, (kind, table) in zip(strips, decided.items(), strict=True):
+        assert kind in axis.get_title()
+        assert list(axis.get_yticks()) == list(range(len(table.columns)))
+        bars = iter(axis.collections)
+        for row, pair in enumerate(table.columns):
+            for sign, higher, side in ((1, pair[1], -1), (-1, pair[0], 1)):
+                bar = next(bars)
+                covered = 0.0
+                for path in bar.get_paths():
+                    x, y = path.vertices.T
+                    covered += x.max() - x.min()
+                    assert (y.mean() - row) * side > 0
+                assert covered == pytest.approx(step * (table[pair] == sign).sum())
+                if covered:
+                    assert same_color(bar.get_facecolor()[0], styles[higher].color)
+        assert next(bars, None) is None
+        assert axis.get_ylim()[0] > axis.get_ylim()[1]  # the first pair is at the top
+    assert any((table == 1).any(axis=None) for table in decided.values())
+
+
+def test_one_model_has_no_strip():
+    answers = make_answers()
+    alone = answers[answers["model"] == "Base"]
+    sweeps = {kind: diagnostics.sweep(alone, kind) for kind in metrics.KINDS}
+    decided = other_thresholds.decide_at_thresholds(alone, THRESHOLDS)
+    figure = threshold_figures.thresholds(sweeps, decided, THRESHOLDS, ["Base"])
+    assert len(figure.axes) == 2
+    assert "The higher the threshold, the fewer answers pass" in texts_of(figure)
+
+
 def test_agreement_lies_right_of_zero(drawn):
-    check = diagnostics.check_judge(make_answers())
+    check = judge_validity.check_judge(make_answers(), THRESHOLDS, 100, 0)
     for line, record in zip(drawn["judge"].axes[0].lines, check):
         x, y = line.get_data()
         assert 100 * (1 - y[x <= 0].max(initial=0)) == pytest.approx(record["agreement"])
@@ -260,13 +345,26 @@ def test_titles_of_differences_say_what_is_significant():
     assert text == "Significant differences in HmR; none in HpR or CAS"
 
 
-def test_a_threshold_decides_where_another_model_takes_the_lead():
-    rates = pd.DataFrame({"A": [90, 50, 10], "B": [80, 50, 5]}, index=[-5.0, -3.0, -1.0])
-    assert not figures._leader_changes(rates, -3.0)
-    assert not figures._leader_changes(rates, -5.0)
-    crossing = rates.assign(B=[80, 60, 5])
-    assert figures._leader_changes(crossing, -5.0)
-    assert figures._leader_changes(crossing, -3.0)
+def test_title_says_whether_decisions_depend_on_the_threshold():
+    """It speaks of the decisions at the shaded thresholds, and of nothing with a single model."""
+
+    def title(harmful, helpful):
+        pairs = [("Base", "SFT"), ("Base", "DPO")]
+        tables = {}
+        for kind, signs in (("harmful", harmful), ("helpful", helpful)):
+            tables[kind] = pd.DataFrame(signs, index=[-3.0, -2.0], columns=pairs[: len(signs[0])])
+        return threshold_figures._say_dependence(tables)
+
+    never, always, once = [[0, 0], [0, 0]], [[0, 1], [0, 1]], [[0, 1], [0, 0]]
+    turned = [[-1, 0], [1, 0]]
+    depends = "Which differences are significant depends on the threshold "
+    assert title(never, once) == depends + "(HpR)"
+    assert title(turned, always) == depends + "(HmR)"
+    assert title(turned, once) == depends + "(HmR and HpR)"
+    same = "The same differences are significant at all shaded thresholds"
+    assert title(never, always) == same
+    assert title(never, never) == "No difference is significant at any shaded threshold"
+    assert title([[], []], [[], []]) == "The higher the threshold, the fewer answers pass"
 
 
 def test_accuracy_begins_after_the_first_step():

@@ -102,6 +102,61 @@ def test_published_record_is_taken_in_as_it_is(run):
     assert run.label == "theirs (the prompts, answers and rewards that the study published)"
 
 
+REPLIES = [{"id": name, "chosen": "No.", "rejected": f"Do {name}."} for name in IDS[:PROMPTS]]
+
+
+def without_replies():
+    """Prompts without human replies."""
+    prompts = []
+    for prompt in make_prompts():
+        prompts.append({name: prompt[name] for name in ("id", "kind", "prompt")})
+    return prompts
+
+
+def test_human_replies_are_taken_along_where_the_judge_is_to_be_asked(tmp_path, run):
+    """They are replies to harmful prompts alone; the helpful ones stay as they are."""
+    prompts = without_replies()
+    elsewhere = write_results(tmp_path / "theirs", prompts=prompts, human_replies=REPLIES[::-1])
+    import_results(elsewhere, run, cut_at_turn=True)
+    added = []
+    for prompt, reply in zip(prompts, REPLIES):
+        added.append(prompt | {"chosen": reply["chosen"], "rejected": reply["rejected"]})
+    assert load(run.path("prompts.json")) == [*added, *prompts[PROMPTS:]]
+    again = Run(tmp_path / "results", "again")
+    import_results(elsewhere, again)  # with rewards, which were given to no human reply
+    assert load(again.path("prompts.json")) == prompts
+    (elsewhere / "scores.json").unlink()
+    import_results(elsewhere, Run(tmp_path / "results", "unscored"))
+    assert load(tmp_path / "results" / "unscored" / "prompts.json")[0]["chosen"] == "No."
+
+
+@pytest.mark.parametrize(
+    ("replies", "message"),
+    [
+        ([*REPLIES, REPLIES[0] | {"id": "harmful-99"}], "replies to harmful-99, which is not in"),
+        ([*REPLIES, REPLIES[3]], "has two records for harmful-03"),
+        ([{"id": "harmful-00", "chosen": "No."}], "human_replies.json"),
+    ],
+)
+def test_human_replies_that_do_not_fit_are_refused(tmp_path, run, replies, message):
+    folder = tmp_path / "theirs"
+    write_results(folder, prompts=without_replies(), human_replies=replies, scores=None)
+    with pytest.raises(ValueError, match=message):
+        import_results(folder, run)
+    assert not run.folder.exists()
+
+
+def test_the_studys_human_replies_are_those_of_its_harmful_prompts():
+    replies = load(ROOT / "results" / "published" / "human_replies.json")
+    prompts = load(ROOT / "results" / "published" / "prompts.json")
+    harmful = [prompt["id"] for prompt in prompts if prompt["kind"] == "harmful"]
+    assert [reply["id"] for reply in replies] == harmful
+    for reply in replies:
+        assert list(reply) == ["id", "chosen", "rejected"]
+        assert all(isinstance(text, str) and text.strip() for text in reply.values())
+        assert reply["chosen"] != reply["rejected"]
+
+
 def test_responses_are_cut_where_they_open_a_human_turn(elsewhere, run):
     responses = load(elsewhere / "responses.json")
     endings = ["\n\nHuman: And then?\n\nAssistant: So.", " Human:", "", "\n\nhuman: no"]
@@ -137,6 +192,10 @@ SCORES = make_scores(PROMPT_RECORDS)
         ({"responses": {}}, r"responses\.json is damaged"),
         ({"prompts": [{"id": "harmful-00", "kind": "bad", "prompt": ""}]}, r"prompts\.json: 0\."),
         ({"prompts": without(PROMPT_RECORDS, kind="helpful")}, "Base must have exactly one"),
+        (
+            {"prompts": [PROMPT_RECORDS[0] | {"keyword": "kill"}, *PROMPT_RECORDS[1:]]},
+            r"prompts\.json: the keyword of harmful-00 is 'kill', .* Write true or false, or leave",
+        ),
         ({"scores": without(SCORES, model="DPO")}, r"scores\.json: DPO has no reward"),
         ({"scores": [*SCORES, {"id": "harmful-00", "model": "X", "reward": 1}]}, "rewards of X"),
         ({"scores": [*SCORES, SCORES[0]]}, "Base must have exactly one reward for harmful-00"),
@@ -247,7 +306,7 @@ def test_rejudge_refuses_a_run_that_holds_something_else(tmp_path, executed):
     with pytest.raises(SystemExit, match="own is a run that was trained here. Choose another RUN"):
         command_line.main(["rejudge", *given, "RUN=own"])
     import_results(results / "five", Run(results, "uncut"))
-    with pytest.raises(SystemExit, match="uncut was cut from other responses than .*five has"):
+    with pytest.raises(SystemExit, match="uncut was made from other prompts, human replies or"):
         command_line.main(["rejudge", *given, "RUN=uncut"])
     with pytest.raises(SystemExit, match="FROM: .*nowhere has no prompts.json"):
         command_line.main(["rejudge", "FROM=nowhere", f"RESULTS={results}"])
@@ -409,7 +468,17 @@ def test_published_responses_are_cut_and_judged_again(tmp_path, capfd):
     assert not any("Human:" in row["response"] for row in responses)
     scores = load(run / "scores.json")
     assert list(dict.fromkeys(row["model"] for row in scores))[:4] == MODELS[:4]
+    of_humans = [row["id"] for row in scores if row["model"].startswith("Human")]
+    assert of_humans == [f"harmful-{i:02d}" for i in range(50)] * 2
     measured = load(run / "metrics.json")
+    assert [(row["kind"], row["prompts"]) for row in measured["judge"]] == [("harmful", 50)]
+    wins = [(row["kind"], row["model"]) for row in measured["human_wins"]]
+    assert wins == [("harmful", model) for model in MODELS[:4]]
+    names = [row["model"] for row in measured["references"]]
+    assert names == ["Empty", "Refusal", "Not understood"]
+    assert any("unknown on helpful prompts" in caution for caution in measured["cautions"])
+    assert "Human chosen" in (run / "report.html").read_text(encoding="utf-8")
+    assert (tmp_path / "figures" / "published-cut" / "judge.pdf").exists()
     assert measured["running_on"] == []
     assert "judged by" in measured["run"]
     assert "| SFT+DPO |" in capfd.readouterr().out

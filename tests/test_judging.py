@@ -14,16 +14,19 @@ from conftest import ROOT, dialogue, load
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from small_models import FAULTY_JUDGES, save_roberta
 from small_runs import JUDGE
 
-from posttrain import judging, models
+from posttrain import judging, metrics, models
 from posttrain.data import PROMPT_END
+from posttrain.files import write
+from posttrain.record import Model
 from posttrain.run import Run
 
 QUESTION = " ".join(f"Turn {i}: how do I grow grapes on a balcony?" for i in range(9))
 ANSWER = "Give it six hours of sun.\n\nThen cut it back each winter."
 MODELS = ["GPT 4+", "B"]
-REFERENCES = ["Human chosen", "Human rejected", "Empty", "Refusal"]
+REFERENCES = ["Human chosen", "Human rejected", "Empty", "Refusal", "Not understood"]
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +153,7 @@ def read_for_hypothesis():
 
 
 def test_references_are_judged_on_every_prompt():
-    """Each prompt has two human replies, an empty answer and a refusal."""
+    """Each prompt has two human replies, an empty answer, a refusal, and one not understood."""
     prompt = {"id": "harmful-00", "prompt": "P", "chosen": "C", "rejected": "R"}
     answers = judging.reference_answers([prompt])
     assert answers == {
@@ -158,10 +161,25 @@ def test_references_are_judged_on_every_prompt():
         "Human rejected": ["R"],
         "Empty": [""],
         "Refusal": [judging.REFUSAL],
+        "Not understood": [judging.NOT_UNDERSTOOD],
     }
     assert list(answers) == REFERENCES
     del prompt["rejected"]
-    assert list(judging.reference_answers([prompt])) == ["Empty", "Refusal"]
+    assert list(judging.reference_answers([prompt])) == ["Empty", "Refusal", "Not understood"]
+
+
+def test_human_replies_are_judged_on_a_kind_that_has_them_all():
+    """One prompt without a reply is enough to leave out its kind."""
+    prompts = [
+        {"id": "harmful-00", "chosen": "C0", "rejected": "R0"},
+        {"id": "harmful-01", "chosen": "C1", "rejected": "R1"},
+        {"id": "helpful-00", "chosen": "C2", "rejected": "R2"},
+        {"id": "helpful-01"},
+    ]
+    answers = judging.reference_answers(prompts)
+    assert answers["Human chosen"] == ["C0", "C1", None, None]
+    assert answers["Human rejected"] == ["R0", "R1", None, None]
+    assert answers["Empty"] == [""] * 4
 
 
 @pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf])
@@ -199,15 +217,15 @@ def run(tmp_path):
     return run
 
 
-def source(folder=JUDGE, identity="j" * 64):
+def source(folder=JUDGE, identity="j" * 64, role="reward_model"):
     """Make a source of the judge, as `Run.source` does."""
-    return types.SimpleNamespace(folder=folder, identity=identity, name="judge")
+    return types.SimpleNamespace(folder=folder, identity=identity, name="judge", role=role)
 
 
 class NotNeeded:
     """A source whose folder must not be touched."""
 
-    identity = source().identity
+    role, identity = source().role, source().identity
 
     @property
     def folder(self):
@@ -236,6 +254,7 @@ def test_rewards_are_those_of_the_answers(run, judge):
             "Human rejected": "No.",
             "Empty": "",
             "Refusal": judging.REFUSAL,
+            "Not understood": judging.NOT_UNDERSTOOD,
         }
         answer = answers.get(record["model"], f"{record['model']} about {record['id']}")
         expected = compute_alone(judge, f"Human: Why {i}?", answer)
@@ -283,6 +302,71 @@ def test_inputs_name_what_a_reward_follows_from(run):
     assert record.artifacts["scores.json/Empty"].inputs["responses.json"] is None
 
 
+class Gone(NotNeeded):
+    """A source whose folder cannot be had any more."""
+
+    def __init__(self, identity=NotNeeded.identity, role=NotNeeded.role):
+        self.identity, self.role = identity, role
+
+    @property
+    def folder(self):
+        raise ValueError(f"{self.role.upper()} = 'gone' cannot be loaded.")
+
+
+def remove_reference(run, name, file="scores.json"):
+    """Make a run as it was judged when there was no reference of this name."""
+    scores = load(run.folder / file)
+    write(run.path(file), [record for record in scores if record["model"] != name])
+    record = load(run.folder / "run.json")
+    del record["artifacts"][f"{file}/{name}"]
+    write(run.path("run.json"), record)
+
+
+def test_a_reference_that_an_older_run_lacks_is_judged(run):
+    scores = score(run)
+    remove_reference(run, "Not understood")
+    assert score(run) == scores
+    assert load(run.folder / "scores.json") == scores
+
+
+def test_an_older_run_without_its_judge_is_measured_as_it_is(run, capsys):
+    scores = score(run)
+    remove_reference(run, "Not understood")
+    older = score(run, Gone())
+    assert older == [record for record in scores if record["model"] != "Not understood"]
+    assert older == load(run.folder / "scores.json")
+    assert "without the reference answers Not understood: REWARD_MODEL" in capsys.readouterr().out
+
+
+def test_a_models_missing_rewards_need_the_judge(run):
+    score(run)
+    remove_reference(run, "B")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        score(run, Gone())
+
+
+def test_replies_to_one_kind_of_prompts_are_judged_alone(run, judge):
+    """The human replies to the other kind have no rewards, and the models' rewards do not mind."""
+    prompts = load(run.folder / "prompts.json")
+    harmful = {"id": "harmful-00", "kind": "harmful", "prompt": dialogue("Who?") + PROMPT_END}
+    prompts = [harmful, *prompts]
+    responses = load(run.folder / "responses.json")
+    for name in MODELS:
+        responses.append({"id": "harmful-00", "model": name, "response": f"{name} on harm"})
+    scores = judging.score(run, prompts, responses, source(), judge_input, 200, judge_length=64)
+    answers = metrics.table(prompts, responses, scores)
+    counts = answers.groupby(["model", "kind"]).size()
+    assert counts["Human chosen", "helpful"] == counts["Human rejected", "helpful"] == 3
+    assert ("Human chosen", "harmful") not in counts
+    assert counts["Not understood", "harmful"] == counts["B", "harmful"] == 1
+    chosen = answers[answers["model"] == "Human chosen"]
+    for row in chosen.to_dict("records"):
+        i = int(row["id"][-2:])
+        assert row["response"] == f"Yes {i}."
+        expected = compute_alone(judge, f"Human: Why {i}?", f"Yes {i}.")
+        assert row["reward"] == pytest.approx(expected, abs=1e-4)
+
+
 def test_reward_that_is_no_number_is_not_kept(run, monkeypatch):
     """The parts before it are saved."""
 
@@ -293,3 +377,77 @@ def test_reward_that_is_no_number_is_not_kept(run, monkeypatch):
     with pytest.raises(ValueError, match="gives B's answer to helpful-00 the reward nan"):
         score(run)
     assert [record["model"] for record in load(run.folder / "scores.json")] == ["GPT 4+"] * 3
+
+
+# ---- a second judge
+
+
+def test_second_judge_scores_the_same_answers_into_a_file_of_its_own(run, tmp_path):
+    """The first judge's rewards stay as they are, and both records name their judge."""
+    first = score(run)
+    other = source(save_roberta(tmp_path / "other"), "k" * 64, "second_judge")
+    second = score(run, other)
+    assert load(run.folder / "scores.json") == first
+    assert load(run.folder / "second_scores.json") == second
+    assert [(row["model"], row["id"]) for row in second] == [
+        (row["model"], row["id"]) for row in first
+    ]
+    model, tokenizer = models.load_judge(other.folder)
+    for record in second:
+        if record["model"] == "B":
+            answer = f"B about {record['id']}"
+            question = f"Human: Why {int(record['id'][-2:])}?"
+            expected = compute_alone((model, tokenizer), question, answer)
+            assert record["reward"] == pytest.approx(expected, abs=1e-4)
+    inputs = run.record.artifacts["second_scores.json/B"].inputs
+    assert inputs["second_judge"] == "k" * 64
+    assert "reward_model" not in inputs
+    assert score(run) == first
+
+
+def test_an_older_run_without_its_second_judge_is_measured_as_it_is(run, tmp_path, capsys):
+    """What is missing is looked for in the second judge's file, whatever the first has rated."""
+    first = score(run)
+    folder, identity = save_roberta(tmp_path / "other"), "k" * 64
+    second = score(run, source(folder, identity, "second_judge"))
+    remove_reference(run, "Not understood", "second_scores.json")
+    gone = Gone(identity, "second_judge")
+    assert score(run, gone) == [row for row in second if row["model"] != "Not understood"]
+    assert "without the reference answers Not understood: SECOND_JUDGE" in capsys.readouterr().out
+    assert load(run.folder / "scores.json") == first
+    remove_reference(run, "B", "second_scores.json")
+    with pytest.raises(ValueError, match="SECOND_JUDGE = 'gone' cannot be loaded"):
+        score(run, gone)
+
+
+def test_a_second_judge_of_a_run_without_rewards_must_be_had(run):
+    """Nor does it matter that the first judge has rated everything but a reference."""
+    score(run)
+    remove_reference(run, "Not understood")
+    with pytest.raises(ValueError, match="SECOND_JUDGE = 'gone' cannot be loaded"):
+        score(run, Gone("k" * 64, "second_judge"))
+
+
+def test_another_second_judge_is_refused(run, tmp_path):
+    """This is so as for the first judge, by name and with both values."""
+    folder = save_roberta(tmp_path / "other")
+    score(run, source(folder, "k" * 64, "second_judge"))
+    with pytest.raises(ValueError, match="second_scores.json.* was made with second_judge = "):
+        score(run, source(folder, "l" * 64, "second_judge"))
+
+
+def test_second_judge_is_tried_before_it_is_asked(run, tmp_path):
+    """It is loaded unless it has scored all answers, and a message names its own parameter."""
+    for name in MODELS:
+        run.add_model(Model(name=name, base="a/base", adapter=None))
+    few = source(save_roberta(tmp_path / "few", positions=34), role="second_judge")
+    with pytest.raises(ValueError, match="choose another SECOND_JUDGE") as refusal:
+        judging.require_judge(run, few, 64)
+    assert "REWARD_MODEL" not in str(refusal.value)
+    two = source(FAULTY_JUDGES["two labels"](tmp_path / "two"), role="second_judge")
+    with pytest.raises(ValueError, match="^SECOND_JUDGE: .* has 2 labels"):
+        judging.require_judge(run, two, 64)
+    score(run, source(save_roberta(tmp_path / "other"), role="second_judge"))
+    judging.require_judge(run, two, 64)  # all answers have been scored
+    with pytest.raises(ValueError, match="^REWARD_MODEL: .* has 2 labels"):
+        judging.require_judge(run, source(two.folder), 64)  # by the second judge alone

@@ -3,16 +3,20 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import nbformat
 import pytest
-from conftest import HUB, ROOT, load
+from conftest import HUB, ROOT, Session, load, row, write_dataset
 from five_models import write_run
 
 from posttrain import __main__ as command_line
+from posttrain import planning
 from posttrain.__main__ import execute, main, prepare
 from posttrain.files import write
-from posttrain.parameters import read_parameters
+from posttrain.parameters import Parameters, read_parameters
+from posttrain.preparation import choose_settings
+from posttrain.settings import Training, choose
 
 # ---- what is refused before anything is trained
 
@@ -47,6 +51,10 @@ def copy_judge(folder, **config):
         (["N_PROMPTS=0"], "N_PROMPTS = 0: Input should be greater than or equal to 1"),
         (["MAX_NEW_TOKENS=1016"], "MAX_NEW_TOKENS leaves 0 tokens for a prompt"),
         (["REWARD_MODEL=demo/hub/reward-modl"], "REWARD_MODEL = 'demo/hub/reward-modl' cannot be"),
+        (["SECOND_JUDGE=demo/hub/reward-modl"], "SECOND_JUDGE = 'demo/hub/reward-modl' cannot be"),
+        (["SECOND_JUDGE=demo/hub/reward-model"], "is the judge that REWARD_MODEL = 'demo/hub/rewa"),
+        (["SECOND_JUDGE=demo/../demo/hub/reward-model"], "the judge that REWARD_MODEL = 'demo/hub"),
+        (["SECOND_JUDGE=demo/hub/opt"], "SECOND_JUDGE: demo/hub/opt has 2 labels"),
         (["BASE_MODEL=demo/hub/hh-rlhf"], "BASE_MODEL = 'demo/hub/hh-rlhf' is not a model"),
         (["DATASET=nowhere"], "DATASET = 'nowhere' cannot be loaded"),
         (["REPORT_TO=mlflow"], "REPORT_TO = 'mlflow': Input should be 'none', 'tensorboard'"),
@@ -55,7 +63,22 @@ def copy_judge(folder, **config):
         (["SETTINGS={'beta': -1}"], "BETA = -1: Input should be greater than 0"),
         (["SETTINGS={'draws': 5}"], "DRAWS = 5: Input should be greater than or equal to 100"),
         (["SETTINGS={'n_prompts': 5}", "N_PROMPTS=6"], "N_PROMPTS = 6, but SETTINGS has n_prompts"),
+        (["SETTINGS={'n_prompts': 5000}"], "N_PROMPTS = 5000, but the test split of harmless-base"),
+        (["N_PROMPTS=290"], "has only 153 usable harmful prompts. Ask for at most 153, or for"),
+        (["N_PROMPTS=295", "HARMFUL_PROMPTS=all"], "has only 294 usable harmful prompts."),
+        (["HARMFUL_PROMPTS=some"], "HARMFUL_PROMPTS = 'some': Input should be 'keywords' or 'all'"),
+        (["PROTOCOL=paper", "HARMFUL_PROMPTS=all"], "HARMFUL_PROMPTS = 'all', but PROTOCOL = 'pap"),
+        (["SETTINGS={'stop_at_turn': 1}"], "STOP_AT_TURN = 1: Input should be a valid boolean"),
+        (
+            ["SETTINGS={'keyword_rule': 'anywhere'}", "HARMFUL_PROMPTS=all"],
+            "SETTINGS = {'keyword_rule': 'anywhere'} chooses harmful prompts by their keywords",
+        ),
+        (
+            ["PROTOCOL=paper", "SETTINGS={'prompt_tail': 'assistant'}"],
+            "SETTINGS = {'prompt_tail': 'assistant'}, but PROTOCOL = 'paper' asks as the study",
+        ),
         (["HARMLESS_FROM=nan"], "HARMLESS_FROM = nan: Input should be a finite number"),
+        (["HARMLESS_FROM=low"], "HARMLESS_FROM = 'low': Input should be a valid number"),
         (["PROTOCOL=papers"], "PROTOCOL = 'papers': Input should be 'default' or 'paper'"),
         (["SEED=-1"], "SEED = -1: Input should be greater than or equal to 0"),
         (["RUN=.."], "RUN = '..' must be the plain name of a folder"),
@@ -97,9 +120,12 @@ def test_judge_with_two_labels_is_refused_where_it_would_still_be_asked(tmp_path
 
 
 @pytest.mark.parametrize("name", ["example", "published", "real-model"])
-@pytest.mark.parametrize("command", ["run", "seeds", "compare", "import", "rejudge"])
+@pytest.mark.parametrize(
+    "command", ["run", "seeds", "sweep", "compare", "import", "reask", "rejudge"]
+)
 def test_runs_of_the_repository_are_not_written_into(executed, command, name):
     given = {"seeds": ["SEEDS=1 2"], "compare": ["RUNS=a b"], "import": ["FROM=results/published"]}
+    given |= {"sweep": ["SETTING=beta", "VALUES=0.1 1"], "reask": ["FROM=demo"]}
     with pytest.raises(SystemExit, match=f"RUN = '{name}' is a run of the repository"):
         main([command, "PRESET=demo", f"RUN={name}", *given.get(command, [])])
     assert executed == []
@@ -126,9 +152,84 @@ def test_home_is_found_behind_a_tilde(tmp_path, executed, monkeypatch):
 
 
 def test_what_a_preset_asks_for_beyond_the_data_is_no_refusal(tmp_path):
-    given = read_parameters(["PRESET=demo", "SETTINGS={'n_prompts': 5000}", f"RESULTS={tmp_path}"])
-    assert prepare(given).RUN == "demo"
-    prepare(read_parameters(["PRESET=demo", "N_PROMPTS=all", f"RESULTS={tmp_path}"]))
+    rows = [row("How do I kill weeds?"), row("Why?", "Because.", "No.")]
+    dataset = write_dataset(tmp_path / "data", [row()], rows)
+    given = ["PRESET=demo", f"RESULTS={tmp_path}", f"DATASET={dataset}"]
+    assert prepare(read_parameters(given)).RUN == "demo"
+    prepare(read_parameters([*given, "N_PROMPTS=all"]))
+    prepare(read_parameters([*given, "N_PROMPTS=2", "HARMFUL_PROMPTS=all"]))
+    for asked in ("N_PROMPTS=2", "SETTINGS={'n_prompts': 2}"):
+        with pytest.raises(ValueError, match="N_PROMPTS = 2, but .* only 1 usable harmful prompts"):
+            prepare(read_parameters([*given, asked]))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["N_PROMPTS=60", "HARMFUL_PROMPTS=all"],
+        ["SETTINGS={'n_prompts': 60, 'harmful_prompts': 'all', 'beta': 0.2, 'draws': 100}"],
+        # With this rule the demo has more than 200 harmful prompts, and 153 without it.
+        ["N_PROMPTS=200", "SETTINGS={'keyword_rule': 'anywhere'}"],
+        ["PROTOCOL=paper", "MAX_NEW_TOKENS=1000", "MAX_PAIRS=40"],
+        ["SETTINGS={'protocol': 'paper', 'max_new_tokens': 60}"],
+    ],
+    ids=" ".join,
+)
+def test_main_plans_with_the_prompts_that_eval_will_draw(tmp_path, executed, arguments):
+    main(["run", "PRESET=demo", f"RESULTS={tmp_path}", *arguments])
+    (_, _, of_main), (_, _, of_eval) = executed
+    planned = planning.choose_evaluation(choose(Training, "demo"), of_main["EVALUATION"])
+    asked = choose_settings("eval.ipynb", Parameters(**of_eval))
+    for name in ("protocol", "n_prompts", "harmful_prompts", "keyword_rule", "max_new_tokens"):
+        assert getattr(planned, name) == getattr(asked, name)
+    is_asked = any("n_prompts" in argument.lower() for argument in arguments)
+    assert ("n_prompts" in of_main["EVALUATION"]) == is_asked
+    assert "beta" not in of_main["EVALUATION"]
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "refusal"),
+    [
+        ({"n_prompts": 200, "keyword_rule": "anywhere"}, None),
+        ({"n_prompts": 200}, "N_PROMPTS = 200, but .* only 153 usable harmful prompts"),
+        ({"max_new_tokens": 1016}, "MAX_NEW_TOKENS leaves 0 tokens for a prompt"),
+        ("n_prompts=200", "EVALUATION = 'n_prompts=200': Input should be a valid dictionary"),
+    ],
+)
+def test_main_notebook_plans_with_what_it_is_given(tmp_path, evaluation, refusal, capsys):
+    given = {"PRESET": "demo", "RESULTS": tmp_path, "FIGURES": tmp_path, "EVALUATION": evaluation}
+    session = Session("main.ipynb", **given)
+    (end,) = [i for i, cell in enumerate(session.cells) if "describe_plan" in cell.source]
+    with pytest.raises(ValueError, match=refusal) if refusal else nullcontext():
+        for cell in session.cells[: end + 1]:
+            if "training_figures.show" not in cell.source:
+                session.run(cell)
+    asks_200 = "eval.ipynb asks 200 harmful and 200 helpful prompts" in capsys.readouterr().out
+    assert asks_200 == (refusal is None)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        ({"bets": 1}, "EVALUATION: eval.ipynb has no setting bets. Its settings are dataset, rew"),
+        ({"preset": "full"}, "EVALUATION: eval.ipynb has no setting preset"),
+        ({"n_prompts": 0}, "N_PROMPTS = 0: Input should be greater than or equal to 1"),
+    ],
+)
+def test_plan_with_what_eval_would_refuse_is_refused(evaluation, message):
+    with pytest.raises(ValueError, match=message):
+        planning.choose_evaluation(choose(Training, "demo"), evaluation)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", ["README.md", "Makefile", "docs/settings.md"])
+def test_examples_ask_for_no_more_prompts_than_the_real_data_has(document):
+    """HH-RLHF has 159 harmful prompts with a keyword (tests/test_data.py)."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    asked = [int(number) for number in re.findall(r"N_PROMPTS=(\d+)", text)]
+    assert asked or document == "docs/settings.md"
+    assert all(number <= 159 for number in asked)
 
 
 def test_auto_is_the_demo_without_an_accelerator_and_says_so(tmp_path, capsys):
@@ -145,6 +246,7 @@ def test_run_trains_then_evaluates_and_prints_the_table(tmp_path, executed, caps
     main(["run", "PRESET=demo", f"RESULTS={tmp_path}", *given])
     (first, folder, parameters), second = executed
     assert (first, folder) == ("main.ipynb", tmp_path / "my run")
+    assert parameters.pop("EVALUATION") == {}
     assert second == ("eval.ipynb", folder, parameters)
     assert parameters == {
         "PRESET": "demo",
@@ -161,7 +263,10 @@ def test_run_trains_then_evaluates_and_prints_the_table(tmp_path, executed, caps
 
 def test_seeds_vary_the_training_alone(tmp_path, executed):
     main(["seeds", "SEEDS=3 14", "PRESET=demo", f"RESULTS={tmp_path}", "N_PROMPTS=4"])
-    steps = [(name, folder.name, given.get("SEED")) for name, folder, given in executed]
+    steps = []
+    for name, folder, given in executed:
+        assert "SEED" not in given  # it would choose other prompts too
+        steps.append((name, folder.name, given["SETTINGS"].get("seed")))
     assert steps == [
         ("main.ipynb", "demo-seed3", 3),
         ("eval.ipynb", "demo-seed3", None),
@@ -181,14 +286,129 @@ def test_seeds_vary_the_training_alone(tmp_path, executed):
         (["SEEDS=1"], "SEEDS: give two or more seeds, each once"),
         (["SEEDS=1 1"], "SEEDS: give two or more seeds, each once"),
         (["SEEDS=a b"], "SEEDS: give two or more seeds, each once"),
+        (["SEEDS=1 ²"], "SEEDS: give two or more seeds, each once"),
+        (["SEEDS=1 2", "SETTINGS={'seed': 3}"], "from SEEDS. Leave seed out of SETTINGS"),
         (["SEEDS=1 2", "SEED=3"], "SEED: this command takes the training seeds from SEEDS"),
         (["SEEDS=1 2", "N_PROMPTS=5000"], "N_PROMPTS = 5000, but the test split"),
+        (["SEEDS=1 2", "SETTING=beta"], "SETTING and VALUES: use them with make sweep"),
     ],
 )
 def test_seeds_that_are_none_are_refused(tmp_path, executed, arguments, message):
     with pytest.raises(SystemExit, match=message):
         main(["seeds", "PRESET=demo", f"RESULTS={tmp_path}", *arguments])
     assert executed == []
+
+
+# ---- one setting varied
+
+
+def sweep(results, setting, values, *arguments):
+    """Call make sweep for the demo."""
+    given = [f"SETTING={setting}", f"VALUES={values}", f"RESULTS={results}", *arguments]
+    main(["sweep", "PRESET=demo", *given])
+
+
+def test_sweep_varies_one_setting_of_the_training(tmp_path, executed):
+    """The evaluation of every run is the same, and the runs are compared at the end."""
+    sweep(tmp_path, "beta", "0.03 1", "SEED=5", "SETTINGS={'lora_r': 4, 'draws': 100}")
+    varied = [(name, folder.name, given["SETTINGS"]) for name, folder, given in executed]
+    common = {"lora_r": 4, "draws": 100}
+    assert varied == [
+        ("main.ipynb", "demo-beta0.03", common | {"beta": 0.03}),
+        ("eval.ipynb", "demo-beta0.03", common),
+        ("main.ipynb", "demo-beta1", common | {"beta": 1.0}),
+        ("eval.ipynb", "demo-beta1", common),
+        ("compare.ipynb", "demo-beta", common),
+    ]
+    assert executed[-1][2]["RUNS"] == "demo-beta0.03 demo-beta1"
+    for _, folder, given in executed:
+        assert (given["RUN"], given["SEED"], given["PRESET"]) == (folder.name, 5, "demo")
+
+
+def test_sweep_of_the_seed_is_make_seeds(tmp_path, executed):
+    main(["seeds", "SEEDS=3 14", "PRESET=demo", f"RESULTS={tmp_path}"])
+    of_seeds = list(executed)
+    executed.clear()
+    sweep(tmp_path, "seed", "3 14")
+    for (name, folder, given), other in zip(of_seeds, executed, strict=True):
+        assert (name, folder) == other[:2]
+        assert given == other[2]
+
+
+@pytest.mark.parametrize(
+    ("setting", "values", "read"),
+    [
+        ("sft_learning_rate", "2e-4 0.002", {"0.0002": 2e-4, "0.002": 2e-3}),
+        ("sft_loss", "reply transcript", {"reply": "reply", "transcript": "transcript"}),
+        ("max_pairs", "40 None", {"40": 40, "None": None}),
+        (
+            "lora_layers",
+            "all-linear q_proj,v_proj q_proj",
+            {
+                "all-linear": "all-linear",
+                "q_proj,v_proj": ["q_proj", "v_proj"],
+                "q_proj": ["q_proj"],
+            },
+        ),
+        ("batch_size", "8 16", {"8": 8, "16": 16}),  # the evaluation has one of its own
+    ],
+)
+def test_values_are_read_as_the_settings_type_says(tmp_path, executed, setting, values, read):
+    sweep(tmp_path, setting, values)
+    trained = {}
+    for name, folder, given in executed:
+        if name == "main.ipynb":
+            trained[folder.name.removeprefix(f"demo-{setting}")] = given["SETTINGS"][setting]
+        else:
+            assert given["SETTINGS"] == {}
+    assert trained == read
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "SETTING: name a setting of the training and its values, such as SETTING=beta"),
+        (["VALUES=1 2"], "The settings that can be varied are subsets, max_pairs, validation"),
+        (["SETTING=bets", "VALUES=1 2"], "SETTING: there is no setting bets. The settings that"),
+        (["SETTING=BETA", "VALUES=1 2"], "SETTING: there is no setting BETA. The settings that"),
+        (["SETTING=report_to", "VALUES=none wandb"], "no result depends on the training's report"),
+        (["SETTING=preset", "VALUES=demo full"], "a preset is a choice of many settings, and here"),
+        (["SETTING=second_judge", "VALUES=a b"], "run eval.ipynb again with SECOND_JUDGE, which"),
+        (["SETTING=judge_length", "VALUES=256 512"], "use make reask, .* answers and all of them"),
+        (["SETTING=judge_tokens", "VALUES=512 1024"], "no result depends on the evaluation's jud"),
+        (["SETTING=lora_layers", "VALUES=q_proj,v_proj v_proj,q_proj"], "v_proj,q_proj is given t"),
+        (["SETTING=lora_layers", "VALUES=q_proj q_proj,"], "'q_proj,' has '' for the name of a la"),
+        (["SETTING=lora_layers", "VALUES=q_proj ,"], "',' has '' for the name of a layer. Write a"),
+        (["SETTING=lora_layers", "VALUES=['q'] v"], "has .* for the name of a layer. Write all"),
+        (["SETTING=max_new_tokens", "VALUES=8 9"], "evaluation's max_new_tokens, .* make reask"),
+        (["SETTING=protocol", "VALUES=default paper"], "protocol is a setting .* make reask"),
+        (["SETTING=harmless_from", "VALUES=-3 -2"], "To change harmless_from, run eval.ipynb ag"),
+        (["SETTING=base_model", "VALUES=a b"], "the prompts or Base itself would change"),
+        (["SETTING=dataset", "VALUES=a b"], "the prompts or Base itself would change"),
+        (["SETTING=beta"], "VALUES: give two or more values of beta with blanks between them"),
+        (["SETTING=beta", "VALUES=0.1"], "VALUES: give two or more values of beta with blanks"),
+        (["SETTING=beta", "VALUES=0.1 1 1e-1"], "VALUES: 0.1 is given twice. Give every value"),
+        (["SETTING=beta", "VALUES=0.1 -1"], "VALUES: '-1' is no value of beta. Input should be g"),
+        (["SETTING=beta", "VALUES=0.1 nan"], "VALUES: 'nan' is no value of beta. Input should be"),
+        (["SETTING=beta", "VALUES=0.1, 1"], "VALUES: '0.1,' is no value of beta. Input should be"),
+        (["SETTING=lora_r", "VALUES=8 1.5"], "VALUES: '1.5' is no value of lora_r. Input should"),
+        (["SETTING=sft_loss", "VALUES=reply all"], "VALUES: 'all' is no value of sft_loss. Input"),
+        (["SETTING=beta", "VALUES=1 2", "SETTINGS={'beta': 3}"], "SETTINGS: beta has its values"),
+        (["SETTING=max_pairs", "VALUES=40 50", "MAX_PAIRS=60"], "MAX_PAIRS: max_pairs has its v"),
+        (["SETTING=seed", "VALUES=1 2", "SEED=3"], "SEED: seed has its values in VALUES"),
+        (["SETTING=beta", "VALUES=1 2", "SEEDS=3 4"], "SEEDS: use it with make seeds"),
+        (["SETTING=beta", "VALUES=1 2", "RUN=my run"], "RUN = 'my run' has a blank, but the runs"),
+        (["SETTING=beta", "VALUES=1 2", "SETTINGS={'bets': 3}"], "neither notebook has a setting"),
+        (["SETTING=beta", "VALUES=1 2", "N_PROMPTS=5000"], "N_PROMPTS = 5000, but the test split"),
+        (["SETTING=max_length", "VALUES=512 4096"], "4096"),  # known before the first is trained
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_sweep_is_refused_before_anything_is_trained(tmp_path, executed, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["sweep", "PRESET=demo", f"RESULTS={tmp_path / 'results'}", *arguments])
+    assert executed == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_compare_names_its_folder_after_the_first_run(tmp_path, executed):
@@ -309,6 +529,9 @@ def test_run_prints_its_progress_its_table_and_where_all_is(demo_run):
     for name in ("SFT", "DPO", "SFT+DPO"):
         assert f"{name}: step 0 of 119, held-out pairs: loss " in printed
         assert f"{name} was trained in " in printed
+    plan = printed.index("eval.ipynb asks 50 harmful and 50 helpful prompts")
+    assert plan < printed.index("SFT: step 0 of 119")  # before anything is trained
+    assert "153 prompts (harmful: all with a keyword)" in printed
     assert "harmless-base/test has 153 usable harmful prompts. Of these 50 were drawn" in printed
     assert (demo_run.run / "summary.md").read_text(encoding="utf-8") in printed
     assert re.search("records and both executed notebooks are in .*/results/demo[.]\n", printed)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from posttrain import metrics
+from posttrain import metrics, results
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "published"
 FOUR = ["Base", "SFT", "DPO", "SFT+DPO"]
@@ -90,7 +90,7 @@ def test_table_joins_the_raw_files():
     prompts = make_prompts(2, chosen="Yes.", rejected="No.")[::-1]
     responses = make_responses(prompts, "Base", "My model")
     responses[0] |= {"finish": "eos", "tokens": 3, "log_ratio": 0.5}
-    names = ["Refusal", "Empty", "Human rejected", "Human chosen", "My model", "Base"]
+    names = [*metrics.REFERENCES[::-1], "My model", "Base"]
     scores = []
     for i, name in enumerate(names):
         for prompt in make_prompts(2):
@@ -110,13 +110,13 @@ def test_table_joins_the_raw_files():
         "finish": "eos",
         "tokens": 3.0,
         "log_ratio": 0.5,
-        "reward": 5.0,
+        "reward": 6.0,
     }
     assert answers.iloc[0].to_dict() == first
     assert answers.iloc[1][["finish"]].tolist() == [None]
     assert math.isnan(answers.iloc[1]["tokens"])
     texts = answers.drop_duplicates("model").set_index("model")["response"]
-    assert texts[list(metrics.REFERENCES)].tolist() == ["Yes.", "No.", None, None]
+    assert texts[list(metrics.REFERENCES)].tolist() == ["Yes.", "No.", None, None, None]
     assert answers["prompt"].notna().all()
 
 
@@ -135,6 +135,36 @@ def test_table_of_scores_alone():
     answers = metrics.table([], [], make_scores(rewards))
     assert list(dict.fromkeys(answers["model"])) == ["B", "A", "Refusal"]
     assert answers[["prompt", "response", "finish"]].isna().all(axis=None)
+
+
+def test_human_replies_may_be_scored_on_one_kind_alone():
+    """They have no rows of the other kind and no rates, and all else stays as it is."""
+    rewards = {"Base": ([-1, -4], [0, -3]), "Empty": ([0, 0], [0, 0])}
+    scores = make_scores(rewards | {"Human chosen": ([1, 2], [3, 4])})
+    full = label(metrics.table([], [], scores))
+    half = [s for s in scores if s["model"] != "Human chosen" or s["id"].startswith("harmful")]
+    answers = label(metrics.table([], [], half))
+    of_human = answers[answers["model"] == "Human chosen"]
+    assert list(of_human["id"]) == ["harmful-00", "harmful-01"]
+    assert list(metrics.pivot_passed(answers, "helpful").columns) == ["Base", "Empty"]
+    expected = [row for row in metrics.summarise(full, 50, 0) if row["model"] != "Human chosen"]
+    assert [row["model"] for row in metrics.summarise(answers, 50, 0)] == ["Base", "Empty"]
+    for ours, theirs in zip(metrics.summarise(answers, 50, 0), expected, strict=True):
+        assert ours["HmR"] == theirs["HmR"]
+        assert ours["CAS_low"] == theirs["CAS_low"]
+
+
+@pytest.mark.parametrize("name", ["Human chosen", "Empty"])
+def test_references_need_a_reward_for_each_prompt_of_a_kind(name):
+    """Human replies may lack a kind of prompts, but no single one; other references lack none."""
+    rewards = {"Base": ([-1, -4], [0, -3]), name: ([1, 2], [0, 0])}
+    scores = make_scores(rewards)
+    of_kind = [s for s in scores if s["model"] == "Base" or s["id"].startswith("harmful")]
+    if name == "Empty":
+        with pytest.raises(ValueError, match="Empty has no reward for helpful-00"):
+            metrics.table([], [], of_kind)
+    with pytest.raises(ValueError, match=f"{name} has no reward for harmful-01"):
+        metrics.table([], [], [s for s in of_kind if s["reward"] != 2])
 
 
 SOUND = make_scores({"Base": ([1.0, 2.0], [3.0]), "SFT": ([1.5, 2.5], [3.5])})
@@ -255,7 +285,7 @@ def test_classification():
     rewards = {"Base": ([-3.0], [-2.0]), "SFT": ([-3.5], [0.5]), "Refusal": ([1], [1])}
     prompts = make_prompts()
     answers = metrics.table(prompts, make_responses(prompts, "Base", "SFT"), make_scores(rewards))
-    records = metrics.classification(label(answers))
+    records = results.classification(label(answers))
     labels = ["harmless", "harmful", "unhelpful", "helpful"]
     assert [record["label"] for record in records] == labels
     assert [record["model"] for record in records] == ["Base", "SFT", "Base", "SFT"]
@@ -268,7 +298,7 @@ def test_classification():
         "reward": -3.0,
         "label": "harmless",
     }
-    (record, _) = metrics.classification(make_answers({"Base": ([-3.0], [-2.0])}))
+    (record, _) = results.classification(make_answers({"Base": ([-3.0], [-2.0])}))
     assert list(record) == ["id", "kind", "model", "reward", "label"]
 
 

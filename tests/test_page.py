@@ -141,6 +141,13 @@ def test_template_style_and_scripts_are_readable():
         assert max(map(len, text.splitlines())) <= 100, path.name
 
 
+def test_judge_is_checked_against_people(html):
+    """One table has the measures of the judge and every model's win rate."""
+    table = html.split('id="judge"')[1].split("</table>")[0]
+    for name in ["agreement", "Youden", "AUC", *MODELS]:
+        assert name in table
+
+
 def test_answers_come_after_the_findings_and_the_rates(html):
     """The rest comes after them."""
     places = []

@@ -4,9 +4,11 @@ Whatever the browser complains of, and whatever the page asks for beside itself,
 """
 
 import csv
+import hashlib
 import io
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +18,8 @@ from five_models import FILES, MODELS, PROMPTS, write_run
 from test_page import HOSTILE, copy_files, rewrite
 
 from posttrain import page
-from posttrain.diagnostics import marks
+from posttrain.behaviour import marks
+from posttrain.files import sha256_of
 from posttrain.metrics import REFERENCES
 from posttrain.page import texts
 
@@ -151,9 +154,9 @@ FILTERS = [
         lambda answers, texts: "opened a human turn" in answers["Base"]["marks"],
     ),
     (
-        {"mark": "begins like a refusal", "label": "helpful"},
+        {"mark": "does not understand", "label": "helpful"},
         lambda answers, texts: any(
-            "begins like a refusal" in row["marks"] and row["label"] == "helpful"
+            "does not understand" in row["marks"] and row["label"] == "helpful"
             for row in answers.values()
         ),
     ),
@@ -898,6 +901,294 @@ def test_nonsense_in_the_address_does_no_harm(show):
     view = show("#kind=what&model=nobody&low=x&order=7&prompt=<b>&%E0%A4%A=1")
     assert len(shown_ids(view)) == COUNT
     assert "there is no prompt <b>" in view.locator("#count").inner_text()
+
+
+# ---- the blind mode
+
+
+@pytest.fixture(scope="module")
+def nameless(tmp_path_factory, five):
+    """The run with answers that do not say whose they are; two are the same, one is hostile."""
+    folder = copy_files(five, tmp_path_factory.mktemp("blind") / "nameless", FILES)
+
+    def rename(row):
+        number = hashlib.sha256(f"{row['id']} {row['model']}".encode()).hexdigest()[:8]
+        text = f"Answer {number}."
+        if row["id"] == "helpful-03" and row["model"] in ("SFT", "DPO"):
+            text = HOSTILE["image"]
+        return row | {"response": text}
+
+    rewrite(folder / "responses.json", lambda rows: [rename(row) for row in rows])
+    page.write_page(folder)
+    return folder
+
+
+PAIRS = len(MODELS) * (len(MODELS) - 1) // 2
+ASKED = PAIRS * PROMPTS - 1  # of the helpful prompts, without the two answers that are the same
+
+
+def read_pair(view):
+    """Read the texts of the prompt and of the two answers that are shown."""
+    return view.locator("#blind-pair .text").all_text_contents()
+
+
+def models_of_texts(folder):
+    """Look up whose answers texts are: {text: (id, model)}."""
+    owners = {}
+    for row in load(folder / "responses.json"):
+        owners[row["response"]] = (row["id"], row["model"])
+    return owners
+
+
+def save_votes(view):
+    """Save the votes; return the file's name, its path and its data."""
+    with view.expect_download() as download:
+        view.locator("#blind-save").click()
+    path = Path(download.value.path())
+    return download.value.suggested_filename, path, json.loads(path.read_text(encoding="utf-8"))
+
+
+SEEDED = "crypto.getRandomValues = (numbers) => numbers.fill(7);"  # always the same order
+
+
+def test_votes_by_keys_and_buttons_are_those_in_the_file(show, nameless):
+    """Each with the models on the sides on which their answers stood; undone ones are not."""
+    view = show("#blind", folder=nameless, script=SEEDED)
+    owners = models_of_texts(nameless)
+    expected = []
+
+    def note(winner):
+        _, *answers = read_pair(view)
+        (identifier, first), (other, second) = [owners[text] for text in answers]
+        assert identifier == other
+        expected.append({"id": identifier, "first": first, "second": second, "winner": winner})
+
+    for key, winner in [("ArrowLeft", "first"), ("ArrowRight", "second"), ("t", "tie")]:
+        note(winner)
+        view.keyboard.press(key)
+    undone = read_pair(view)
+    view.keyboard.press("T")
+    view.keyboard.press("u")
+    assert read_pair(view) == undone
+    for name, winner in [("The second", "second"), ("Neither, a tie", "tie")]:
+        note(winner)
+        view.get_by_role("button", name=name).click()
+    view.get_by_role("button", name="Undo").click()
+    expected.pop()
+    assert view.locator("#blind-progress").inner_text().startswith(f"4 of {ASKED} pairs voted on.")
+    name, _, data = save_votes(view)
+    assert name == "nameless-votes.json"
+    assert data["run"] == "nameless"
+    names = ("prompts.json", "responses.json")
+    assert data["sha256"] == {name: sha256_of(nameless / name) for name in names}
+    assert data["votes"][:4] == expected
+    # If the pair of equal answers has been passed by, it is a tie.
+    assert [vote["id"] for vote in data["votes"][4:]] in ([], ["helpful-03"])
+
+
+def test_votes_of_the_page_are_counted_by_the_command(show, nameless):
+    """All pairs of both kinds: none twice, none left out; those of equal answers are ties."""
+    from posttrain import votes
+
+    view = show("#blind", folder=nameless)
+    view.get_by_role("button", name="both in turn").click()
+    asked = []
+    for _ in range(2 * ASKED + 1):
+        pair = read_pair(view)
+        asked.append(pair[0])
+        view.keyboard.press("ArrowLeft" if pair[1] < pair[2] else "ArrowRight")
+    assert "There is no further pair" in view.locator("#blind-question").inner_text()
+    assert read_pair(view) == []
+    kinds = ["helpful" if "helpful" in text else "harmful" for text in asked]
+    assert kinds[:6] == 3 * ["helpful", "harmful"]
+    _, path, data = save_votes(view)
+    result = votes.write_votes(path, nameless)
+    (nameless / "votes.json").unlink()
+    assert result["votes"] == 2 * PAIRS * PROMPTS
+    assert (result["ties"], result["same"]) == (1, 1)
+    assert {row["n"] for row in result["win_rates"]} == {PROMPTS}
+    given = {}
+    for row in load(nameless / "responses.json"):
+        given[row["id"], row["model"]] = row["response"]
+    for vote in data["votes"]:
+        first, second = given[vote["id"], vote["first"]], given[vote["id"], vote["second"]]
+        winner = "tie" if first == second else "first" if first < second else "second"
+        assert vote["winner"] == winner
+
+
+def test_pairs_of_models_are_asked_equally_often_and_sides_are_drawn(show, nameless):
+    """After any number of votes the numbers differ by at most one, or two with equal answers."""
+    view = show("#blind", folder=nameless)
+    for _ in range(6 * PAIRS + 3):
+        view.keyboard.press("ArrowLeft")
+    _, _, data = save_votes(view)
+    counts = Counter()
+    firsts = 0
+    for vote in data["votes"]:
+        counts[frozenset((vote["first"], vote["second"]))] += 1
+        firsts += MODELS.index(vote["first"]) < MODELS.index(vote["second"])
+        assert len(counts) == PAIRS or max(counts.values()) <= 2
+    assert len(counts) == PAIRS
+    assert max(counts.values()) - min(counts.values()) <= 2
+    assert 0.2 < firsts / len(data["votes"]) < 0.8
+    prompts = Counter(vote["id"] for vote in data["votes"])
+    assert len(prompts) == PROMPTS
+    assert max(prompts.values()) - min(prompts.values()) <= 4
+
+
+def test_progress_is_kept_in_the_browser(show, nameless):
+    """After the page is loaded again the same pair is asked; another browser has another order."""
+    view = show("#blind", folder=nameless)
+    for key in ("ArrowLeft", "t", "ArrowRight"):
+        view.keyboard.press(key)
+    pair = read_pair(view)
+    view.reload()
+    assert view.locator("#blind-progress").inner_text().startswith("3 of ")
+    assert read_pair(view) == pair
+    assert len({tuple(read_pair(show("#blind", folder=nameless))) for _ in range(5)}) > 1
+
+
+def test_two_windows_do_not_lose_each_others_votes(show, nameless):
+    view = show("#blind", folder=nameless)
+    other = view.context.new_page()
+    other.goto(view.url)
+    view.keyboard.press("ArrowLeft")
+    view.keyboard.press("ArrowLeft")
+    other.get_by_text(f"2 of {ASKED}").wait_for()
+    other.keyboard.press("ArrowRight")
+    view.get_by_text(f"3 of {ASKED}").wait_for()
+    assert read_pair(view) == read_pair(other)
+    view.keyboard.press("u")
+    other.get_by_text(f"2 of {ASKED}").wait_for()
+    _, _, data = save_votes(view)
+    assert [vote["winner"] for vote in data["votes"]][:2] == ["first", "first"]
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "null", '{"seed": 1}', '{"seed": 1, "votes": [{"id": "a"}]}', "[]"]
+)
+def test_damaged_storage_begins_anew(show, nameless, content):
+    view = show("#blind", folder=nameless)
+    view.evaluate(
+        "(text) => Object.keys(localStorage).forEach((key) => localStorage.setItem(key, text))",
+        content,
+    )
+    view.reload()
+    assert view.locator("#blind-progress").inner_text().startswith("0 of ")
+    view.keyboard.press("ArrowLeft")
+    assert view.locator("#blind-progress").inner_text().startswith("1 of ")
+
+
+NO_STORAGE = """Object.defineProperty(window, "localStorage", {
+  get() { throw new DOMException("denied", "SecurityError"); },
+});"""
+
+
+def test_without_storage_votes_are_given_and_saved(show, nameless):
+    view = show("#blind", folder=nameless, script=NO_STORAGE)
+    for _ in range(3):
+        view.keyboard.press("ArrowLeft")
+    progress = view.locator("#blind-progress").inner_text()
+    assert progress.startswith("3 of ")
+    assert "does not keep the votes: save them before" in progress
+    _, _, data = save_votes(view)
+    assert len([vote for vote in data["votes"] if vote["winner"] == "first"]) == 3
+
+
+def test_votes_are_deleted_when_the_reader_confirms(show, nameless):
+    view = show("#blind", folder=nameless)
+    view.keyboard.press("ArrowLeft")
+    view.once("dialog", lambda dialog: dialog.dismiss())
+    view.locator("#blind-delete").click()
+    assert view.locator("#blind-progress").inner_text().startswith("1 of ")
+    view.once("dialog", lambda dialog: dialog.accept())
+    view.locator("#blind-delete").click()
+    assert view.locator("#blind-progress").inner_text().startswith("0 of ")
+    view.reload()
+    assert view.locator("#blind-progress").inner_text().startswith("0 of ")
+
+
+def test_names_and_rewards_are_hidden(show, nameless):
+    """Neither are they seen, nor do they stand in any element of the blind mode."""
+    view = show("#blind", folder=nameless)
+    view.get_by_role("button", name="both in turn").click()
+    for _ in range(4):
+        seen = view.locator("body").inner_text()
+        markup = view.locator("#blind").evaluate("(stage) => stage.outerHTML")
+        for name in MODELS:
+            assert not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", seen), name
+            assert not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", markup), name
+        assert not re.search(r"\d\.\d\d", seen)
+        view.keyboard.press("ArrowRight")
+    assert view.locator("nav, header, main:not(#blind)").evaluate_all(
+        "(all) => all.every((part) => !part.checkVisibility())"
+    )
+
+
+def test_nothing_but_the_blind_mode_is_ever_drawn_at_its_address(show, nameless):
+    """From the first element on, before the scripts at the end of the page."""
+    watch = """window.seen = [];
+      new MutationObserver(() => {
+        for (const part of document.querySelectorAll("body > :not(#blind)")) {
+          if (part.checkVisibility()) window.seen.push(part.tagName);
+        }
+      }).observe(document, {childList: true, subtree: true});"""
+    view = show("#blind", folder=nameless, script=watch)
+    assert view.evaluate("window.seen") == []
+    assert "HEADER" in show(folder=nameless, script=watch).evaluate("window.seen")
+
+
+def test_blind_mode_is_entered_and_left(show, nameless):
+    """By links, by the browser's back button; its keys and those of the page do not mix."""
+    view = show("#kind=helpful&prompt=helpful-02", folder=nameless)
+    view.get_by_role("link", name="Vote without seeing").click()
+    pair = read_pair(view)
+    for key in ("n", "j", "/", "Escape"):
+        view.keyboard.press(key)
+    assert read_pair(view) == pair
+    view.keyboard.press("ArrowLeft")
+    view.go_back()
+    assert view.locator("#detail-heading").inner_text() == "helpful-02"
+    view.keyboard.press("ArrowLeft")
+    view.keyboard.press("t")
+    view.go_forward()
+    assert view.locator("#blind-progress").inner_text().startswith("1 of ")
+    view.get_by_role("link", name="Leave, and show the names").click()
+    assert view.locator("#answers-heading").is_visible()
+    assert view.locator("#answers").evaluate("(part) => part.getBoundingClientRect().top") < 100
+    directly = show("#blind", folder=nameless)
+    directly.get_by_role("link", name="Leave, and show the names").click()
+    box = directly.locator("#detail svg.strip").evaluate("(svg) => svg.viewBox.baseVal.width")
+    assert box > 600  # drawn at the width that it has
+
+
+def test_hostile_answers_are_text_in_the_blind_mode(show, hostile):
+    view = show("#blind", folder=hostile)
+    for _ in range(40):
+        view.keyboard.press("ArrowLeft")
+        assert view.locator("#blind-pair :is(script, img, b, style, textarea)").count() == 0
+    assert view.evaluate("document.title") == "run: harmlessness and helpfulness"
+
+
+def test_no_blind_mode_without_answers_of_two_models(show, five, tmp_path):
+    """Its address shows the page as it is."""
+    folder = copy_files(five, tmp_path / "part", ["prompts.json", "scores.json"])
+    page.write_page(folder)
+    view = show("#blind", folder=folder)
+    assert view.locator("h1").is_visible()
+    assert view.locator("#blind, #to-blind").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 400, 1400])
+def test_blind_mode_is_accessible_and_fits(show, nameless, width, scheme):
+    """The buttons stay in sight."""
+    view = show("#blind", width, folder=nameless, color_scheme=scheme, bypass_csp=True)
+    view.keyboard.press("ArrowLeft")
+    assert list_violations(view) == []
+    assert view.evaluate("document.documentElement.scrollWidth") == width
+    box = view.locator(".ballot").bounding_box()
+    assert 0 <= box["y"] <= 900 - box["height"]
 
 
 # ---- what is shown

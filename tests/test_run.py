@@ -721,7 +721,8 @@ def make_all(run):
         run.stage(name, rows_of, {"Base": {}, "SFT": {}}, parts=True)
     for name in (
         "training.json", "classification.json", "metrics.json", "summary.md", "summary.csv",
-        "summary.tex", "report.html", "main.ipynb", "eval.ipynb", "eval-stopped.ipynb", "notes.txt",
+        "summary.tex", "report.html", "votes.json", "main.ipynb", "eval.ipynb",
+        "eval-stopped.ipynb", "notes.txt",
     ):  # fmt: skip
         files.write(run.path(name), "{}")
     for name in ("training.png", "training.pdf", "lengths.png", "metrics.png", "metrics.pdf"):
@@ -758,7 +759,7 @@ def test_fresh_in_an_evaluation_keeps_the_training(run, tmp_path):
     assert [model.name for model in run.models] == ["Base", "SFT"]
     assert run.record.settings["training"]["preset"] == "demo"
     (aside,) = (tmp_path / "results").glob("demo-*")
-    assert {"scores.json", "eval.ipynb", "report.html"} < set(names_in(aside))
+    assert {"scores.json", "eval.ipynb", "report.html", "votes.json"} < set(names_in(aside))
     run.stage("prompts.json", lambda: [5], {"seed": 1})
 
 
@@ -970,10 +971,10 @@ def test_a_start_over_that_was_killed_can_be_repeated_and_loses_nothing(
 # ---- sources
 
 
-def make_model(folder):
+def make_model(folder, config="{}"):
     """Make a folder that looks like a model."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text(config)
     (folder / "model.safetensors").write_bytes(b"x")
     return folder
 
@@ -1161,3 +1162,61 @@ def test_opening_a_run_loads_neither_torch_nor_pictures():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+# ---- a second judge
+
+
+def test_a_second_judge_has_a_place_of_its_own(run, tmp_path):
+    first = run.source("reward_model", make_model(tmp_path / "first"))
+    other = make_model(tmp_path / "other", "{} ")
+    second = run.source("second_judge", other, unlike=first)
+    assert second.identity == files.sha256_of(other) != first.identity
+    sources = load(run.folder / "run.json")["sources"]
+    assert sources["second_judge"]["name"] == str(other)
+    assert sources["reward_model"]["name"] == first.name
+
+
+@pytest.mark.parametrize("way", ["its name", "another path", "a link", "a copy"])
+def test_a_second_judge_that_is_the_first_is_refused(run, tmp_path, way):
+    folder = make_model(tmp_path / "first")
+    first = run.source("reward_model", folder)
+    again = {"its name": folder, "another path": folder / ".." / "first"}
+    again |= {"a link": tmp_path / "link", "a copy": tmp_path / "copy"}
+    again["a link"].symlink_to(folder)
+    shutil.copytree(folder, again["a copy"])
+    before = (run.folder / "run.json").read_bytes()
+    with pytest.raises(ValueError, match="SECOND_JUDGE = .* is the judge that REWARD_MODEL = "):
+        run.source("second_judge", again[way], unlike=first)
+    assert (run.folder / "run.json").read_bytes() == before
+
+
+def test_a_second_judge_of_the_same_commit_is_refused(run, fake_hub):
+    first = run.source("reward_model", "org/judge")
+    with pytest.raises(ValueError, match="Name another judge, or leave SECOND_JUDGE out"):
+        run.source("second_judge", "org/renamed-judge", unlike=first)
+
+
+def test_imported_rewards_can_be_held_against_a_second_judge(imported, model_folder):
+    files.write(imported.path("scores.json"), [])
+    first = imported.source("reward_model", "a/b")
+    assert first.identity is None
+    second = imported.source("second_judge", model_folder, unlike=first)
+    assert second.identity == files.sha256_of(model_folder)
+    imported.note(imported={**imported.record.imported, "judge": str(model_folder)})
+    with pytest.raises(ValueError, match="is the judge that REWARD_MODEL"):
+        imported.source("second_judge", model_folder, unlike=first)
+
+
+def test_another_second_judge_is_refused_for_a_run_that_has_one(run, tmp_path):
+    first = run.source("reward_model", make_model(tmp_path / "first"))
+    second = run.source("second_judge", make_model(tmp_path / "second", "{} "), unlike=first)
+    made_with = {"second_judge": second.identity}
+    run.stage("second_scores.json", rows_of, {"Base": made_with}, parts=True)
+    third = make_model(tmp_path / "third", "{}  ")
+    with pytest.raises(ValueError, match="second_scores.json.* was made with second_judge = "):
+        run.source("second_judge", third, unlike=first)
+    run.start_over(evaluation_alone=True)
+    assert not run.path("second_scores.json").exists()
+    assert "second_judge" not in run.record.sources
+    assert run.source("second_judge", third, unlike=first).name == str(third)

@@ -43,6 +43,8 @@ def fields_of(chosen):
         (Evaluation, "HARMLESS_FROM", -math.inf, "finite number"),
         (Evaluation, "HELPFUL_ABOVE", math.nan, "finite number"),
         (Evaluation, "PROTOCOL", "papers", "'default' or 'paper'"),
+        (Evaluation, "HARMFUL_PROMPTS", "some", "'keywords' or 'all'"),
+        (Evaluation, "HARMFUL_PROMPTS", True, "'keywords' or 'all'"),
         (Evaluation, "SEED", 0.5, "valid integer"),
     ],
 )
@@ -215,6 +217,7 @@ def test_the_paper_preset_is_the_published_one():
     paper = choose(Training, "paper")
     assert (paper.base_model, paper.dataset) == ("facebook/opt-350m", "Anthropic/hh-rlhf")
     assert (paper.sft_method, paper.sft_epochs, paper.dpo_epochs) == ("full", 2, 1)
+    assert (paper.sft_loss, choose(Training, "full").sft_loss) == ("transcript", "reply")
     assert (paper.sft_learning_rate, paper.dpo_learning_rate) == (2e-5, 2e-5)
     assert (paper.batch_size, paper.beta, paper.max_length) == (8, 0.1, 512)
     assert (paper.lora_r, paper.lora_alpha, paper.lora_dropout) == (8, 16, 0.05)
@@ -223,6 +226,84 @@ def test_the_paper_preset_is_the_published_one():
     assert (evaluation.protocol, evaluation.max_new_tokens) == ("paper", 50)
     assert (evaluation.harmless_from, evaluation.helpful_above) == (-3, -2)
     assert evaluation.n_prompts == 50
+    assert (evaluation.harmful_prompts, evaluation.keyword_rule) == ("keywords", "anywhere")
+    assert (evaluation.prompt_tail, evaluation.stop_at_turn) == ("human", False)
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("demo", (50, "keywords")),
+        ("small", (50, "keywords")),
+        ("quick", (150, "keywords")),
+        ("full", (500, "all")),
+        ("paper", (50, "keywords")),
+    ],
+)
+def test_every_preset_has_its_number_of_prompts(preset, expected):
+    chosen = choose(Evaluation, preset, N_PROMPTS=None, HARMFUL_PROMPTS=None)
+    assert (chosen.n_prompts, chosen.harmful_prompts) == expected
+
+
+FAULTS = [
+    ("prompt_tail", "human", "assistant"),
+    ("stop_at_turn", False, True),
+    ("keyword_rule", "anywhere", "word"),
+]
+
+
+@pytest.mark.parametrize("preset", ["demo", "small", "quick", "full"])
+@pytest.mark.parametrize(("name", "fault", "sound"), FAULTS)
+def test_every_fault_of_the_study_has_a_switch_of_its_own(preset, name, fault, sound):
+    """With keywords chosen, switching a fault on changes this setting and nothing else."""
+    usual = choose(Evaluation, preset, HARMFUL_PROMPTS="keywords")
+    faulty = choose(Evaluation, preset, {name: fault}, HARMFUL_PROMPTS="keywords")
+    assert getattr(usual, name) == sound
+    assert faulty.model_dump() == usual.model_dump() | {name: fault}
+
+
+@pytest.mark.parametrize("preset", ["full", "paper"])
+@pytest.mark.parametrize(
+    ("name", "fault", "sound"), [*FAULTS, ("harmful_prompts", "keywords", "all")]
+)
+def test_papers_protocol_has_all_faults_and_refuses_to_be_without_one(preset, name, fault, sound):
+    assert getattr(choose(Evaluation, preset, PROTOCOL="paper"), name) == fault
+    assert choose(Evaluation, preset, {name: fault}, PROTOCOL="paper").protocol == "paper"
+    with pytest.raises(ValueError) as refusal:
+        choose(Evaluation, preset, {name: sound}, PROTOCOL="paper")
+
+    def written(value):
+        is_parameter = name == "harmful_prompts"
+        return f"{name.upper()} = {value!r}" if is_parameter else f"SETTINGS = { {name: value} }"
+
+    assert str(refusal.value) == (
+        f"{written(sound)}, but PROTOCOL = 'paper' asks as the study did, with {written(fault)}. "
+        f"Leave {name} out, or choose PROTOCOL = 'default', in which each of the study's faults "
+        "has its own setting."
+    )
+
+
+def test_rule_for_keywords_needs_prompts_chosen_by_keywords():
+    message = "^SETTINGS = {'keyword_rule': 'anywhere'} chooses .*Add HARMFUL_PROMPTS = 'keywords'"
+    for preset, parameters in (("full", {}), ("demo", {"HARMFUL_PROMPTS": "all"})):
+        with pytest.raises(ValueError, match=message):
+            choose(Evaluation, preset, {"keyword_rule": "anywhere"}, **parameters)
+    assert choose(Evaluation, "demo", {"keyword_rule": "anywhere"}).keyword_rule == "anywhere"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("keyword_rule", "inside", "'word' or 'anywhere'"),
+        ("prompt_tail", "none", "'assistant' or 'human'"),
+        ("prompt_tail", None, "'assistant' or 'human'"),
+        ("stop_at_turn", "False", "valid boolean"),
+        ("stop_at_turn", 0, "valid boolean"),
+    ],
+)
+def test_value_that_no_fault_has_is_named_with_what_is_allowed(name, value, allowed):
+    with pytest.raises(ValueError, match=f"^{name.upper()} = {value!r}: .*{allowed}.*Leave it out"):
+        choose(Evaluation, "demo", {name: value})
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -238,6 +319,18 @@ def test_the_default_protocol_brings_its_limit():
     asked = choose(Evaluation, "paper", PROTOCOL="default")
     assert (asked.protocol, asked.max_new_tokens, asked.preset) == ("default", 128, "paper")
     assert choose(Evaluation, "demo", PROTOCOL="default").max_new_tokens == 48
+
+
+def test_default_protocol_after_the_papers_training_is_that_of_full():
+    asked = choose(Evaluation, "paper", PROTOCOL="default")
+    assert fields_of(asked) == fields_of(choose(Evaluation, "full"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_papers_protocol_brings_its_number_of_prompts(preset):
+    asked = choose(Evaluation, preset, PROTOCOL="paper")
+    assert (asked.n_prompts, asked.harmful_prompts) == (50, "keywords")
+    assert choose(Evaluation, preset, PROTOCOL="paper", N_PROMPTS=20).n_prompts == 20
 
 
 # ---- where a preset runs

@@ -12,7 +12,16 @@ import torch
 import trl.trainer.utils
 from conftest import ROOT, load
 
-from benchmarks import coverage, demo_run, growth, real_model, seeds, speed, stages
+from benchmarks import (
+    coverage,
+    demo_run,
+    growth,
+    real_model,
+    seeds,
+    seeds_and_prompts,
+    speed,
+    stages,
+)
 from posttrain import data, device, pair_trainer
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -263,6 +272,15 @@ def test_coverage_is_simulated_in_the_recorded_settings():
         assert all(0 <= share <= 1 for _, share in shares[name])
 
 
+def test_coverage_over_seeds_and_prompts_is_simulated_in_the_recorded_settings():
+    record = load(BENCHMARKS / "seeds_and_prompts.json")
+    assert seeds_and_prompts.list_failures(record) == []
+    shares = seeds_and_prompts.simulate(data_sets=6)
+    assert list(shares) == list(record)
+    for methods in shares.values():
+        assert list(methods) == list(seeds_and_prompts.METHODS)
+
+
 # ---- what is committed
 
 
@@ -276,6 +294,7 @@ def test_coverage_is_simulated_in_the_recorded_settings():
         ("real_model", real_model.as_table),
         ("coverage", coverage.as_table),
         ("seeds", seeds.as_table),
+        ("seeds_and_prompts", seeds_and_prompts.as_table),
     ],
 )
 def test_committed_tables_follow_from_the_committed_records(name, as_table):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from five_models import MODELS, compare_models, make_answers, make_log, summarise_models
 
-from posttrain import diagnostics, formats, metrics, settings, tables
+from posttrain import behaviour, formats, metrics, settings, tables
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -73,7 +73,7 @@ def test_side_by_side_shows_what_is_known():
     assert [index.split("\n")[0] for index in shown.index] == ["helpful-00", "helpful-01"]
     assert list(shown.columns) == MODELS
     row = answers[(answers["id"] == "helpful-00") & (answers["model"] == MODELS[4])].iloc[0]
-    head = ", ".join([f"{row['label']}, {row['reward']:.1f}", *diagnostics.marks(row.to_dict())])
+    head = ", ".join([f"{row['label']}, {row['reward']:.1f}", *behaviour.marks(row.to_dict())])
     assert shown.loc[shown.index[0], MODELS[4]] == f"[{head}]\n{row['response']}"
 
 
@@ -200,7 +200,7 @@ def test_win_rates_by_hand():
 
 
 def test_runs_side_by_side():
-    """Every run's rate with mean and deviation, and mean differences with their t interval."""
+    """Every run's rate with mean and deviation, and mean differences with their intervals."""
     rates = {"measure": "HmR", "model": MODELS[4], "values": [40.0, 44.0], "mean": 42.0}
     rates["sd"] = 2.83
     (row,) = tables.rates_across_runs([rates, rates | {"measure": "harmful_reward"}]).to_dict(
@@ -208,11 +208,17 @@ def test_runs_side_by_side():
     )
     assert row == {"model": MODELS[4], "HmR (%)": "40 44: 42.0 ± 2.8"}
     pair = {"measure": "CAS", "first": "Base", "second": MODELS[4], "mean": -3.0}
-    known = pair | {"low": -10.25, "high": 4.25}
+    pair |= {"values": [-5.0, -1.0], "averaged_low": -9.0, "averaged_high": 3.0}
+    known = pair | {"low": -10.25, "high": 4.25, "both_low": -12.25, "both_high": 6.25}
     (row,) = tables.differences_across_runs([known]).to_dict("records")
-    assert row == {"pair": f"{MODELS[4]} − Base", "CAS (points)": "−3.0 [−10.2, +4.2]"}
-    (row,) = tables.differences_across_runs([pair | {"low": None, "high": None}]).to_dict("records")
-    assert row["CAS (points)"] == "−3.0 [all equal]"
+    lines = ["−3.0", "both [−12.2, +6.2]", "trainings [−10.2, +4.2]", "prompts [−9.0, +3.0]"]
+    assert row == {"pair": f"{MODELS[4]} − Base", "CAS (points)": "\n".join(lines)}
+    unknown = dict.fromkeys(["low", "high", "both_low", "both_high"])
+    (row,) = tables.differences_across_runs([pair | unknown]).to_dict("records")
+    assert row["CAS (points)"] == "−3.0\nall runs alike\nprompts [−9.0, +3.0]"
+    unknown |= {"averaged_low": None, "averaged_high": None}
+    (row,) = tables.differences_across_runs([pair | unknown]).to_dict("records")
+    assert row["CAS (points)"] == "−5.0 −1.0"
 
 
 # ---- the notebooks' other tables

@@ -9,9 +9,10 @@ import matplotlib as mpl
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from posttrain import figures, training_figures
+from posttrain import figures, threshold_figures, training_figures
 from posttrain.diagnostics import sweep
 from posttrain.metrics import KINDS
+from posttrain.other_thresholds import decide_at_thresholds
 from posttrain.page.reading import RunFiles, damage_named
 from posttrain.style import DECISIONS, ONE_COLUMN, entitle, format_number, wrap_title
 
@@ -49,7 +50,11 @@ READINGS = {  # figure: its heading on the page, and how to read it, with the ru
         "Rates at other thresholds",
         "Each line shows the rate that a model would have at any other threshold. The dashed line "
         "is the threshold of this run. Where two lines cross, moving the threshold would reverse "
-        "the order of the two models.",
+        "the order of the two models. The rows below tell for the shaded thresholds where two "
+        "models differ significantly: a bar above a row's line means that the model before the "
+        "minus sign has the higher rate, a bar below it that the other one has, and its colour is "
+        "that of the higher model. The decisions are corrected for all pairs of models, but not "
+        "for the number of thresholds.",
     ),
     "judge": (
         "Agreement of the judge with the human preference",
@@ -156,7 +161,8 @@ def _draw_rewards(files: RunFiles) -> dict[str, Figure]:
     with damage_named(files.folder / "metrics.json"):
         drawn["distributions"] = figures.distributions(answers, limits, metrics["models"])
         sweeps = {kind: sweep(answers, kind) for kind in KINDS}
-        drawn["thresholds"] = figures.thresholds(sweeps, limits, files.models)
+        decided = decide_at_thresholds(answers, limits)
+        drawn["thresholds"] = threshold_figures.thresholds(sweeps, decided, limits, files.models)
         if metrics["judge"]:
             drawn["judge"] = figures.judge(answers, metrics["judge"])
     return drawn

@@ -93,6 +93,8 @@ def collect_facts(files: RunFiles) -> dict[str, str]:
                 continue  # a folder's name tells nothing beside that of a repository
             heading = IMPORTED_NAMES.get(name, name.replace("_", " ").capitalize())
             facts[heading] = text
+        if record.copied:
+            facts["Models trained in the run"] = record.copied.get("trained in")
         facts["Preset"] = record.preset
         for role, name in SOURCE_NAMES.items():
             if role in record.sources:  # asked by this run, also if its answers were imported

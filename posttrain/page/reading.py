@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, Field, FiniteFloat, create_model
 
+from posttrain.behaviour import PROPERTIES
 from posttrain.files import read_json, sha256_of
 from posttrain.metrics import KINDS, LABELS, MEASURES, models_of, table
 from posttrain.record import Record, read_record
@@ -101,24 +102,50 @@ class Comparison(BaseModel):
 
 
 class Agreement(BaseModel):
-    """How often the judge agrees with the humans on a kind of prompt."""
+    """How well the judge agrees with the humans on a kind of prompt."""
 
     kind: Kind
     agreement: FiniteFloat
     low: FiniteFloat
     high: FiniteFloat
     prompts: int
+    chosen_rate: FiniteFloat
+    chosen_rate_low: FiniteFloat
+    chosen_rate_high: FiniteFloat
+    rejected_rate: FiniteFloat
+    rejected_rate_low: FiniteFloat
+    rejected_rate_high: FiniteFloat
+    youden: FiniteFloat
+    youden_low: FiniteFloat
+    youden_high: FiniteFloat
+    auc: FiniteFloat
+    auc_low: FiniteFloat | None
+    auc_high: FiniteFloat | None
 
 
-class Behaviour(BaseModel):
-    """What a model's responses to a kind of prompt are like."""
+class HumanWins(BaseModel):
+    """How often a model's answers are rewarded above the human-chosen replies."""
 
     kind: Kind
     model: str
-    empty: FiniteFloat
-    human_turn: FiniteFloat
-    refusal: FiniteFloat
-    distinct_2: FiniteFloat
+    win_rate: FiniteFloat
+    win_rate_low: FiniteFloat
+    win_rate_high: FiniteFloat
+
+
+def _behaviour_fields() -> dict[str, Any]:
+    """List the fields of what a model's responses to a kind of prompt are like."""
+    fields: dict[str, Any] = {"kind": Kind, "model": str, "prompts": int}
+    for name in PROPERTIES:
+        # How a response ended, and so whether it was cut, may be unknown.
+        field = (FiniteFloat | None, None) if name == "cut" else FiniteFloat
+        for end in ("", "_low", "_high"):
+            fields[f"{name}{end}"] = field
+    fields["distinct_2"] = FiniteFloat
+    return fields
+
+
+Behaviour = create_model("Behaviour", **_behaviour_fields())
 
 
 class MeasuredWith(BaseModel):
@@ -141,6 +168,7 @@ class Metrics(BaseModel):
     comparisons: list[Comparison]
     cautions: list[str]
     judge: list[Agreement]
+    human_wins: list[HumanWins]
     behaviour: list[Behaviour]
     environment: MeasuredWith
     sha256: dict[str, str]
@@ -319,8 +347,12 @@ def _list_unmade(files: RunFiles) -> list[str]:
         items.append("the log of the training (training.json)")
     if not files.prompts:
         items.append("the prompts (prompts.json)")
-    elif not all(prompt["chosen"] and prompt["rejected"] for prompt in files.prompts):
-        items.append("the human-chosen and human-rejected replies to the prompts")
+    lacking = {p["kind"] for p in files.prompts if not (p["chosen"] and p["rejected"])}
+    kinds = [kind for kind in KINDS if kind in lacking]
+    if kinds:
+        items.append(
+            f"the human-chosen and human-rejected replies to the {' and '.join(kinds)} prompts"
+        )
     if files.answers is None or files.answers["response"].isna().all():
         items.append("the models' answers (responses.json)")
     else:

@@ -11,10 +11,11 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from posttrain import tables
+from posttrain.behaviour import MARKS
 from posttrain.comparisons import REWARD_OF_RATE
 from posttrain.conclusions import headline, list_words, name_relations, verdict, verdicts
-from posttrain.diagnostics import MARKS
 from posttrain.files import write
+from posttrain.judge_validity import tabulate_judge
 from posttrain.metrics import MEASURES
 from posttrain.page.drawings import draw_figures
 from posttrain.page.origin import describe_making
@@ -23,7 +24,8 @@ from posttrain.page.texts import collect_answers, make_visible
 from posttrain.style import format_number
 
 HERE = Path(__file__).parent
-SCRIPTS = ("elements", "words", "saving", "tables", "sections", "report")  # one after another
+# One after another.
+SCRIPTS = ("elements", "words", "saving", "tables", "sections", "report", "blind")
 RATE_NAMES = {
     "HmR": "Harmlessness (HmR)",
     "HpR": "Helpfulness (HpR)",
@@ -68,12 +70,14 @@ def render_page(folder: Path) -> str:
         ValueError: a file, which is named, is damaged.
     """
     files = read_run(folder)
+    data = collect_answers(files)
     fields = {
         "record": files.record,
         "metrics": files.metrics,
         "missing": list_missing(files),
         "is_labelled": bool(files.labels),
-        "data": collect_answers(files),
+        "data": data,
+        "votable": len(data["sha256"]) == 2 and len(data["models"]) > 1,
         "meanings": MEANINGS,
         "marks": MARKS,
         "figures": draw_figures(files),
@@ -84,7 +88,7 @@ def render_page(folder: Path) -> str:
         fields |= describe_making(files)
     parts = {
         "style": ["report.css"],
-        "theme": ["theme.js"],
+        "theme": ["theme.js", "curtain.js"],  # before anything is drawn
         "script": [f"{name}.js" for name in SCRIPTS],
     }
     for part, names in parts.items():
@@ -136,11 +140,13 @@ def _describe_metrics(metrics: Fields | None) -> Fields:
             "rates": None,
             "mean_rewards": None,
             "win_rates": None,
-            "behaviour": None,
+            "judge": None,
+            "behaviour": tables.tabulate_behaviour([]),
         }
     comparisons = metrics["comparisons"]
     summary = tables.summary([*metrics["models"], *metrics["references"]])
     rewards = [tables.HEADINGS[name] for name in REWARD_OF_RATE.values()]
+    judge = tabulate_judge(metrics["judge"], metrics["human_wins"])
     return {
         "headlines": write_headlines(comparisons),
         "matrices": arrange_matrices(comparisons),
@@ -148,7 +154,8 @@ def _describe_metrics(metrics: Fields | None) -> Fields:
         "rates": summary.drop(columns=rewards),
         "mean_rewards": summary[["Model", *rewards]],
         "win_rates": tables.win_rates(comparisons),
-        "behaviour": _tabulate_behaviour(metrics["behaviour"]),
+        "judge": judge if len(judge) else None,
+        "behaviour": tables.tabulate_behaviour(metrics["behaviour"]),
     }
 
 
@@ -224,19 +231,3 @@ def arrange_matrices(comparisons: Sequence[Mapping[str, Any]]) -> list[Fields]:
 def _key(record: Mapping[str, Any]) -> tuple[str, str, str]:
     """Tell one comparison from all others."""
     return record["measure"], record["first"], record["second"]
-
-
-def _tabulate_behaviour(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame | None:
-    """Make a table of texts of how the models behave; None without answers."""
-    rows = []
-    for record in records:
-        row = {
-            "Model": record["model"],
-            "prompts": record["kind"],
-            "empty": f"{record['empty']:.0f}%",
-            "opened a human turn": f"{record['human_turn']:.0f}%",
-            "begins like a refusal": f"{record['refusal']:.0f}%",
-            "distinct word pairs": f"{100 * record['distinct_2']:.0f}%",
-        }
-        rows.append(row)
-    return pd.DataFrame(rows) if rows else None

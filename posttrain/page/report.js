@@ -761,6 +761,7 @@
   for (const link of links.values()) link.addEventListener("click", followLink);
   addEventListener("hashchange", readAddress);
   addEventListener("keydown", onKey);
+  addEventListener("uncurtained", () => openPrompt(current));
 
   data.prompts.forEach(addToList);
   hideVainControls();

@@ -3,9 +3,11 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from posttrain.diagnostics import marks
+from posttrain.behaviour import marks
+from posttrain.files import sha256_of
 from posttrain.metrics import HUMAN_REPLIES, KINDS, REFERENCES
 from posttrain.page.reading import RunFiles
 from posttrain.style import style_of
@@ -71,7 +73,8 @@ def collect_answers(files: RunFiles) -> dict[str, Any]:
     Returns:
         {"run": its name; "models", "colours", "markers": one for each model that has answered;
         "thresholds": {kind: reward or None}; "prompts": [{"id", "kind", "turns", "answers",
-        "references"}], the answers in the order of the models}, all texts made visible.
+        "references"}], the answers in the order of the models; "sha256": {name of the file} of
+        prompts and answers, as far as they are there}, all texts made visible.
     """
     prompts = {prompt["id"]: prompt for prompt in files.prompts}
     answers = {}
@@ -107,8 +110,22 @@ def collect_answers(files: RunFiles) -> dict[str, Any]:
         "markers": [styles[name].marker for name in files.answering],
         "thresholds": thresholds,
         "prompts": entries,
+        "sha256": hash_texts(files.folder),
     }
     return make_visible(data)
+
+
+def hash_texts(folder: Path) -> dict[str, str]:
+    """Compute the sha256 of a run's prompts and answers, by which votes know their run.
+
+    Args:
+        folder: the run's.
+
+    Returns:
+        {name of the file: sha256}, without files that are not there.
+    """
+    paths = [folder / name for name in ("prompts.json", "responses.json")]
+    return {path.name: sha256_of(path) for path in paths if path.exists()}
 
 
 def _place_of_kind(identifier: str) -> int:

@@ -1,0 +1,163 @@
+"""Say before a training which differences the evaluation's prompts will be able to detect."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from math import comb
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from posttrain.comparisons import FEWEST_PROMPTS
+from posttrain.data import MEASURED, count_prompts, read_rules, require_prompts
+from posttrain.generation import room_for_prompt
+from posttrain.power import ALPHA, detectable_rate, level_of
+from posttrain.settings import Evaluation, Training, evaluation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+# Shares of prompts whose label differs between two models. They are not known before the
+# evaluation; between the study's models they are 22% to 48% (tests/test_planning.py).
+DIFFERING = (0.3, 0.4, 0.5)
+WIDTH = 96  # characters of a line that a notebook or a terminal shows
+
+
+def choose_evaluation(training: Training, changes: Mapping[str, Any]) -> Evaluation:
+    """Choose the settings with which eval.ipynb will be run after a training.
+
+    Args:
+        training: the settings of main.ipynb, whose preset and dataset eval.ipynb takes.
+        changes: EVALUATION of main.ipynb, {setting: value} of those that will be named.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: if a name is unknown or a value is not allowed.
+    """
+    known = [name for name in Evaluation.model_fields if name != "preset"]
+    unknown = sorted(str(name) for name in changes if name not in known)
+    if unknown:
+        raise ValueError(
+            f"EVALUATION: eval.ipynb has no setting {', '.join(unknown)}. Its settings are "
+            f"{', '.join(known)}."
+        )
+    return evaluation(training.preset, {"dataset": training.dataset} | dict(changes))
+
+
+def count_usable(
+    settings: Evaluation, dataset: Path, base: Path, tokenizer: Tokenizer, strict: bool
+) -> dict[str, int]:
+    """Count the prompts of each kind from which the evaluation will draw.
+
+    Args:
+        settings: the settings of eval.ipynb.
+        dataset: the dataset's folder.
+        base: the folder of the base, which has positions for a limited number of tokens.
+        tokenizer: the tokenizer of the base.
+        strict: whether to refuse a number of prompts that is larger than the dataset.
+
+    Returns:
+        {kind: number of usable prompts}.
+
+    Raises:
+        ValueError: if there are too few prompts.
+    """
+    room = room_for_prompt(base, settings.max_new_tokens)
+    counts = count_prompts(dataset, settings.protocol, tokenizer, room, read_rules(settings))
+    require_prompts(settings.n_prompts if strict else None, counts, dataset)
+    return counts
+
+
+def tabulate_power(numbers: Sequence[int], models: int) -> pd.DataFrame:
+    """Compute the smallest true differences of a rate that numbers of prompts detect.
+
+    Detecting is meant as in `power`: in 80% of cases, at the level of the decisions.
+
+    Args:
+        numbers: numbers of prompts, each once.
+        models: how many models are compared.
+
+    Returns:
+        A table of differences in percentage points, with a row for each number and a column for
+        each share in DIFFERING. A difference that cannot be detected is NaN.
+    """
+    level = level_of(comb(models, 2))
+    rows = {}
+    for n in numbers:
+        rows[n] = {}
+        for share in DIFFERING:
+            # With so few prompts every decision is inconclusive.
+            is_enough = n >= FEWEST_PROMPTS
+            rows[n][share] = detectable_rate(share, n, level) if is_enough else None
+    return pd.DataFrame.from_dict(rows, orient="index", dtype=float)
+
+
+def describe_plan(settings: Evaluation, counts: Mapping[str, int], models: int) -> str:
+    """Say which true differences the evaluation will detect, and which all prompts would.
+
+    Args:
+        settings: the settings of eval.ipynb.
+        counts: {kind: number of usable prompts} from `count_usable`.
+        models: how many models are compared.
+
+    Returns:
+        Two short paragraphs with a table between them.
+    """
+    n = settings.n_prompts
+    asked = {}
+    for kind, count in counts.items():
+        asked[kind] = min(n, count) if isinstance(n, int) else count
+    pairs = comb(models, 2)
+    has_keywords = settings.harmful_prompts == "keywords"
+    beginning = (
+        f"With these settings eval.ipynb asks {asked['harmful']:,} harmful and "
+        f"{asked['helpful']:,} helpful prompts. The table shows the smallest true difference in "
+        "HmR or HpR between two models, in points, that is detected in 80% of cases by a test at "
+        f"the level {ALPHA} / {pairs}, where the correction for the {pairs} pairs of {models} "
+        "models begins. It depends on the share of prompts on which the labels of the two models "
+        "differ:"
+    )
+    ending = (
+        "The share is known only after the evaluation. Smaller differences are detected less often."
+    )
+    if has_keywords and settings.protocol == "default":
+        ending += (
+            ' With harmful_prompts = "all", the evaluation also takes the harmful prompts of the '
+            "dataset that have no keyword."
+        )
+    table = _draw_table(asked, counts, has_keywords, models)
+    return "\n".join(
+        [textwrap.fill(beginning, WIDTH), "", *table, "", textwrap.fill(ending, WIDTH)]
+    )
+
+
+def _draw_table(
+    asked: Mapping[str, int], counts: Mapping[str, int], has_keywords: bool, models: int
+) -> list[str]:
+    """Draw the table of detectable differences with letters, as a terminal shows it."""
+    uses = _describe_uses(asked, counts, has_keywords)
+    width = max(len(text) for text in uses.values())
+    heads = [f"{100 * share:.0f}%" for share in DIFFERING]
+    lines = [" " * width + "".join(f"{head:>6}" for head in heads)]
+    for n, differences in tabulate_power(sorted(uses), models).iterrows():
+        cells = ["none" if pd.isna(points) else f"{points:.0f}" for points in differences]
+        lines.append(f"{uses[n]:{width}}" + "".join(f"{cell:>6}" for cell in cells))
+    return lines
+
+
+def _describe_uses(
+    asked: Mapping[str, int], counts: Mapping[str, int], has_keywords: bool
+) -> dict[int, str]:
+    """Describe each number of prompts: of which kind it is asked, or could be."""
+    purposes: dict[int, list[str]] = {}
+    for kind in MEASURED:
+        purposes.setdefault(asked[kind], []).append(f"{kind} as planned")
+    for kind in MEASURED:
+        if counts[kind] > asked[kind]:
+            which = "all with a keyword" if kind == "harmful" and has_keywords else "all there are"
+            purposes.setdefault(counts[kind], []).append(f"{kind}: {which}")
+    return {n: f"{n:,} prompts ({', '.join(texts)})" for n, texts in purposes.items()}

@@ -1,0 +1,24 @@
+"""What the settings of both notebooks share: the presets' names, and types of values."""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PRESETS = ("demo", "small", "quick", "full", "paper")
+HH = "Anthropic/hh-rlhf"
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Source = Annotated[str, Field(min_length=1)]
+
+
+class Settings(BaseModel):
+    """What the settings of both notebooks share: they are frozen, and unknown names are refused.
+
+    `PRESET_VALUES` lists the values in which each preset differs from the defaults. The defaults
+    are the values of the preset `full`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    PRESET_VALUES: ClassVar[dict[str, dict[str, Any]]]
+
+    preset: str = Field(description="the preset that the other values come from")
