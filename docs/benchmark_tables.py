@@ -105,12 +105,12 @@ def write_preset_small() -> str:
     """Write how long the preset small takes, as far as it was measured or can be computed."""
     speed, real_model = read_record("speed"), read_record("real_model")
     minutes, minutes_in_fp32 = 0.0, 0.0
-    for model, taken in real_model["timed"]["minutes"].items():
+    for model, run in real_model["run"].items():
         stage = model.split("+")[-1]  # SFT+DPO was trained by DPO
         ways = speed["runs"][stage]
         slower = median_rate(ways["ours"]) / median_rate(ways["ours fp32"])
-        minutes += taken
-        minutes_in_fp32 += taken * slower
+        minutes += run["minutes"]
+        minutes_in_fp32 += run["minutes"] * slower
     judging = speed["runs"]["judging"]["ours"]
     tokens = ANSWERS * judging[0]["tokens"] / judging[0]["pairs"]
     rows = [

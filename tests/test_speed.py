@@ -23,6 +23,7 @@ from benchmarks import (
     stages,
 )
 from posttrain import data, device, pair_trainer
+from posttrain.run import Run
 
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -350,6 +351,25 @@ def test_committed_values_of_the_real_model_are_in_its_run():
     for model, log in load(folder / "training.json").items():
         assert real_model.read_validation(log).items() <= recorded[model].items()
     assert sorted(path.name for path in folder.iterdir()) == ["run.json", "training.json"]
+
+
+@pytest.mark.slow
+def test_models_are_asked_about_the_test_pairs(hub, copied_run):
+    """The run's own adapters give values close to those on the held-out pairs."""
+    run = Run(copied_run.folder / "results", "demo")
+    tests = real_model.measure_test_pairs(run, hub / "opt", hub / "hh-rlhf")
+    n_rows = 0
+    for subset in data.SUBSETS["base"]:
+        n_rows += len(data.read_split(hub / "hh-rlhf", subset, "test"))
+    logs = load(copied_run.run / "training.json")
+    assert list(tests) == ["DPO", "SFT+DPO"]
+    for model, measures in tests.items():
+        held_out = real_model.read_validation(logs[model])
+        assert 100 < measures["pairs"] <= n_rows
+        for name, tolerance in {"loss": 0.1, "rewards/accuracies": 0.1}.items():
+            assert measures[name] == pytest.approx(held_out[name][1], abs=tolerance)
+        margin = held_out["rewards/margins"][1]
+        assert measures["rewards/margins"] == pytest.approx(margin, rel=0.3)
 
 
 @pytest.mark.slow
