@@ -161,9 +161,10 @@ def write_tables(run: Run) -> None:
     earlier = read_json(BENCHMARKS / "real_model.json")
     write(RECORD.with_suffix(".md"), real_model_tables.as_table(table, again["beta"]))
     write(RESULT, real_model_tables.write_result(table, again, earlier) + "\n")
-    names = [model.name for model in run.models]
-    figure = real_model_tables.draw_by_length(table, names)
-    style.show(figure, run, "accuracy_by_length")
+    if real_model_tables.list_trained(table):
+        names = [model.name for model in run.models]
+        figure = real_model_tables.draw_by_length(table, names)
+        style.show(figure, run, "accuracy_by_length")
 
 
 def main() -> None:

@@ -147,8 +147,9 @@ def as_table(table: pd.DataFrame, beta: float) -> str:
         table: of `real_model_pairs.measure`.
         beta: β, by which margins are multiplied.
     """
-    lines = [*_write_accuracy(table), "", *_write_by_length(table), ""]
-    lines += [*_write_ranks(table), "", *_write_falls(table, beta)]
+    lines = [*_write_accuracy(table), "", *_write_by_length(table)]
+    if list_trained(table):
+        lines += ["", *_write_ranks(table), "", *_write_falls(table, beta)]
     return "\n".join(lines) + "\n"
 
 
@@ -245,31 +246,39 @@ def write_result(table: pd.DataFrame, again: Mapping[str, Any], earlier: Mapping
         earlier: of real_model.json, on the training that is committed.
     """
     right, n = choose_right(table), len(table)
-    on_test, on_held_out = [], []
+    on_test, on_held_out, equal = [], [], []
     for model, test in earlier["test"].items():
         on_test.append(f"{format_accuracy(test['rewards/accuracies'], test['pairs'])} for {model}")
-        on_held_out.append(_write_held_out(earlier, model))
+        on_held_out.append(f"{_write_held_out(earlier, model)} for {model}")
+        share = _share_of_margin(np.array(_list_means(earlier["run"][model])))
+        equal.append(f"{share:.0f}% for {model}")
     sentences = [
-        f"- The share of pairs in which a model moved further towards the chosen than towards the "
+        "- The share of pairs in which a model moved further towards the chosen than towards the "
         f"rejected reply is {' and '.join(on_test)} on the {n} pairs of the test splits. On the "
-        f"{earlier['held out']} held-out pairs it was {' and '.join(on_held_out)}.",
+        f"{earlier['held out']} held-out pairs it is {' and '.join(on_held_out)}.",
+        "- A bag of words with the lengths of the replies is right in "
+        f"{format_share(int(right[WORDS].sum()), n)} of the test pairs.",
+        "- The rejected reply is longer than the chosen one in "
+        f"{format_share(int(right[SHORTER].sum()), n)} of the test pairs.",
+        "- If the mean log-probability of the rejected held-out replies had fallen by the same "
+        "percentage as that of the chosen ones, a part of the margin would still be there: "
+        f"{' and '.join(equal)}. The record of this training has means alone, so this part has no "
+        "interval.",
     ]
     for model in list_trained(table):
-        compared = compare_right(right, WORDS, model)
-        sentences += [
-            f"- {model} was trained once more with the same settings, and its share is "
-            f"{format_share(int(right[model].sum()), n)} of the test pairs and "
-            f"{_write_held_out(again, model)} of the held-out pairs.",
-            "- A bag of words with the lengths of the replies is right in "
-            f"{format_share(int(right[WORDS].sum()), n)} of the test pairs. This {model} differs "
-            f"from it by {_write_points(compared)}.",
-            "- The rejected reply is longer than the chosen one in "
-            f"{format_share(int(right[SHORTER].sum()), n)} of the test pairs. If the mean "
-            "log-probability of the rejected replies had fallen by the same percentage as that of "
-            "the chosen ones, the margin would still be "
-            f"{_write_equal_share(fall_equally(table, model))} of what it is.",
-        ]
+        sentences.append(
+            f"- {model} was trained once more with the same settings. Its share is "
+            f"{format_share(int(right[model].sum()), n)} of the test pairs, which differs from "
+            f"that of the bag of words by {_write_points(compare_right(right, WORDS, model))}, "
+            f"and {_write_held_out(again, model)} of the held-out pairs. Equal falls would make "
+            f"{_write_equal_share(fall_equally(table, model))} of its margin on the test pairs."
+        )
     return "\n".join(sentences)
+
+
+def _list_means(measures: Mapping[str, Sequence[float]]) -> list[float]:
+    """List the mean log-probabilities of a record of training as `_share_of_margin` takes them."""
+    return [*measures["logps/chosen"], *measures["logps/rejected"]]
 
 
 def _write_held_out(record: Mapping[str, Any], model: str) -> str:
