@@ -265,14 +265,19 @@ def write_result(table: pd.DataFrame, again: Mapping[str, Any], earlier: Mapping
         f"{' and '.join(equal)}. The record of this training has means alone, so this part has no "
         "interval.",
     ]
-    for model in list_trained(table):
-        sentences.append(
+    for model in [name for name in REFERENCE_OF if name in again["run"]]:
+        sentence = (
             f"- {model} was trained once more with the same settings. Its share is "
-            f"{format_share(int(right[model].sum()), n)} of the test pairs, which differs from "
-            f"that of the bag of words by {_write_points(compare_right(right, WORDS, model))}, "
-            f"and {_write_held_out(again, model)} of the held-out pairs. Equal falls would make "
-            f"{_write_equal_share(fall_equally(table, model))} of its margin on the test pairs."
+            f"{_write_held_out(again, model)} of the held-out pairs"
         )
+        if model in right:
+            sentence += (
+                f" and {format_share(int(right[model].sum()), n)} of the test pairs, which differs "
+                "from that of the bag of words by "
+                f"{_write_points(compare_right(right, WORDS, model))}. Equal falls would make "
+                f"{_write_equal_share(fall_equally(table, model))} of its margin on the test pairs"
+            )
+        sentences.append(f"{sentence}.")
     return "\n".join(sentences)
 
 
