@@ -107,8 +107,9 @@ def refresh_comparison():
 
 
 def refresh_real_model():
-    """Draw the figures of the real model anew from the records of its training."""
+    """Draw the figures of the real model anew from the records of its training and its pairs."""
     sys.path.insert(0, str(REPOSITORY))
+    from benchmarks import real_model_pairs
     from posttrain import training_figures
     from posttrain.files import read_json
     from posttrain.run import Run
@@ -119,6 +120,7 @@ def refresh_real_model():
     training_figures.show(training_figures.training(log, models), run, "training")
     drawn = training_figures.log_probabilities(log, models)
     training_figures.show(drawn, run, "log_probabilities")
+    real_model_pairs.write_tables(run)
 
 
 if __name__ == "__main__":
