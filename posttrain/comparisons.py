@@ -83,9 +83,10 @@ def flip_rewards(differences: np.ndarray, seed: int) -> float:
         seed: The seed of the draws.
 
     Returns:
-        The p-value; 1 if all differences are 0.
+        The p-value; 1 if all differences are 0 or there is a single prompt, of which one sign is as
+        extreme as the other.
     """
-    if not differences.any():
+    if len(differences) < 2 or not differences.any():
         return 1.0
     test = permutation_test(
         (differences,),

@@ -442,3 +442,8 @@ def test_headline_by_hand():
         "In mean reward on helpful prompts, no pair of these trained models differs significantly."
     )
     assert comparisons.format_difference(constant | {"difference": 0.0}) == "+0.00 on every prompt"
+
+
+def test_one_prompt_decides_nothing():
+    """With a single prompt the difference and its opposite are the only patterns of signs."""
+    assert comparisons.flip_rewards(np.array([2.5]), 0) == 1.0

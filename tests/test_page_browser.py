@@ -1175,7 +1175,7 @@ def test_no_blind_mode_without_answers_of_two_models(show, five, tmp_path):
     folder = copy_files(five, tmp_path / "part", ["prompts.json", "scores.json"])
     page.write_page(folder)
     view = show("#blind", folder=folder)
-    assert view.locator("h1").is_visible()
+    assert view.locator("h1:not(#blind-heading)").is_visible()
     assert view.locator("#blind, #to-blind").count() == 0
 
 
@@ -1199,7 +1199,7 @@ def test_every_model_has_its_card_and_its_mark(show):
     view = show("#prompt=helpful-04")
     cards = view.locator("#detail .cards").first.locator(".card")
     assert cards.evaluate_all("(all) => all.map((card) => card.ariaLabel)") == MODELS
-    assert view.locator("#detail svg.strip path").count() == len(MODELS) + 4  # and references
+    assert view.locator("#detail svg.strip path").count() == len(MODELS) + 5  # and references
     assert view.locator("#legend span").all_text_contents() == MODELS
     settle(view)
     inside = view.locator("#list .row[aria-current=true]").evaluate(
@@ -1286,7 +1286,7 @@ def test_hostile_names_are_text(show, hostile):
     """A base's name in the title, settings and a caution; nothing of it is markup."""
     view = show(folder=hostile)
     everything = texts.make_visible(" ".join(HOSTILE.values()))
-    assert everything in view.locator("h1").text_content()
+    assert everything in view.locator("h1:not(#blind-heading)").text_content()
     assert everything in view.locator("#making").text_content()
     assert everything in view.locator(".caution").text_content()
     elements = view.locator("img, :is(h1, .caution, td, dd) :is(script, style, b)").count()

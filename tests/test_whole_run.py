@@ -682,7 +682,7 @@ def test_run_under_odd_names_holds_all_files(small_run):
     assert record["settings"]["training"]["max_pairs"] == 60
     assert record["settings"]["evaluation"]["draws"] == 200
     figures = small_run.folder / "Bilder" / small_run.run.name
-    assert len(list(figures.iterdir())) == 18
+    assert len(list(figures.iterdir())) == 20
 
 
 @pytest.mark.slow
@@ -1090,7 +1090,7 @@ def test_second_judge_that_does_not_work_is_refused_before_any_answer(copied_run
         assert not [name for name in RAW if (copied_run.run / name).exists()]
     execute("eval.ipynb", **given, SECOND_JUDGE=save_roberta(tmp_path / "judge"))
     check_run(copied_run.run, 3)
-    assert len(load(copied_run.run / "second_scores.json")) == 6 * 8
+    assert len(load(copied_run.run / "second_scores.json")) == 6 * 9
 
 
 @pytest.mark.slow
