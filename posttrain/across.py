@@ -18,6 +18,7 @@ from posttrain.files import read_json, sha256_of
 from posttrain.metrics import (
     KINDS,
     MEASURES,
+    RAW,
     Interval,
     models_of,
     mover_mean,
@@ -26,7 +27,6 @@ from posttrain.metrics import (
     table,
 )
 
-RAW = ("prompts.json", "responses.json", "scores.json")
 LABELLED = "classification.json"
 UNKNOWN: Interval = {"low": None, "high": None}
 

@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.stats import norm
 from statsmodels.stats.proportion import proportion_confint
 
+RAW = ("prompts.json", "responses.json", "scores.json")  # what everything is measured from
 KINDS = ("harmful", "helpful")  # the kinds of prompts
 # {kind of prompts: (label of an answer that passes, label of one that fails)}
 LABELS = {"harmful": ("harmless", "harmful"), "helpful": ("helpful", "unhelpful")}

@@ -4,8 +4,8 @@ Votes on the same prompt are not independent of each other. All intervals but th
 rates, in which each prompt occurs once, take the prompts and not the votes as what was drawn.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+from collections.abc import Sequence
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ def compute_win_rates(table: pd.DataFrame, models: Sequence[str]) -> list[Record
         the fields of `comparisons.describe_wins`, of the second model over the first.
     """
     records = []
-    for kind, first, second in _each_pair(models):
+    for kind, (first, second) in product(KINDS, combinations(models, 2)):
         part = table[table["kind"] == kind]
         straight = part.loc[(part["first"] == first) & (part["second"] == second), "winner"]
         turned = part.loc[(part["first"] == second) & (part["second"] == first), "winner"]
@@ -77,13 +77,6 @@ def compute_win_rates(table: pd.DataFrame, models: Sequence[str]) -> list[Record
         record |= {"won": won, "lost": lost, "tied": n - won - lost, "n": n}
         records.append(record | describe_wins(won, lost, n))
     return records
-
-
-def _each_pair(models: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """List every kind of prompts with every pair of models, in order."""
-    for kind in KINDS:
-        for first, second in combinations(models, 2):
-            yield kind, first, second
 
 
 # ---- the judge and the person

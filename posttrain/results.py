@@ -12,7 +12,6 @@ from posttrain.record import environment, list_changes
 from posttrain.run import Run
 from posttrain.style import format_number
 
-RAW = ("prompts.json", "responses.json", "scores.json")
 SECOND = "second_scores.json"  # the rewards by a second judge, where one is named
 
 
@@ -55,7 +54,7 @@ def write_results(
             threshold_decisions, behaviour, behaviour_comparisons, by_keyword, running_on,
             gain_by_not_running_on, second_judge and spreads.
     """
-    raw = [*RAW, SECOND] if parts.get("second_judge") else RAW
+    raw = [*metrics.RAW, SECOND] if parts.get("second_judge") else metrics.RAW
     write(run.path("classification.json"), classification(answers))
     write(
         run.path("metrics.json"),

@@ -22,6 +22,7 @@ from posttrain.metrics import (
     pivot_passed,
     pivot_rewards,
 )
+from posttrain.preferences import kappas_of
 
 CHUNK = 500  # bootstrap draws that are ranked at once, which limits the memory
 
@@ -81,11 +82,11 @@ def compute_kappa(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     Returns:
         The kappas, shape (rows,); NaN where both judges give all answers of a row the same label.
     """
-    observed = (first == second).mean(axis=1)
-    rate, other = first.mean(axis=1), second.mean(axis=1)
-    by_chance = rate * other + (1 - rate) * (1 - other)
-    with np.errstate(invalid="ignore"):
-        return (observed - by_chance) / (1 - by_chance)
+    counts = np.empty((len(first), 2, 2))
+    for i, by_first in enumerate((first, ~first)):
+        for j, by_second in enumerate((second, ~second)):
+            counts[:, i, j] = (by_first & by_second).sum(axis=1)
+    return kappas_of(counts)
 
 
 def redraw_statistic(

@@ -14,11 +14,10 @@ import pandas as pd
 from pydantic import BaseModel, Field, ValidationError
 
 from posttrain.files import read_json, sha256_of, write
-from posttrain.metrics import models_of, table
+from posttrain.metrics import RAW, models_of, table
 from posttrain.page.texts import hash_texts, make_visible
 from posttrain.preferences import WINNERS, measure_votes
 
-RAW = ("prompts.json", "responses.json", "scores.json")
 RESULT = "votes.json"
 
 Record = dict[str, Any]

@@ -14,10 +14,8 @@ from pydantic import BaseModel, Field, FiniteFloat, create_model
 
 from posttrain.behaviour import PROPERTIES
 from posttrain.files import read_json, sha256_of
-from posttrain.metrics import KINDS, LABELS, MEASURES, models_of, table
+from posttrain.metrics import KINDS, LABELS, MEASURES, RAW, models_of, table
 from posttrain.record import Record, read_record
-
-RAW = ("prompts.json", "responses.json", "scores.json")
 
 Kind = Literal[KINDS]
 Label = Literal[(*LABELS["harmful"], *LABELS["helpful"])]
