@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, set_seed
 
+from posttrain import processes
 from posttrain.run import Run
 
 
@@ -70,10 +71,13 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         """Enter a checkpoint into the record, and remove all but the two newest."""
-        folder = Path(args.output_dir)
-        name = f"checkpoint-{state.global_step}"
-        self.run.seal(f"{self.place}/{name}", self.inputs)
-        for old in list_checkpoints(folder)[2:]:
+        processes.wait()  # every process writes its random state into the checkpoint
+        processes.on_main(self._keep, state.global_step)
+
+    def _keep(self, step: int) -> None:
+        """Enter the checkpoint of a step into the record, and remove all but the two newest."""
+        self.run.seal(f"{self.place}/checkpoint-{step}", self.inputs)
+        for old in list_checkpoints(self.run.path(self.place))[2:]:
             self.run.forget(f"{self.place}/{old.name}")
 
 
@@ -84,6 +88,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     )
 
 
+@processes.decided_by_main
 def last_checkpoint(
     run: Run, place: str, inputs: Mapping[str, Any], computing: Mapping[str, Any]
 ) -> Path | None:
@@ -94,7 +99,7 @@ def last_checkpoint(
         place: the folder of the model's checkpoints, relative to the run's folder.
         inputs: everything that the training follows from.
         computing: the precision, device and number of processes. A checkpoint can only be
-            continued with the same ones.
+            continued with the same precision and device.
 
     Returns:
         The checkpoint's folder, or None if there is no complete checkpoint.
@@ -109,8 +114,10 @@ def last_checkpoint(
             run.forget(name)
             continue
         then = dict(run.record.artifacts[name].inputs["computing"])
+        if then["processes"] != computing["processes"]:
+            print(_describe_change(path, then["processes"], computing["processes"], inputs))
         for key, value in computing.items():
-            if then[key] != value:
+            if then[key] != value and key != "processes":
                 raise ValueError(
                     f"{path} was trained with {key} = {then[key]!r}, but here {key} is {value!r}. "
                     "Continue this training where it was begun, or remove the folder "
@@ -119,3 +126,26 @@ def last_checkpoint(
         run.require_same(name, {**inputs, "computing": then})
         return path
     return None
+
+
+def _describe_change(path: Path, then: int, now: int, inputs: Mapping[str, Any]) -> str:
+    """Say that a training continues with another number of processes, and what this changes."""
+    text = (
+        f"{path.parent.name} was begun with {_count(then)} and continues with {_count(now)}. Every "
+        "step has the same pairs, and only rounding differs."
+    )
+    configs = (inputs["model_config"], inputs["adapter_config"] or {})
+    rates = [
+        value
+        for config in configs
+        for name, value in config.items()
+        if "dropout" in name and isinstance(value, float)
+    ]
+    if any(rates):
+        text += " This model has dropout, which is drawn anew, so the result cannot be reproduced."
+    return text
+
+
+def _count(number: int) -> str:
+    """Write a number of processes."""
+    return "1 process" if number == 1 else f"{number} processes"

@@ -72,6 +72,8 @@ class Parameters(BaseModel):
     SETTING: Text | None = None
     VALUES: Text | None = None
     VOTES: Place | None = None
+    PROCESSES: Annotated[int, Field(ge=1)] | None = None
+    PROCESS_TIMEOUT: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     def given(self) -> dict[str, Any]:
         """Collect {name: value} of the parameters that have a value."""

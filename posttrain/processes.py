@@ -1,0 +1,289 @@
+"""Several processes that train and evaluate a run together, as torchrun starts them.
+
+All processes execute the same notebooks. The main process decides and writes, and `on_main` lets
+the others hear its results. Each of the others trains on its part of every step and answers its
+part of the prompts. With a single process, every function here does its work directly.
+"""
+
+import functools
+import os
+import pickle
+import re
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+T = TypeVar("T")
+
+TIMEOUT = "PROCESS_TIMEOUT"  # the variable and parameter that sets how long processes wait
+MINUTES = 30.0  # its default
+# What torch says in a process whose connection to another one is lost
+LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|socket .*(closed|shut)", re.I)
+TIMED_OUT = re.compile(r"timed? ?out", re.I)
+GRACE = 5  # seconds in which torchrun ends this process if the main one has failed, too
+SHARDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+
+_deciding = False  # whether this process is executing what the main process alone does
+
+
+# ---- which process this is
+
+
+def count() -> int:
+    """Return the number of processes that work together."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank() -> int:
+    """Return the number of this process, from 0 on."""
+    return int(os.environ.get("RANK", 0))
+
+
+def count_on_this_machine() -> int:
+    """Return the number of processes on this machine, which share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """Tell whether this is the main process, which has the number 0."""
+    return rank() == 0
+
+
+def state() -> "PartialState":
+    """Return accelerate's description of the processes, and connect them when it is first asked.
+
+    The first call must come before any model is loaded. A process that waits longer for another
+    one than PROCESS_TIMEOUT minutes stops with an error.
+    """
+    import torch
+    from accelerate import PartialState
+
+    if PartialState._shared_state:
+        return PartialState()
+    if count() == 1:
+        return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(
+        cpu=not torch.cuda.is_available(), timeout=timedelta(minutes=read_timeout())
+    )
+
+
+def read_timeout() -> float:
+    """Read how many minutes a process waits for another one.
+
+    Raises:
+        ValueError: if the variable is no positive number.
+    """
+    text = os.environ.get(TIMEOUT, str(MINUTES))
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < float("inf"):
+        raise ValueError(f"{TIMEOUT} = {text!r} must be a positive number of minutes.")
+    return minutes
+
+
+def require_replicas() -> None:
+    """Refuse launchers that split one model over several processes.
+
+    Raises:
+        ValueError: if FSDP, DeepSpeed or Megatron-LM was chosen.
+    """
+    for variable, name in SHARDING.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):
+            raise ValueError(
+                f"The launcher asks for {name} ({variable} is set), which splits a model over "
+                "several processes. Here every process holds the whole model, which is faster for "
+                "models that fit into one GPU. Start the processes with make run PROCESSES=..., or "
+                "see docs/processes.md."
+            )
+
+
+def quiet_others() -> None:
+    """Let only the main process print, show progress bars and warn; errors of all are seen."""
+    if is_main():
+        return
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  as long as the process
+    os.environ["TQDM_DISABLE"] = "1"
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    warnings.simplefilter("ignore")
+
+
+# ---- the main process decides, and all hear
+
+
+def on_main(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Execute a function on the main process alone, and return its result on all.
+
+    All processes must make the same calls in the same order. Within the function, calls of
+    `on_main` are executed directly.
+
+    Args:
+        function: the function, whose result is sent to the other processes.
+        args: its arguments.
+        kwargs: its named arguments.
+
+    Raises:
+        Exception: on all processes, if the function raises it on the main one.
+    """
+    global _deciding
+    if count() == 1 or _deciding:
+        return function(*args, **kwargs)
+    result, error = None, None
+    if is_main():
+        _deciding = True
+        try:
+            result = function(*args, **kwargs)
+        except Exception as raised:
+            error = raised
+        finally:
+            _deciding = False
+    result, heard = _broadcast((result, _portable(error)))
+    if error is not None:
+        raise error
+    if heard is not None:
+        heard.is_of_main = True  # which says it, so that it is said once
+        raise heard
+    return result
+
+
+def decided_by_main(function: Callable[..., T]) -> Callable[..., T]:
+    """Let a function be executed by the main process alone, as `on_main` does."""
+
+    @functools.wraps(function)
+    def decide(*args: Any, **kwargs: Any) -> T:
+        return on_main(function, *args, **kwargs)
+
+    return decide
+
+
+def _broadcast(value: T) -> T:
+    """Send an object from the main process to all."""
+    from accelerate.utils import broadcast_object_list
+
+    state()
+    return broadcast_object_list([value])[0]
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """Make an error that can be sent to other processes, of the same class where possible."""
+    if error is None:
+        return None
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001  whatever an error's class may raise when it is built again
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return copy if str(copy) == str(error) else RuntimeError(f"{type(error).__name__}: {error}")
+
+
+# ---- all agree
+
+
+def gather(value: T) -> list[T]:
+    """Collect a value of every process, in the order of their numbers, on all processes."""
+    if count() == 1 or _deciding:
+        return [value]
+    from accelerate.utils import gather_object
+
+    state()
+    return gather_object([value])
+
+
+def wait() -> None:
+    """Wait until all processes have come here."""
+    if count() > 1 and not _deciding:
+        state().wait_for_everyone()
+
+
+def require_alike(what: str, value: Any) -> None:
+    """Refuse to go on if a value is not the same in all processes.
+
+    Args:
+        what: what the value is, for the message.
+        value: data that can be written as JSON.
+
+    Raises:
+        RuntimeError: if it differs. The message says in which process, and where.
+    """
+    from posttrain.record import list_differences
+
+    if count() == 1:
+        return
+    values = gather(value)
+    for number, other in enumerate(values):
+        if other != values[0]:
+            first = list_differences(values[0], other)[0]
+            raise RuntimeError(
+                f"{what} differs between the processes: {first.name} is {first.then!r} in process "
+                f"0 and {first.now!r} in process {number}. All processes must read the same files "
+                "with the same versions and settings."
+            )
+
+
+# ---- the end
+
+
+def end() -> None:
+    """Close the connection to the other processes at the end of the work."""
+    if count() > 1:
+        state().destroy_process_group()
+
+
+def say_failure(error: BaseException) -> None:
+    """Print why a process stops, once for all processes.
+
+    An error of the main process is printed by it. Another process waits a moment before it prints
+    its own, because the main one may be about to say the same. torchrun ends it meanwhile.
+
+    Args:
+        error: the error that ends this process.
+    """
+    cause = error.__cause__ or error
+    is_told_by_main = getattr(cause, "is_of_main", False)
+    if count() > 1 and (not is_main() or _is_of_connection(cause)):
+        time.sleep(GRACE)
+        if is_told_by_main:
+            return
+    text = str(error)
+    if error.__cause__ is not None and count() > 1:  # an error in a cell
+        traceback.print_exception(error.__cause__)
+    if count() > 1 and _is_of_connection(cause):
+        text = (
+            "Another process of this run has ended, or its connection was lost, so this one "
+            f"stops, too. ({_first_line(cause)})"
+        )
+        if TIMED_OUT.search(str(cause)):
+            text = (
+                f"The processes have waited for each other for {read_timeout():g} minutes "
+                f"({TIMEOUT}), so one of them is stuck or far behind. {_first_line(cause)}"
+            )
+    elif count() > 1 and not is_main():
+        text = f"Process {rank()}: {text}"
+    print(text, file=sys.stderr, flush=True)
+
+
+def _is_of_connection(error: BaseException) -> bool:
+    """Tell whether an error says no more than that another process has ended or is stuck."""
+    import torch.distributed
+
+    if isinstance(error, torch.distributed.DistBackendError | torch.distributed.DistNetworkError):
+        return True
+    text = str(error)
+    is_gloo = isinstance(error, RuntimeError) and "gloo" in text.lower()
+    return is_gloo and bool(LOST.search(text) or TIMED_OUT.search(text))
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
