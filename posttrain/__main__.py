@@ -255,6 +255,7 @@ def main(arguments: list[str]) -> None:
             return
         processes.quiet_others()
         processes.require_replicas()
+        processes.require_number(parameters.PROCESSES)
         COMMANDS[name](parameters)
         processes.end()
     except (ValueError, RuntimeError, OSError) as error:

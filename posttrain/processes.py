@@ -110,6 +110,21 @@ def require_replicas() -> None:
             )
 
 
+def require_number(wanted: int | None) -> None:
+    """Refuse a number of processes that is not the number that torchrun has started.
+
+    Args:
+        wanted: the parameter PROCESSES.
+
+    Raises:
+        ValueError: if it is another number.
+    """
+    if wanted is not None and wanted != count():
+        raise ValueError(
+            f"PROCESSES = {wanted}, but torchrun has started {count()}. Leave PROCESSES out."
+        )
+
+
 def quiet_others() -> None:
     """Let only the main process print, show progress bars and warn; errors of all are seen."""
     if is_main():
