@@ -179,7 +179,8 @@ def main() -> None:
     table = measure(run, ROOT / run.models[0].base, options.dataset)
     write(RECORD, table.to_csv(index=False, float_format="%.3f", lineterminator="\n"))
     write(RECORD.with_suffix(".json"), describe_run(run))
-    write_tables(Run(ROOT / "results", RUN, must_exist=True))
+    # The figure has no label, which would be that of the first training.
+    write_tables(Run(ROOT / "results", RUN, labelled=False, must_exist=True))
     print(RECORD.with_suffix(".md").read_text(encoding="utf-8"))
 
 

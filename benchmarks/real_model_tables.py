@@ -330,5 +330,18 @@ def draw_by_length(table: pd.DataFrame, names: Sequence[str]) -> Figure:
     axis.set_xticks(range(len(THIRDS)), labels)
     axis.set(xlabel="chosen minus rejected reply (tokens)", ylabel="chosen right (%)")
     handles = style.make_handles(looks, lines=False)
-    style.entitle(figure, f"Right choices in thirds of the {len(table)} test pairs", handles)
+    style.entitle(figure, _say_finding(right, third), handles)
     return figure
+
+
+def _say_finding(right: Mapping[str, np.ndarray], third: np.ndarray) -> str:
+    """Say whether all ways of choosing follow the length: right for shorter, wrong for longer."""
+    follow = True
+    for name in right:
+        shorter, longer = (right[name][third == part] for part in (THIRDS[0], THIRDS[-1]))
+        is_right = wilson(int(shorter.sum()), len(shorter))["low"] > 50
+        is_wrong = wilson(int(longer.sum()), len(longer))["high"] < 50
+        follow = follow and is_right and is_wrong
+    if follow:
+        return "All choose right where the chosen reply is shorter"
+    return f"Right choices in thirds of the {len(third)} test pairs"
