@@ -61,8 +61,10 @@ def run_both(parameters: Parameters) -> None:
     execute(MAIN, run.folder, prepared.given() | {"EVALUATION": plan_evaluation(prepared)})
     execute(EVAL, run.folder, prepared.given())
     print_summary(run.folder)
-    executed = " and both executed notebooks" if processes.count() == 1 else ""
-    print(f"The tables, the records{executed} are in {run.folder}.")
+    made = "The tables, the records and both executed notebooks"
+    if processes.count() > 1:
+        made = "The tables and the records"
+    print(f"{made} are in {run.folder}.")
     print(f"Double-click {run.folder}/report.html to open a page with every answer.")
 
 
@@ -248,19 +250,24 @@ def main(arguments: list[str]) -> None:
     if "--help" in rest or "-h" in rest:
         print(f"{COMMANDS[name].__doc__}\n\n{__doc__}")
         return
+    processes.quiet_others()
     try:
         parameters = read_parameters(rest)
+        if parameters.PROCESS_TIMEOUT is not None:
+            os.environ[processes.TIMEOUT] = str(parameters.PROCESS_TIMEOUT)
         if (parameters.PROCESSES or 1) > 1 and "WORLD_SIZE" not in os.environ:
             launch(name, rest, parameters)
             return
-        processes.quiet_others()
         processes.require_replicas()
         processes.require_number(parameters.PROCESSES)
         COMMANDS[name](parameters)
         processes.end()
     except (ValueError, RuntimeError, OSError) as error:
-        processes.say_failure(error)
-        sys.exit(1)
+        processes.stop(error)
+    except Exception as error:
+        if processes.count() == 1:
+            raise
+        processes.stop(error)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """Checkpoints from which an interrupted training continues exactly as if it had not stopped."""
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, set_seed
+from transformers import Trainer, TrainerCallback, set_seed
 
 from posttrain import processes
 from posttrain.run import Run
+
+LONGEST_WAIT = 90  # seconds; a checkpoint that is not whole by then is not used later
 
 
 class Checkpoints(TrainerCallback):
@@ -46,6 +49,22 @@ class Checkpoints(TrainerCallback):
         """
         set_seed(args.seed + state.global_step // self.epoch_steps)
 
+    def restore(self, trainer: Trainer, load: Callable[[str | None], None], checkpoint: str | None):
+        """Restore the random state of a checkpoint, unless an epoch begins after it.
+
+        There `on_epoch_begin` has just set the state, and the order of the epoch's texts is drawn
+        from it. The checkpoint's state is another one if nothing was validated at that step, and a
+        process that was not there has none.
+
+        Args:
+            trainer: the trainer that continues.
+            load: the function of transformers that restores the state.
+            checkpoint: the folder of the checkpoint.
+        """
+        load(checkpoint)
+        if trainer.state.global_step % self.epoch_steps == 0:
+            self.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+
     def on_evaluate(self, args, state, control, **kwargs):
         """Set the random state, since a resumed training does not repeat earlier validations."""
         if state.global_step % self.epoch_steps == 0:
@@ -76,16 +95,25 @@ class Checkpoints(TrainerCallback):
 
     def _keep(self, step: int) -> None:
         """Enter the checkpoint of a step into the record, and remove all but the two newest."""
+        _await_states(self.run.path(f"{self.place}/checkpoint-{step}"))
         self.run.seal(f"{self.place}/checkpoint-{step}", self.inputs)
         for old in list_checkpoints(self.run.path(self.place))[2:]:
             self.run.forget(f"{self.place}/{old.name}")
 
 
+def _await_states(folder: Path) -> None:
+    """Wait until the random states of all processes are visible, which takes time on NFS."""
+    if processes.count() == 1:
+        return
+    names = [f"rng_state_{rank}.pth" for rank in range(processes.count())]
+    end = time.monotonic() + LONGEST_WAIT
+    while not all((folder / name).exists() for name in names) and time.monotonic() < end:
+        time.sleep(0.1)
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """List the checkpoints in a folder, newest first."""
-    return sorted(
-        folder.glob("checkpoint-[0-9]*"), key=lambda path: -int(path.name.split("-")[1])
-    )
+    return sorted(folder.glob("checkpoint-[0-9]*"), key=lambda path: -int(path.name.split("-")[1]))
 
 
 @processes.decided_by_main

@@ -50,7 +50,7 @@ def choose_precision(wanted: str) -> str:
     return "bf16" if fast else "fp32"
 
 
-def device_options(wanted: str) -> dict[str, bool]:
+def device_options(wanted: str) -> dict[str, Any]:
     """Build the precision and device arguments of a trainer's config.
 
     Several processes share each pass, so that the numbers of pairs in the config are those of all
@@ -62,13 +62,15 @@ def device_options(wanted: str) -> dict[str, bool]:
     """
     on_gpu = torch.cuda.is_available()
     precision = choose_precision(wanted)
-    return {
+    options: dict[str, Any] = {
         "bf16": on_gpu and precision == "bf16",
         "fp16": precision == "fp16",
         "use_cpu": not on_gpu,
-        "accelerator_config": {"split_batches": True},
-        "ddp_find_unused_parameters": False,
     }
+    if processes.count() > 1:
+        options["accelerator_config"] = {"split_batches": True}
+        options["ddp_find_unused_parameters"] = False
+    return options
 
 
 def choose_dtype(wanted: str, frozen: bool) -> torch.dtype:
@@ -168,16 +170,18 @@ def fits(trainer: Trainer, pairs: int) -> bool:
     """
     rows = [trainer.train_dataset[index] for index in _longest(trainer, pairs)]
     trainable = [weight for weight in trainer.model.parameters() if weight.requires_grad]
-    with _no_trace(trainer), _alone(trainer):
+    with _no_trace(trainer), sharing.alone(trainer):
         try:
             first_moments = [torch.zeros_like(weight) for weight in trainable]
             second_moments = [torch.zeros_like(weight) for weight in trainable]
+            # Several processes exchange their gradients through a copy of them.
+            copies = [torch.zeros_like(weight) for weight in trainable if processes.count() > 1]
             batch = trainer._prepare_inputs(trainer.data_collator(rows))
             trainer.model.train()
             with trainer.accelerator.autocast():
                 loss = trainer.compute_loss(trainer.model, batch)
             loss.backward()
-            del first_moments, second_moments, batch, loss
+            del first_moments, second_moments, copies, batch, loss
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
@@ -209,23 +213,6 @@ def _no_trace(trainer: Trainer) -> Iterator[None]:
         if tokens is not None:
             trainer._total_train_tokens = tokens
         release_memory()
-
-
-@contextmanager
-def _alone(trainer: Trainer) -> Iterator[None]:
-    """Let a trainer compute its measures from this process's rows, without the other processes.
-
-    Otherwise they would wait for a process whose memory has run out.
-    """
-    accelerator = trainer.accelerator
-    names = ("gather", "gather_for_metrics")
-    for name in names:
-        setattr(accelerator, name, lambda values, *args, **kwargs: values)
-    try:
-        yield
-    finally:
-        for name in names:
-            delattr(accelerator, name)
 
 
 def _longest(trainer: Trainer, pairs: int) -> list[int]:

@@ -94,7 +94,10 @@ def write(path: Path, content: str | list | dict) -> None:
 
     Raises:
         ValueError: if the data contain NaN or an infinity, which JSON cannot represent.
+        RuntimeError: if this is not the main process, which alone writes.
     """
+    if not is_main():
+        raise RuntimeError(f"Another process than the main one would write {path}.")
     if not isinstance(content, str):
         content = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with written_whole(path) as temporary:

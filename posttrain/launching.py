@@ -68,8 +68,6 @@ def require_launchable(command: str, parameters: Parameters) -> None:
             f"PROCESSES = {number}, but torch sees {torch.cuda.device_count()} GPUs, and every "
             "process needs one of its own."
         )
-    if parameters.PROCESS_TIMEOUT is not None:
-        os.environ[TIMEOUT] = str(parameters.PROCESS_TIMEOUT)
 
 
 def _has_affinity() -> bool:
@@ -83,6 +81,11 @@ def _describe_kill(process: int, number: int) -> str:
     reason = ""
     if name == "SIGKILL":
         reason = " The system does this where memory runs out."
+    if name == "SIGABRT":
+        reason = (
+            f" On GPUs this happens where processes wait for each other longer than {TIMEOUT} "
+            "minutes."
+        )
     return (
         f"Process {process} was ended by {name}.{reason} The others were ended, too. Everything "
         "that was finished before is intact. Run the command again to continue."

@@ -31,7 +31,9 @@ SILENT = ("transformers_version", "_from_model_config", "use_cache")
 
 def device() -> torch.device:
     """Choose the device for models: this process's GPU, or the CPU if there is no GPU."""
-    return processes.state().device
+    if processes.count() > 1:
+        return processes.state().device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager

@@ -93,7 +93,8 @@ def _execute_cell(source: str, place: str, namespace: dict[str, Any]) -> None:
     try:
         exec(compile(source, place, "exec"), namespace)
     except Exception as error:
-        raise RuntimeError(f"{place} stopped: {type(error).__name__}: {error}") from error
+        message = f"{place} stopped: {type(error).__name__}: {error}"
+        raise processes.CellError(message) from error
 
 
 def _show_nothing(*objects: Any, **options: Any) -> None:

@@ -9,15 +9,17 @@ import functools
 import os
 import pickle
 import re
+import signal
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import PartialState
 
 T = TypeVar("T")
@@ -27,7 +29,7 @@ MINUTES = 30.0  # its default
 # What torch says in a process whose connection to another one is lost
 LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|socket .*(closed|shut)", re.I)
 TIMED_OUT = re.compile(r"timed? ?out", re.I)
-GRACE = 5  # seconds in which torchrun ends this process if the main one has failed, too
+GRACE = 5  # seconds after which an error is printed that another process may be about to explain
 SHARDING = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -69,13 +71,30 @@ def state() -> "PartialState":
     import torch
     from accelerate import PartialState
 
-    if PartialState._shared_state:
+    if torch.distributed.is_initialized():
         return PartialState()
-    if count() == 1:
-        return PartialState(cpu=not torch.cuda.is_available())
+    devices = torch.cuda.device_count()
+    if torch.cuda.is_available() and count_on_this_machine() > devices:
+        raise ValueError(
+            f"{count_on_this_machine()} processes were started on a machine where torch sees "
+            f"{devices} GPUs, and every process needs one of its own."
+        )
     return PartialState(
         cpu=not torch.cuda.is_available(), timeout=timedelta(minutes=read_timeout())
     )
+
+
+@functools.cache
+def _connection() -> "torch.distributed.ProcessGroup":
+    """Connect the processes for objects, which are sent through the CPU on GPUs, too.
+
+    There a process that waits for a decision then leaves its GPU alone, and a time-out is an error
+    that can be explained.
+    """
+    import torch.distributed
+
+    state()
+    return torch.distributed.new_group(backend="gloo", timeout=timedelta(minutes=read_timeout()))
 
 
 def read_timeout() -> float:
@@ -127,6 +146,8 @@ def require_number(wanted: int | None) -> None:
 
 def quiet_others() -> None:
     """Let only the main process print, show progress bars and warn; errors of all are seen."""
+    if count() > 1:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends all without a traceback of each
     if is_main():
         return
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  as long as the process
@@ -185,10 +206,11 @@ def decided_by_main(function: Callable[..., T]) -> Callable[..., T]:
 
 def _broadcast(value: T) -> T:
     """Send an object from the main process to all."""
-    from accelerate.utils import broadcast_object_list
+    import torch.distributed
 
-    state()
-    return broadcast_object_list([value])[0]
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0, group=_connection())
+    return values[0]
 
 
 def _portable(error: Exception | None) -> Exception | None:
@@ -209,16 +231,19 @@ def gather(value: T) -> list[T]:
     """Collect a value of every process, in the order of their numbers, on all processes."""
     if count() == 1 or _deciding:
         return [value]
-    from accelerate.utils import gather_object
+    import torch.distributed
 
-    state()
-    return gather_object([value])
+    values: list[Any] = [None] * count()
+    torch.distributed.all_gather_object(values, value, group=_connection())
+    return values
 
 
 def wait() -> None:
     """Wait until all processes have come here."""
+    import torch.distributed
+
     if count() > 1 and not _deciding:
-        state().wait_for_everyone()
+        torch.distributed.barrier(group=_connection())
 
 
 def require_alike(what: str, value: Any) -> None:
@@ -249,31 +274,48 @@ def require_alike(what: str, value: Any) -> None:
 # ---- the end
 
 
+class CellError(RuntimeError):
+    """The error of a notebook's cell; its cause is what the cell has raised."""
+
+
 def end() -> None:
     """Close the connection to the other processes at the end of the work."""
     if count() > 1:
+        wait()
         state().destroy_process_group()
+
+
+def stop(error: BaseException) -> NoReturn:
+    """Say why this process stops, as `say_failure` does, and end it with the status 1."""
+    say_failure(error)
+    if count() > 1:
+        sys.stdout.flush()
+        os._exit(1)  # the libraries' own ends would wait for the other processes
+    sys.exit(1)
 
 
 def say_failure(error: BaseException) -> None:
     """Print why a process stops, once for all processes.
 
-    An error of the main process is printed by it. Another process waits a moment before it prints
-    its own, because the main one may be about to say the same. torchrun ends it meanwhile.
+    An error of the main process is printed by it. Another process waits before it prints its own,
+    because the main one may be about to say the same. torchrun ends it meanwhile.
 
     Args:
         error: the error that ends this process.
     """
-    cause = error.__cause__ or error
-    is_told_by_main = getattr(cause, "is_of_main", False)
-    if count() > 1 and (not is_main() or _is_of_connection(cause)):
-        time.sleep(GRACE)
-        if is_told_by_main:
+    if count() == 1:
+        print(error, file=sys.stderr, flush=True)
+        return
+    cause = error.__cause__ if isinstance(error, CellError) else error
+    is_of_connection = _is_of_connection(cause)
+    if not is_main():
+        time.sleep(2 * GRACE + min(rank(), GRACE))
+        if getattr(cause, "is_of_main", False):
             return
+    elif is_of_connection:
+        time.sleep(GRACE)
     text = str(error)
-    if error.__cause__ is not None and count() > 1:  # an error in a cell
-        traceback.print_exception(error.__cause__)
-    if count() > 1 and _is_of_connection(cause):
+    if is_of_connection:
         text = (
             "Another process of this run has ended, or its connection was lost, so this one "
             f"stops, too. ({_first_line(cause)})"
@@ -283,8 +325,11 @@ def say_failure(error: BaseException) -> None:
                 f"The processes have waited for each other for {read_timeout():g} minutes "
                 f"({TIMEOUT}), so one of them is stuck or far behind. {_first_line(cause)}"
             )
-    elif count() > 1 and not is_main():
-        text = f"Process {rank()}: {text}"
+    else:
+        if not isinstance(error, ValueError):
+            traceback.print_tb(cause.__traceback__)
+        if not is_main():
+            text = f"Process {rank()}: {text}"
     print(text, file=sys.stderr, flush=True)
 
 
@@ -292,11 +337,10 @@ def _is_of_connection(error: BaseException) -> bool:
     """Tell whether an error says no more than that another process has ended or is stuck."""
     import torch.distributed
 
-    if isinstance(error, torch.distributed.DistBackendError | torch.distributed.DistNetworkError):
-        return True
     text = str(error)
-    is_gloo = isinstance(error, RuntimeError) and "gloo" in text.lower()
-    return is_gloo and bool(LOST.search(text) or TIMED_OUT.search(text))
+    is_of_torch = isinstance(error, torch.distributed.DistError) or "gloo" in text.lower()
+    is_lost = LOST.search(text) or TIMED_OUT.search(text)
+    return isinstance(error, RuntimeError) and is_of_torch and is_lost is not None
 
 
 def _first_line(error: BaseException) -> str:

@@ -232,10 +232,12 @@ def require_kernels() -> None:
     import torch
 
     card = torch.cuda.get_device_capability()
-    for kernels in torch.cuda.get_arch_list():  # such as sm_80, sm_90a or compute_90
-        kind, _, number = kernels.partition("_")
-        digits = re.sub(r"\D", "", number)
-        built_for = (int(digits[:-1]), int(digits[-1]))
+    for name in torch.cuda.get_arch_list():  # such as sm_80, sm_90a or compute_90
+        kernels = re.fullmatch(r"(sm|compute)_(\d+)(\d)\w?", name)
+        if kernels is None:  # of another maker's card
+            return
+        kind, *numbers = kernels.groups()
+        built_for = (int(numbers[0]), int(numbers[1]))
         # Machine code works within a generation of cards, and PTX is compiled for any later card.
         is_same_generation = kind == "sm" and built_for[0] == card[0]
         if built_for <= card and (is_same_generation or kind == "compute"):

@@ -6,7 +6,8 @@ the last pass of an epoch, which need not be divisible, and means over texts or 
 not depend on how the texts are dealt out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -35,16 +36,23 @@ def require_sharable(trainer: Trainer, name: str) -> None:
             processes, or if it does not divide the pairs of a step and the held-out pairs.
     """
     processes.require_replicas()
-    args, number = trainer.args, processes.count()
+    number = processes.count()
     for argument in ("fsdp", "deepspeed"):
-        if getattr(args, argument):
+        value = getattr(trainer.args, argument)
+        if value:
             raise ValueError(
-                f"The trainer of {name} has {argument} = {getattr(args, argument)!r}, which splits "
+                f"The trainer of {name} has {argument} = {value!r}, which splits "
                 "a model over several processes. Here every process holds the whole model. Leave "
                 f"{argument} out, or see docs/processes.md."
             )
-    if number == 1:
-        return
+    if number > 1:
+        _require_same_steps(trainer, name)
+        _require_divisible(trainer, name)
+
+
+def _require_same_steps(trainer: Trainer, name: str) -> None:
+    """Refuse arguments with which the steps would depend on the number of processes."""
+    args, number = trainer.args, processes.count()
     if not trainer.accelerator.split_batches:
         raise ValueError(
             f"The trainer of {name} would take other steps in {number} processes than in one. Add "
@@ -55,16 +63,39 @@ def require_sharable(trainer: Trainer, name: str) -> None:
             f"The trainer of {name} has average_tokens_across_devices = False, so tokens would "
             "count differently in different processes. Leave it out."
         )
-    numbers = {"pairs of a step (batch_size)": pairs_in_a_step(trainer)}
-    if trainer.eval_dataset is not None:
-        numbers["held-out pairs (validation_pairs)"] = len(trainer.eval_dataset)
-    for what, pairs in numbers.items():
-        if pairs % number:
-            fitting = [n for n in range(1, pairs + 1) if all(p % n == 0 for p in numbers.values())]
+    if args.train_sampling_strategy == "batch_rebalance":
+        raise ValueError(
+            f"The trainer of {name} has train_sampling_strategy = 'batch_rebalance', whose batches "
+            "several processes cannot share. Choose 'group_by_length' or 'random'."
+        )
+
+
+def _require_divisible(trainer: Trainer, name: str) -> None:
+    """Refuse a number of processes that does not divide the steps and the held-out pairs."""
+    args, number = trainer.args, processes.count()
+    step = pairs_in_a_step(trainer)
+    numbers = {f"{step} pairs of a step (batch_size)": step}
+    for dataset in _list_held_out(trainer):
+        size = args.per_device_eval_batch_size
+        at_once = "" if size == 1 else f", {size} at once,"
+        numbers[f"{len(dataset)} held-out pairs (validation_pairs){at_once}"] = len(dataset) / size
+    for what, batches in numbers.items():
+        if batches % number:
+            most = int(min(numbers.values()))
+            fitting = [n for n in range(1, most + 1) if not any(b % n for b in numbers.values())]
+            advice = f"With these numbers PROCESSES can be {', '.join(map(str, fitting))}."
+            if not fitting:
+                advice = "Hold out another number of pairs."
             raise ValueError(
-                f"{number} processes cannot share the {pairs} {what} of {name} equally. With these "
-                f"numbers PROCESSES can be {', '.join(map(str, fitting))}."
+                f"{number} processes cannot share the {what} of {name} equally. {advice}"
             )
+
+
+def _list_held_out(trainer: Trainer) -> list[Any]:
+    """List the datasets of held-out pairs, which may have names."""
+    if isinstance(trainer.eval_dataset, Mapping):
+        return list(trainer.eval_dataset.values())
+    return [] if trainer.eval_dataset is None else [trainer.eval_dataset]
 
 
 def rows_at_once(trainer: Trainer, pairs: int) -> int:
@@ -93,6 +124,8 @@ def share_passes(trainer: Trainer) -> None:
     trainer.training_step = passes.learn
     if processes.count() > 1:
         trainer._get_num_items_in_batch = passes.count_tokens
+        trainer.prediction_step = partial(_predict_alone, trainer, trainer.prediction_step)
+        trainer.log = partial(_log_of_all, trainer, trainer.log)
         trainer.get_train_dataloader = partial(_deal_out, trainer.get_train_dataloader)
         trainer.args.per_device_eval_batch_size *= processes.count()
 
@@ -112,6 +145,9 @@ class _Passes:
         self.count_of_trainer = trainer._get_num_items_in_batch
         self.rows: list[int] = []  # of each pass in the step, over all processes
         self.whole: Any = None  # a pass of the step that every process reads as a whole
+        rest = len(trainer.train_dataset) % trainer.args.per_device_train_batch_size
+        has_rest = rest % processes.count() > 0 and not trainer.args.dataloader_drop_last
+        self.rest_is_whole = has_rest  # whether the last pass of an epoch is such a pass
         self.is_reading = False  # whether the passes of a step are being read
 
     def read(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
@@ -162,8 +198,41 @@ class _Passes:
 
     def _ends_whole(self) -> bool:
         """Tell whether the pass that was read last is one that every process reads as a whole."""
-        progress = self.trainer.accelerator.gradient_state
-        return progress.end_of_dataloader and progress.remainder % processes.count() > 0
+        return self.rest_is_whole and self.trainer.accelerator.gradient_state.end_of_dataloader
+
+
+@contextmanager
+def alone(trainer: Trainer) -> Iterator[None]:
+    """Let a trainer compute its measures from this process's rows, without the other processes.
+
+    Args:
+        trainer: a trainer, whose losses gather their measures over all processes.
+    """
+    accelerator = trainer.accelerator
+    names = ("gather", "gather_for_metrics")
+    for name in names:
+        setattr(accelerator, name, lambda values, *args, **kwargs: values)
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(accelerator, name)
+
+
+def _predict_alone(trainer: Trainer, predict: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Measure held-out pairs one by one, where TRL would take means over those of all processes."""
+    with alone(trainer):
+        return predict(*args, **kwargs)
+
+
+def _log_of_all(trainer: Trainer, log: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Log the means over the held-out pairs of all processes."""
+    measures = getattr(trainer, "_metrics", {}).get("eval", {})
+    if measures and not trainer.model.training:
+        parts = processes.gather(dict(measures))
+        for name in sorted(measures):
+            measures[name] = [value for part in parts for value in part[name]]
+    log(*args, **kwargs)
 
 
 def _deal_out(build_loader: Callable[[], Any]) -> Any:

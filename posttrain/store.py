@@ -46,7 +46,6 @@ class Store:
         self.name = folder.name
         self.folder = folder
         self.begun: dict[str, Any] = {}
-        self._lock: FileLock | None = None  # only the main process has one
         self._locks_work = True
 
     @property
@@ -85,20 +84,19 @@ class Store:
         Raises:
             RuntimeError: if a process that is not of this run is working in the folder.
         """
-        on_main(self._acquire)
+        lock = FileLock(self.folder / ".lock", is_singleton=True, fallback_to_soft=False)
+        on_main(self._acquire, lock)
         try:
             yield
         finally:
-            if self._lock is not None and self._lock.is_locked:
-                self._lock.release()
+            if lock.is_locked:
+                lock.release()
 
-    def _acquire(self) -> None:
+    def _acquire(self, lock: FileLock) -> None:
         """Lock the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / ".lock"
-        self._lock = FileLock(path, is_singleton=True, fallback_to_soft=False)
         try:
-            self._lock.acquire(timeout=0)
+            lock.acquire(timeout=0)
         except Timeout:
             raise RuntimeError(
                 f"{self.folder} is in use by another process, which is writing results into it. "

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -255,13 +256,15 @@ def _prepare(trainer: Trainer, run: Run, name: str, inputs: Mapping[str, Any]) -
         trainer.remove_callback(bar)
     trainer.add_callback(Progress(name))
     trainer.add_callback(FiniteLoss())
-    trainer.add_callback(Checkpoints(run, f"checkpoints/{slug(name)}", inputs, validation))
+    checkpoints = Checkpoints(run, f"checkpoints/{slug(name)}", inputs, validation)
+    trainer.add_callback(checkpoints)
+    trainer._load_rng_state = partial(checkpoints.restore, trainer, trainer._load_rng_state)
 
 
 def _finish_tracker(trainer: Trainer) -> None:
     """End the tracker's run, so that the next training starts a run of its own."""
     for tracker in ("wandb", "trackio"):
-        if tracker in trainer.args.report_to:
+        if processes.is_main() and tracker in trainer.args.report_to:
             importlib.import_module(tracker).finish()
 
 

@@ -51,7 +51,7 @@ class Events(TrainerCallback):
             time.sleep(0.2)
 
 
-def main(folder, mishap="", stop="", small="", dropout="0", held_out="", data=""):
+def main(folder, mishap="", stop="", small="", dropout="0", held_out="", data="", rows=ODD):
     """Train both models.
 
     Args:
@@ -62,10 +62,11 @@ def main(folder, mishap="", stop="", small="", dropout="0", held_out="", data=""
         dropout: that of SFT's adapter.
         held_out: the number of held-out pairs, 4 by default.
         data: "other": the second process reads other pairs.
+        rows: the number of pairs to train on.
     """
     if small:
         device.CPU_PASS = 1
-    rows = ODD - 1 if data == "other" and processes.rank() == 1 else ODD
+    rows = int(rows) - (data == "other" and processes.rank() == 1)
     EVENTS["stop"] = int(stop or 0)
     if mishap:
         EVENTS["mishap"], step, rank = mishap.split(",")
@@ -101,8 +102,7 @@ def start(arguments):
         main(arguments[0], **dict(option.split("=", 1) for option in arguments[1:]))
         processes.end()
     except (ValueError, RuntimeError, OSError) as error:
-        processes.say_failure(error)
-        sys.exit(1)
+        processes.stop(error)
 
 
 if __name__ == "__main__":
