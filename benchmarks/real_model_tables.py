@@ -191,7 +191,7 @@ def _write_by_length(table: pd.DataFrame) -> list[str]:
         f"| way of choosing | {' | '.join(sizes)} |",
         f"|{'---|' * (len(groups) + 1)}",
     ]
-    for name in (*list_trained(table), WORDS):
+    for name in right:
         cells = []
         for inside in groups.values():
             cells.append(format_share(int(right[name][inside].sum()), int(inside.sum())))

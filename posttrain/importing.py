@@ -98,6 +98,8 @@ def _read_texts(source: Path, cut_at_turn: bool) -> tuple[Records, Records]:
             )
     prompts = read_json(source / "prompts.json", Records)
     responses = read_json(source / "responses.json", Records)
+    if not prompts or not responses:
+        raise ValueError(f"FROM: {source} has no records in prompts.json or responses.json.")
     require_fitting(prompts, responses)
     _require_truth_values(source, prompts)
     if (source / "human_replies.json").exists() and not _has_fitting_scores(source, cut_at_turn):

@@ -40,7 +40,7 @@ def launch(command: str, arguments: list[str], parameters: Parameters) -> None:
         run(parse_args([*options, command, *arguments]))
     except ChildFailedError as error:
         for process, failure in sorted(error.failures.items()):
-            if failure.exitcode < 0:
+            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # which ends others
                 print(_describe_kill(process, -failure.exitcode), file=sys.stderr)
         sys.exit(1)
     except SignalException as error:

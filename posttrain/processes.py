@@ -326,7 +326,9 @@ def say_failure(error: BaseException) -> None:
                 f"({TIMEOUT}), so one of them is stuck or far behind. {_first_line(cause)}"
             )
     else:
-        if not isinstance(error, ValueError):
+        is_of_user = isinstance(cause, ValueError)  # and says what to do
+        is_expected = isinstance(error, RuntimeError | OSError) and error is cause
+        if not is_of_user and not is_expected:
             traceback.print_tb(cause.__traceback__)
         if not is_main():
             text = f"Process {rank()}: {text}"
