@@ -49,7 +49,9 @@ class Checkpoints(TrainerCallback):
         """
         set_seed(args.seed + state.global_step // self.epoch_steps)
 
-    def restore(self, trainer: Trainer, load: Callable[[str | None], None], checkpoint: str | None):
+    def restore(
+        self, trainer: Trainer, load: Callable[[str | None], None], checkpoint: str | None
+    ) -> None:
         """Restore the random state of a checkpoint, unless an epoch begins after it.
 
         There `on_epoch_begin` has just set the state, and the order of the epoch's texts is drawn
@@ -162,14 +164,9 @@ def _describe_change(path: Path, then: int, now: int, inputs: Mapping[str, Any])
         f"{path.parent.name} was begun with {_count(then)} and continues with {_count(now)}. Every "
         "step has the same pairs, and only rounding differs."
     )
-    configs = (inputs["model_config"], inputs["adapter_config"] or {})
-    rates = [
-        value
-        for config in configs
-        for name, value in config.items()
-        if "dropout" in name and isinstance(value, float)
-    ]
-    if any(rates):
+    settings = {**inputs["model_config"], **(inputs["adapter_config"] or {})}
+    rates = [value for name, value in settings.items() if "dropout" in name]
+    if any(isinstance(rate, float) and rate > 0 for rate in rates):
         text += " This model has dropout, which is drawn anew, so the result cannot be reproduced."
     return text
 

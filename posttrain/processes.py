@@ -246,31 +246,6 @@ def wait() -> None:
         torch.distributed.barrier(group=_connection())
 
 
-def require_alike(what: str, value: Any) -> None:
-    """Refuse to go on if a value is not the same in all processes.
-
-    Args:
-        what: what the value is, for the message.
-        value: data that can be written as JSON.
-
-    Raises:
-        RuntimeError: if it differs. The message says in which process, and where.
-    """
-    from posttrain.record import list_differences
-
-    if count() == 1:
-        return
-    values = gather(value)
-    for number, other in enumerate(values):
-        if other != values[0]:
-            first = list_differences(values[0], other)[0]
-            raise RuntimeError(
-                f"{what} differs between the processes: {first.name} is {first.then!r} in process "
-                f"0 and {first.now!r} in process {number}. All processes must read the same files "
-                "with the same versions and settings."
-            )
-
-
 # ---- the end
 
 
@@ -287,11 +262,11 @@ def end() -> None:
 
 def stop(error: BaseException) -> NoReturn:
     """Say why this process stops, as `say_failure` does, and end it with the status 1."""
+    if count() == 1:
+        sys.exit(str(error))
     say_failure(error)
-    if count() > 1:
-        sys.stdout.flush()
-        os._exit(1)  # the libraries' own ends would wait for the other processes
-    sys.exit(1)
+    sys.stdout.flush()
+    os._exit(1)  # the libraries' own ends would wait for the other processes
 
 
 def say_failure(error: BaseException) -> None:
@@ -303,9 +278,6 @@ def say_failure(error: BaseException) -> None:
     Args:
         error: the error that ends this process.
     """
-    if count() == 1:
-        print(error, file=sys.stderr, flush=True)
-        return
     cause = error.__cause__ if isinstance(error, CellError) else error
     is_of_connection = _is_of_connection(cause)
     if not is_main():

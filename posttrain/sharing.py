@@ -6,15 +6,17 @@ the last pass of an epoch, which need not be divisible, and means over texts or 
 not depend on how the texts are dealt out.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from transformers import Trainer
 
 from posttrain import processes
+from posttrain.record import list_differences
 
 
 def pairs_in_a_step(trainer: Trainer) -> int:
@@ -81,8 +83,7 @@ def _require_divisible(trainer: Trainer, name: str) -> None:
         numbers[f"{len(dataset)} held-out pairs (validation_pairs){at_once}"] = len(dataset) / size
     for what, batches in numbers.items():
         if batches % number:
-            most = int(min(numbers.values()))
-            fitting = [n for n in range(1, most + 1) if not any(b % n for b in numbers.values())]
+            fitting = [n for n in range(1, step + 1) if _divides(n, numbers.values())]
             advice = f"With these numbers PROCESSES can be {', '.join(map(str, fitting))}."
             if not fitting:
                 advice = "Hold out another number of pairs."
@@ -91,11 +92,37 @@ def _require_divisible(trainer: Trainer, name: str) -> None:
             )
 
 
+def _divides(number: int, products: Iterable[float]) -> bool:
+    """Tell whether a number divides all of some products."""
+    return not any(product % number for product in products)
+
+
 def _list_held_out(trainer: Trainer) -> list[Any]:
     """List the datasets of held-out pairs, which may have names."""
     if isinstance(trainer.eval_dataset, Mapping):
         return list(trainer.eval_dataset.values())
     return [] if trainer.eval_dataset is None else [trainer.eval_dataset]
+
+
+def require_alike(what: str, value: Any) -> None:
+    """Refuse to go on if a value is not the same in all processes.
+
+    Args:
+        what: what the value is, for the message.
+        value: data that can be written as JSON.
+
+    Raises:
+        RuntimeError: if it differs. The message says in which process, and where.
+    """
+    values = processes.gather(value)
+    for number, other in enumerate(values):
+        if other != values[0]:
+            first = list_differences(values[0], other)[0]
+            raise RuntimeError(
+                f"{what} differs between the processes: {first.name} is {first.then!r} in process "
+                f"0 and {first.now!r} in process {number}. All processes must read the same files "
+                "with the same versions and settings."
+            )
 
 
 def rows_at_once(trainer: Trainer, pairs: int) -> int:
@@ -231,7 +258,7 @@ def _log_of_all(trainer: Trainer, log: Callable[..., None], *args: Any, **kwargs
     if measures and not trainer.model.training:
         parts = processes.gather(dict(measures))
         for name in sorted(measures):
-            measures[name] = [value for part in parts for value in part[name]]
+            measures[name] = list(chain.from_iterable(part[name] for part in parts))
     log(*args, **kwargs)
 
 

@@ -34,7 +34,7 @@ from posttrain.files import read_json, write
 from posttrain.models import save_trained
 from posttrain.record import Model, slug
 from posttrain.run import Run
-from posttrain.sharing import require_sharable
+from posttrain.sharing import require_alike, require_sharable
 from posttrain.values import fingerprint_weights
 
 
@@ -70,7 +70,7 @@ def train(
     _require_trainable(trainer, run, name)
     require_sharable(trainer, name)
     inputs = getattr(trainer, "consumed", None) or describe(trainer, run)
-    processes.require_alike(f"What {name} is trained on", inputs)
+    require_alike(f"What {name} is trained on", inputs)
     model = processes.on_main(_row_of, trainer, run, name, inputs)
     run.require_name(model)
     place = model.adapter or model.base
