@@ -343,5 +343,5 @@ def _say_finding(right: Mapping[str, np.ndarray], third: np.ndarray) -> str:
         is_wrong = wilson(int(longer.sum()), len(longer))["high"] < 50
         follow = follow and is_right and is_wrong
     if follow:
-        return "All choose right where the chosen reply is shorter"
+        return "Right where the chosen reply is shorter"
     return f"Right choices in thirds of the {len(third)} test pairs"
