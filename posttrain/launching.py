@@ -9,6 +9,7 @@ import posttrain
 from posttrain.parameters import Parameters
 from posttrain.processes import TIMEOUT
 
+KEPT = "Everything that was finished before is intact. Run the command again to continue."
 SHARED = ("run", "seeds", "sweep", "reask", "rejudge")  # commands whose work can be shared
 
 
@@ -34,7 +35,7 @@ def launch(command: str, arguments: list[str], parameters: Parameters) -> None:
     threads = max(1, len(os.sched_getaffinity(0)) // number) if _has_affinity() else 1
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     # Each process says why it stops. What torchrun would add is about its own code.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable()
     options = ["--standalone", "--nproc-per-node", str(number), "-m", "posttrain"]
     try:
         run(parse_args([*options, command, *arguments]))
@@ -44,6 +45,7 @@ def launch(command: str, arguments: list[str], parameters: Parameters) -> None:
                 print(_describe_kill(process, -failure.exitcode), file=sys.stderr)
         sys.exit(1)
     except SignalException as error:
+        print(f"Stopped by {signal.Signals(error.sigval).name}. {KEPT}", file=sys.stderr)
         sys.exit(128 + error.sigval)
 
 
@@ -68,6 +70,10 @@ def require_launchable(command: str, parameters: Parameters) -> None:
             f"PROCESSES = {number}, but torch sees {torch.cuda.device_count()} GPUs, and every "
             "process needs one of its own."
         )
+    if not torch.cuda.is_available() and number > (os.cpu_count() or number):
+        raise ValueError(
+            f"PROCESSES = {number}, but this machine has no GPU and only {os.cpu_count()} cores."
+        )
 
 
 def _has_affinity() -> bool:
@@ -86,7 +92,4 @@ def _describe_kill(process: int, number: int) -> str:
             f" On GPUs this happens where processes wait for each other longer than {TIMEOUT} "
             "minutes."
         )
-    return (
-        f"Process {process} was ended by {name}.{reason} The others were ended, too. Everything "
-        "that was finished before is intact. Run the command again to continue."
-    )
+    return f"Process {process} was ended by {name}.{reason} The others were ended, too. {KEPT}"

@@ -78,10 +78,9 @@ def _execute_cells(notebook: str, parameters: dict[str, Any]) -> None:
     IPython.display.display = _show_nothing
     namespace = {"__name__": "__main__"}  # that of a notebook's own functions and classes
     cells = nbformat.read(ROOT / notebook, as_version=4).cells
-    for number, cell in enumerate(cells):
-        if cell.cell_type != "code":
-            continue
-        _execute_cell(cell.source, f"<{notebook}, cell {number}>", namespace)
+    codes = [cell for cell in cells if cell.cell_type == "code"]
+    for number, cell in enumerate(codes, start=1):  # as Jupyter numbers them
+        _execute_cell(cell.source, f"<{notebook}, cell [{number}]>", namespace)
         if TAG in cell.metadata.get("tags", []):
             namespace.update(parameters)
 
@@ -90,9 +89,15 @@ def _execute_cell(source: str, place: str, namespace: dict[str, Any]) -> None:
     """Execute the source of a cell, which `inspect` and error messages find by its place."""
     lines = source.splitlines(keepends=True)
     linecache.cache[place] = (len(source), None, lines, place)
+    for line in lines:
+        if line.startswith(("%", "!")):
+            raise ValueError(
+                f"{place}: {line.strip()!r} is a command of Jupyter, which several processes do "
+                "not have. Execute it before the run, and take it out of the notebook."
+            )
     try:
         exec(compile(source, place, "exec"), namespace)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         message = f"{place} stopped: {type(error).__name__}: {error}"
         raise processes.CellError(message) from error
 

@@ -11,11 +11,13 @@ import pickle
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+PACKAGE = Path(__file__).parent
 TIMEOUT = "PROCESS_TIMEOUT"  # the variable and parameter that sets how long processes wait
 MINUTES = 30.0  # its default
 # What torch says in a process whose connection to another one is lost
@@ -148,12 +151,20 @@ def quiet_others() -> None:
     """Let only the main process print, show progress bars and warn; errors of all are seen."""
     if count() > 1:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends all without a traceback of each
+        threading.Thread(target=_end_with_launcher, args=[os.getppid()], daemon=True).start()
     if is_main():
         return
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  as long as the process
     os.environ["TQDM_DISABLE"] = "1"
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     warnings.simplefilter("ignore")
+
+
+def _end_with_launcher(launcher: int) -> None:
+    """End this process when the one that started it has been killed."""
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os._exit(1)
 
 
 # ---- the main process decides, and all hear
@@ -298,13 +309,18 @@ def say_failure(error: BaseException) -> None:
                 f"({TIMEOUT}), so one of them is stuck or far behind. {_first_line(cause)}"
             )
     else:
-        is_of_user = isinstance(cause, ValueError)  # and says what to do
-        is_expected = isinstance(error, RuntimeError | OSError) and error is cause
-        if not is_of_user and not is_expected:
-            traceback.print_tb(cause.__traceback__)
+        places = traceback.extract_tb(cause.__traceback__)
+        if isinstance(error, CellError) and not _explains_itself(cause, places):
+            print("".join(traceback.format_list(places)), end="", file=sys.stderr)
         if not is_main():
             text = f"Process {rank()}: {text}"
     print(text, file=sys.stderr, flush=True)
+
+
+def _explains_itself(error: BaseException, places: list[traceback.FrameSummary]) -> bool:
+    """Tell whether an error is one of this package, whose message says what to do."""
+    is_for_people = isinstance(error, ValueError | RuntimeError | OSError)
+    return is_for_people and bool(places) and str(PACKAGE) in places[-1].filename
 
 
 def _is_of_connection(error: BaseException) -> bool:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from conftest import RAW, ROOT, command, load
 
-from posttrain import launching, processes, settings, sharing
+from posttrain import launching, notebooks, preparation, processes, settings, sharing
 from posttrain.batches import in_batches
 from posttrain.parameters import read_parameters
+from posttrain.record import source_of
 from posttrain.run import Run
 
 SEVERAL = ROOT / "tests" / "several.py"
@@ -298,6 +299,40 @@ def test_single_process_decides_directly():
     assert processes.gather("own") == ["own"]
     with pytest.raises(ZeroDivisionError):
         processes.on_main(divmod, 7, 0)
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        ("x = 1\n%pip install x", ValueError, "'%pip install x' is a command of Jupyter"),
+        ("import sys\nsys.exit(3)", processes.CellError, "stopped: SystemExit: 3"),
+        ("1 / 0", processes.CellError, "stopped: ZeroDivisionError: division by zero"),
+        ("x = = 1", processes.CellError, "stopped: SyntaxError"),
+    ],
+)
+def test_a_cell_that_fails_is_named(source, error, message):
+    with pytest.raises(error, match=re.escape(message)) as caught:
+        notebooks._execute_cell(source, "<main.ipynb, cell [3]>", {})
+    assert str(caught.value).startswith("<main.ipynb, cell [3]>")
+
+
+def test_functions_of_a_cell_can_be_read_again():
+    names = {"__name__": "__main__"}
+    notebooks._execute_cell("def double(x):\n    return 2 * x  # twice", "<cell [4]>", names)
+    assert source_of(names["double"]) == "def double(x):\n    return 2 * x"
+
+
+def test_a_number_of_processes_that_cannot_share_a_step_is_refused_at_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    parameters = read_parameters(["PRESET=demo", f"RESULTS={tmp_path}"])
+    with pytest.raises(ValueError, match="3 processes cannot share the 16 pairs of a step"):
+        preparation.prepare(parameters)
+
+
+def test_more_processes_than_cores_are_refused_without_a_gpu():
+    parameters = read_parameters(["PROCESSES=5000"])
+    with pytest.raises(ValueError, match="PROCESSES = 5000, but this machine has no GPU and only"):
+        launching.require_launchable("run", parameters)
 
 
 # ---- the whole demo
