@@ -151,12 +151,10 @@ def describe_run(run: Run) -> dict[str, Any]:
     }
 
 
-def write_tables(run: Run) -> None:
-    """Write the tables, the sentences and the figure of what was measured.
-
-    Args:
-        run: the committed run, in whose folder of figures the figure is written.
-    """
+def write_tables() -> None:
+    """Write the tables, the sentences and the figure of what was measured."""
+    # The figure has no label, which would be that of the first training.
+    run = Run(ROOT / "results", RUN, labelled=False, must_exist=True)
     table, again = read_record(), read_json(RECORD.with_suffix(".json"))
     earlier = read_json(BENCHMARKS / "real_model.json")
     write(RECORD.with_suffix(".md"), real_model_tables.as_table(table, again["beta"]))
@@ -179,8 +177,7 @@ def main() -> None:
     table = measure(run, ROOT / run.models[0].base, options.dataset)
     write(RECORD, table.to_csv(index=False, float_format="%.3f", lineterminator="\n"))
     write(RECORD.with_suffix(".json"), describe_run(run))
-    # The figure has no label, which would be that of the first training.
-    write_tables(Run(ROOT / "results", RUN, labelled=False, must_exist=True))
+    write_tables()
     print(RECORD.with_suffix(".md").read_text(encoding="utf-8"))
 
 

@@ -191,7 +191,7 @@ def _write_by_length(table: pd.DataFrame) -> list[str]:
         f"| way of choosing | {' | '.join(sizes)} |",
         f"|{'---|' * (len(groups) + 1)}",
     ]
-    for name in (*list_trained(table), WORDS):
+    for name in right:
         cells = []
         for inside in groups.values():
             cells.append(format_share(int(right[name][inside].sum()), int(inside.sum())))
@@ -343,5 +343,5 @@ def _say_finding(right: Mapping[str, np.ndarray], third: np.ndarray) -> str:
         is_wrong = wilson(int(longer.sum()), len(longer))["high"] < 50
         follow = follow and is_right and is_wrong
     if follow:
-        return "All choose right where the chosen reply is shorter"
+        return "Right where the chosen reply is shorter"
     return f"Right choices in thirds of the {len(third)} test pairs"

@@ -120,7 +120,7 @@ def refresh_real_model():
     training_figures.show(training_figures.training(log, models), run, "training")
     drawn = training_figures.log_probabilities(log, models)
     training_figures.show(drawn, run, "log_probabilities")
-    real_model_pairs.write_tables(run)
+    real_model_pairs.write_tables()
 
 
 if __name__ == "__main__":

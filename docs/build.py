@@ -77,6 +77,7 @@ def list_parts(
         "preset small": benchmark_tables.write_preset_small,
         "seeds setup": partial(benchmark_tables.write_machine, "seeds"),
         "demo run setup": partial(benchmark_tables.write_machine, "demo_run"),
+        "processes setup": partial(benchmark_tables.write_machine, "processes"),
         "growth setup": partial(benchmark_tables.write_machine, "growth"),
         "speed setup": partial(benchmark_tables.write_speed_setup, "speed"),
         "speed setup without bf16": partial(

@@ -20,79 +20,34 @@
                         count the votes that a person gave on the page of a run
 
 A NAME without a value is read from the environment, where make puts the values that it is given.
+PROCESSES=2 shares the work of run, seeds, sweep, reask and rejudge among two processes, each of
+which has a GPU of its own.
 """
 
 import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
-from posttrain import settings
+from posttrain import processes, settings
+from posttrain.launching import launch
+from posttrain.notebooks import execute
 from posttrain.parameters import Parameters, read_parameters
 from posttrain.preparation import (
     COMPARE,
     EVAL,
     MAIN,
-    ROOT,
     choose_settings,
     plan_evaluation,
     prepare,
     require_fitting_sources,
     require_own_name,
-    select_settings,
 )
+from posttrain.processes import decided_by_main, on_main
 from posttrain.run import Run
 
-# ---- notebooks
 
-
-def execute(notebook: str, folder: Path, parameters: dict[str, Any]) -> None:
-    """Execute a notebook, print what its cells print, and save it in a run's folder.
-
-    A notebook that stops is saved as `*-stopped.ipynb`. It does not replace an earlier one that
-    ran to its end.
-
-    Args:
-        notebook: the file name of a notebook in the repository's root.
-        folder: the run's folder.
-        parameters: {name: value}; parameters that the notebook does not have are left out.
-
-    Raises:
-        RuntimeError: if a cell fails. The message has the cell's error and the notebook's path.
-    """
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    known = papermill.inspect_notebook(str(ROOT / notebook))
-    passed = {name: value for name, value in parameters.items() if name in known}
-    if "SETTINGS" in passed:
-        passed["SETTINGS"] = select_settings(notebook, passed["SETTINGS"])
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / notebook.replace(".ipynb", "-stopped.ipynb")
-    try:
-        papermill.execute_notebook(
-            str(ROOT / notebook),
-            str(unfinished),
-            passed,
-            kernel_name="python3",
-            cwd=str(Path.cwd()),
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            # Without this the kernel warns about a port that only this machine can see.
-            extra_arguments=["--IPKernelApp.log_level=40"],
-        )
-    except PapermillExecutionError as error:
-        raise RuntimeError(
-            f"{notebook} stopped: {error.ename}: {error.evalue}\nThe notebook with all its outputs "
-            f"is {unfinished}."
-        ) from None
-    unfinished.replace(folder / notebook)
-
-
-# ---- the commands
-
-
+@decided_by_main
 def print_summary(folder: Path) -> None:
     """Print the final table of a run, without the backslashes that markdown needs."""
     text = (folder / "summary.md").read_text(encoding="utf-8")
@@ -101,12 +56,15 @@ def print_summary(folder: Path) -> None:
 
 def run_both(parameters: Parameters) -> None:
     """Train and evaluate a run, and print its final table."""
-    prepared = prepare(parameters)
+    prepared = on_main(prepare, parameters)
     run = Run(prepared.RESULTS, prepared.RUN)
     execute(MAIN, run.folder, prepared.given() | {"EVALUATION": plan_evaluation(prepared)})
     execute(EVAL, run.folder, prepared.given())
     print_summary(run.folder)
-    print(f"The tables, the records and both executed notebooks are in {run.folder}.")
+    made = "The tables, the records and both executed notebooks"
+    if processes.count() > 1:
+        made = "The tables and the records"
+    print(f"{made} are in {run.folder}.")
     print(f"Double-click {run.folder}/report.html to open a page with every answer.")
 
 
@@ -150,7 +108,7 @@ def run_sweep(parameters: Parameters) -> None:
     for value in values:  # every value is checked before anything is trained with one
         chosen["RUN"] = sweeps.name_run(name, setting, value)
         chosen["SETTINGS"] = parameters.SETTINGS | {setting: value}
-        trainings.append(prepare(parameters.model_copy(update=chosen)))
+        trainings.append(on_main(prepare, parameters.model_copy(update=chosen)))
     for training in trainings:
         run = Run(training.RESULTS, training.RUN)
         execute(MAIN, run.folder, training.given() | {"EVALUATION": plan_evaluation(parameters)})
@@ -158,7 +116,7 @@ def run_sweep(parameters: Parameters) -> None:
         execute(EVAL, run.folder, training.given() | {"SETTINGS": parameters.SETTINGS})
     runs = " ".join(training.RUN for training in trainings)
     changes = {"RUNS": runs, "RUN": sweeps.name_comparison(name, setting)}
-    compare_runs(parameters.model_copy(update=changes))
+    on_main(compare_runs, parameters.model_copy(update=changes))
 
 
 def compare_runs(parameters: Parameters) -> None:
@@ -169,7 +127,11 @@ def compare_runs(parameters: Parameters) -> None:
     require_own_name(name, parameters.RESULTS)
     folder = Run(parameters.RESULTS, name).folder
     execute(COMPARE, folder, parameters.given() | {"RUN": name})
-    print(f"The comparison is {folder / COMPARE}. Its figures lie beside those of the runs.")
+    if processes.count() == 1:
+        print(f"The comparison is {folder / COMPARE}.")
+    else:
+        print(f"Several processes leave no executed {COMPARE}. Open it, or use make compare.")
+    print("Its figures lie beside those of the runs.")
 
 
 def import_run(parameters: Parameters) -> None:
@@ -194,11 +156,11 @@ def rejudge(parameters: Parameters) -> None:
     name = parameters.RUN or f"{source.name}-cut"
     require_own_name(name, parameters.RESULTS)
     run = Run(parameters.RESULTS, name)
-    if not run.path("run.json").exists():
+    if not run.is_there("run.json"):
         import_results(source, run, cut_at_turn=True)
     elif not run.record.imported:
         raise ValueError(f"{run.folder} is a run that was trained here. Choose another RUN.")
-    elif not holds_texts_of(run, source, cut_at_turn=True):
+    elif not on_main(holds_texts_of, run, source, cut_at_turn=True):
         raise ValueError(
             f"{run.folder} was made from other prompts, human replies or responses than {source} "
             "has now. Choose another RUN."
@@ -209,6 +171,18 @@ def rejudge(parameters: Parameters) -> None:
 
 def reask(parameters: Parameters) -> None:
     """Copy a run's trained models into a new run, and let them answer in another way there."""
+    asked, source, run = on_main(_prepare_asking, parameters)
+    execute(EVAL, run.folder, asked.given())
+    print_summary(run.folder)
+    print(f"The models of {source.folder} were asked again. The results are in {run.folder}.")
+
+
+def _prepare_asking(parameters: Parameters) -> tuple[Parameters, Run, Run]:
+    """Check how a run's models are to be asked again, and copy them into a new run.
+
+    Returns:
+        The parameters of eval.ipynb, the run that has the models, and the new run.
+    """
     from posttrain import reasking
 
     if parameters.RUN:
@@ -220,9 +194,7 @@ def reask(parameters: Parameters) -> None:
     reasking.require_change(evaluation, source)
     require_fitting_sources(asked, training, evaluation, source)
     reasking.copy_models(source, run)
-    execute(EVAL, run.folder, asked.given())
-    print_summary(run.folder)
-    print(f"The models of {source.folder} were asked again. The results are in {run.folder}.")
+    return asked, source, run
 
 
 def report(parameters: Parameters) -> None:
@@ -278,10 +250,24 @@ def main(arguments: list[str]) -> None:
     if "--help" in rest or "-h" in rest:
         print(f"{COMMANDS[name].__doc__}\n\n{__doc__}")
         return
+    processes.quiet_others()
     try:
-        COMMANDS[name](read_parameters(rest))
+        parameters = read_parameters(rest)
+        if parameters.PROCESS_TIMEOUT is not None:
+            os.environ[processes.TIMEOUT] = str(parameters.PROCESS_TIMEOUT)
+        if (parameters.PROCESSES or 1) > 1 and "WORLD_SIZE" not in os.environ:
+            launch(name, rest, parameters)
+            return
+        processes.require_replicas()
+        processes.require_number(parameters.PROCESSES)
+        COMMANDS[name](parameters)
+        processes.end()
     except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(str(error))
+        processes.stop(error)
+    except Exception as error:
+        if processes.count() == 1:
+            raise
+        processes.stop(error)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from accelerate.utils.memory import release_memory, should_reduce_batch_size
 from tqdm.auto import tqdm
 
+from posttrain import processes
+
 
 def batches_of_like_length(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Group indices into batches, short texts first.
@@ -47,6 +49,9 @@ def in_batches(
 ) -> list:
     """Apply a function to batches of indices; a batch that runs out of memory is halved.
 
+    Of several processes each takes every n-th batch, whole, so that the values are the same as in
+    one process. All of them get all values.
+
     Args:
         function: takes a batch of indices and returns a list with one value for each index.
         batches: the batches, in which every index occurs once.
@@ -56,8 +61,11 @@ def in_batches(
         The values in the order of the indices.
     """
     values = {}
-    for batch in tqdm(batches, desc=label, leave=False):
+    own = batches[processes.rank() :: processes.count()]
+    for batch in tqdm(own, desc=label, leave=False):
         values.update(zip(batch, _in_halves(function, batch)))
+    for part in processes.gather(values):
+        values.update(part)
     return [values[i] for i in sorted(values)]
 
 

@@ -1,13 +1,17 @@
 """Checkpoints from which an interrupted training continues exactly as if it had not stopped."""
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, set_seed
+from transformers import Trainer, TrainerCallback, set_seed
 
+from posttrain import processes
 from posttrain.run import Run
+
+LONGEST_WAIT = 90  # seconds; a checkpoint that is not whole by then is not used later
 
 
 class Checkpoints(TrainerCallback):
@@ -45,6 +49,24 @@ class Checkpoints(TrainerCallback):
         """
         set_seed(args.seed + state.global_step // self.epoch_steps)
 
+    def restore(
+        self, trainer: Trainer, load: Callable[[str | None], None], checkpoint: str | None
+    ) -> None:
+        """Restore the random state of a checkpoint, unless an epoch begins after it.
+
+        There `on_epoch_begin` has just set the state, and the order of the epoch's texts is drawn
+        from it. The checkpoint's state is another one if nothing was validated at that step, and a
+        process that was not there has none.
+
+        Args:
+            trainer: the trainer that continues.
+            load: the function of transformers that restores the state.
+            checkpoint: the folder of the checkpoint.
+        """
+        load(checkpoint)
+        if trainer.state.global_step % self.epoch_steps == 0:
+            self.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+
     def on_evaluate(self, args, state, control, **kwargs):
         """Set the random state, since a resumed training does not repeat earlier validations."""
         if state.global_step % self.epoch_steps == 0:
@@ -70,20 +92,33 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         """Enter a checkpoint into the record, and remove all but the two newest."""
-        folder = Path(args.output_dir)
-        name = f"checkpoint-{state.global_step}"
-        self.run.seal(f"{self.place}/{name}", self.inputs)
-        for old in list_checkpoints(folder)[2:]:
+        processes.wait()  # every process writes its random state into the checkpoint
+        processes.on_main(self._keep, state.global_step)
+
+    def _keep(self, step: int) -> None:
+        """Enter the checkpoint of a step into the record, and remove all but the two newest."""
+        _await_states(self.run.path(f"{self.place}/checkpoint-{step}"))
+        self.run.seal(f"{self.place}/checkpoint-{step}", self.inputs)
+        for old in list_checkpoints(self.run.path(self.place))[2:]:
             self.run.forget(f"{self.place}/{old.name}")
+
+
+def _await_states(folder: Path) -> None:
+    """Wait until the random states of all processes are visible, which takes time on NFS."""
+    if processes.count() == 1:
+        return
+    names = [f"rng_state_{rank}.pth" for rank in range(processes.count())]
+    end = time.monotonic() + LONGEST_WAIT
+    while not all((folder / name).exists() for name in names) and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """List the checkpoints in a folder, newest first."""
-    return sorted(
-        folder.glob("checkpoint-[0-9]*"), key=lambda path: -int(path.name.split("-")[1])
-    )
+    return sorted(folder.glob("checkpoint-[0-9]*"), key=lambda path: -int(path.name.split("-")[1]))
 
 
+@processes.decided_by_main
 def last_checkpoint(
     run: Run, place: str, inputs: Mapping[str, Any], computing: Mapping[str, Any]
 ) -> Path | None:
@@ -94,7 +129,7 @@ def last_checkpoint(
         place: the folder of the model's checkpoints, relative to the run's folder.
         inputs: everything that the training follows from.
         computing: the precision, device and number of processes. A checkpoint can only be
-            continued with the same ones.
+            continued with the same precision and device.
 
     Returns:
         The checkpoint's folder, or None if there is no complete checkpoint.
@@ -109,8 +144,10 @@ def last_checkpoint(
             run.forget(name)
             continue
         then = dict(run.record.artifacts[name].inputs["computing"])
+        if then["processes"] != computing["processes"]:
+            print(_describe_change(path, then["processes"], computing["processes"], inputs))
         for key, value in computing.items():
-            if then[key] != value:
+            if then[key] != value and key != "processes":
                 raise ValueError(
                     f"{path} was trained with {key} = {then[key]!r}, but here {key} is {value!r}. "
                     "Continue this training where it was begun, or remove the folder "
@@ -119,3 +156,21 @@ def last_checkpoint(
         run.require_same(name, {**inputs, "computing": then})
         return path
     return None
+
+
+def _describe_change(path: Path, then: int, now: int, inputs: Mapping[str, Any]) -> str:
+    """Say that a training continues with another number of processes, and what this changes."""
+    text = (
+        f"{path.parent.name} was begun with {_count(then)} and continues with {_count(now)}. Every "
+        "step has the same pairs, and only rounding differs."
+    )
+    settings = {**inputs["model_config"], **(inputs["adapter_config"] or {})}
+    rates = [value for name, value in settings.items() if "dropout" in name]
+    if any(isinstance(rate, float) and rate > 0 for rate in rates):
+        text += " This model has dropout, which is drawn anew, so the result cannot be reproduced."
+    return text
+
+
+def _count(number: int) -> str:
+    """Write a number of processes."""
+    return "1 process" if number == 1 else f"{number} processes"

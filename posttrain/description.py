@@ -20,7 +20,7 @@ import pyarrow as pa
 from peft import PeftModel, get_peft_model_state_dict
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from posttrain import hub
+from posttrain import hub, sharing
 from posttrain.files import fingerprint
 from posttrain.run import Run
 from posttrain.values import Notebook, describe_value, fingerprint_weights
@@ -102,11 +102,7 @@ def _without(table: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]
 def _describe_arguments(trainer: Trainer, notebook: Notebook) -> dict[str, Any]:
     """Describe the arguments of the config that can change the result."""
     args = trainer.args
-    described = {
-        "pairs_in_a_step": args.per_device_train_batch_size
-        * args.gradient_accumulation_steps
-        * args.world_size
-    }
+    described = {"pairs_in_a_step": sharing.pairs_in_a_step(trainer)}
     for field in dataclasses.fields(args):
         decisive = field.name in STILL_DECISIVE or not INDIFFERENT.fullmatch(field.name)
         if decisive and not field.name.startswith("_"):

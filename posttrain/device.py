@@ -16,6 +16,7 @@ from accelerate.utils.memory import release_memory, should_reduce_batch_size
 from peft import PeftModel
 from transformers import Trainer
 
+from posttrain import processes, sharing
 from posttrain.architecture import read_size
 
 # Memory for a pass on a CPU. With OPT-350M's architecture, passes of four or eight texts were
@@ -49,21 +50,27 @@ def choose_precision(wanted: str) -> str:
     return "bf16" if fast else "fp32"
 
 
-def device_options(wanted: str) -> dict[str, bool]:
+def device_options(wanted: str) -> dict[str, Any]:
     """Build the precision and device arguments of a trainer's config.
 
-    On a CPU both precisions are off: there the type of the base's weights sets the precision.
+    Several processes share each pass, so that the numbers of pairs in the config are those of all
+    processes together. On a CPU both precisions are off: there the type of the base's weights sets
+    the precision.
 
     Args:
         wanted: the precision, as in `choose_precision`.
     """
     on_gpu = torch.cuda.is_available()
     precision = choose_precision(wanted)
-    return {
+    options: dict[str, Any] = {
         "bf16": on_gpu and precision == "bf16",
         "fp16": precision == "fp16",
         "use_cpu": not on_gpu,
     }
+    if processes.count() > 1:
+        options["accelerator_config"] = {"split_batches": True}
+        options["ddp_find_unused_parameters"] = False
+    return options
 
 
 def choose_dtype(wanted: str, frozen: bool) -> torch.dtype:
@@ -105,6 +112,7 @@ def settle_pass(trainer: Trainer, pairs: int | None = None) -> int:
     """Split a trainer's steps into passes that fit the device's memory.
 
     The number of pairs in a step stays the same: a step is made of more passes if they are smaller.
+    Several processes share each pass, and take the largest one that fits on all their devices.
 
     Args:
         trainer: a trainer that has been built and not yet trained.
@@ -117,9 +125,10 @@ def settle_pass(trainer: Trainer, pairs: int | None = None) -> int:
         RuntimeError: if not even one pair fits.
     """
     args = trainer.args
-    step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    step = sharing.pairs_in_a_step(trainer)
     if pairs is None:
-        divisors = [n for n in range(step, 0, -1) if step % n == 0]
+        number = processes.count()
+        divisors = [n for n in range(step, 0, -1) if step % n == 0 and n % number == 0]
         find = _estimate_pass if args.device.type == "cpu" else _try_passes
         pairs = find(trainer, divisors)
     args.per_device_train_batch_size = pairs
@@ -127,45 +136,21 @@ def settle_pass(trainer: Trainer, pairs: int | None = None) -> int:
     # The trainer read the size of a pass when it was built. The argument alone would only change
     # the number of passes.
     trainer._train_batch_size = pairs
-    _weigh_passes_by_pairs(trainer)
+    sharing.share_passes(trainer)
     return pairs
-
-
-def _weigh_passes_by_pairs(trainer: Trainer) -> None:
-    """Give all pairs of a step the same weight, even if an epoch's last pass has fewer of them.
-
-    transformers divides the loss of every pass by the number of passes, so that a smaller pass
-    would count as much as a full one. In SFT it divides by the number of tokens in the step, and
-    nothing changes.
-    """
-    get_batch_samples, training_step = trainer.get_batch_samples, trainer.training_step
-    rows_in_step = []
-
-    def get_counted_samples(*args: Any, **kwargs: Any) -> tuple[list, Any]:
-        passes, tokens = get_batch_samples(*args, **kwargs)
-        rows_in_step[:] = [len(batch["input_ids"]) for batch in passes if "input_ids" in batch]
-        return passes, tokens
-
-    def take_weighed_pass(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if rows_in_step:
-            rows = len(inputs["input_ids"])
-            trainer.current_gradient_accumulation_steps = sum(rows_in_step) / rows
-        return training_step(model, inputs, *args, **kwargs)
-
-    trainer.get_batch_samples = get_counted_samples
-    trainer.training_step = take_weighed_pass
 
 
 def _estimate_pass(trainer: Trainer, sizes: list[int]) -> int:
     """Estimate from the lengths of the texts the largest pass that suits a CPU."""
-    limit = _pairs_on_cpu(trainer)
-    return max((size for size in sizes if size <= limit), default=1)
+    limit = min(processes.gather(_pairs_on_cpu(trainer)))
+    fitting = [size for size in sizes if sharing.rows_at_once(trainer, size) <= limit]
+    return max(fitting, default=min(sizes))
 
 
 def _try_passes(trainer: Trainer, sizes: list[int]) -> int:
     """Find the largest pass that fits by trying the sizes, largest first."""
     for size in sizes:
-        if fits(trainer, size):
+        if all(processes.gather(fits(trainer, sharing.rows_at_once(trainer, size)))):
             return size
     raise RuntimeError(
         "Not even one pair fits into the device's memory. Set a lower max_length in SETTINGS, or "
@@ -185,16 +170,18 @@ def fits(trainer: Trainer, pairs: int) -> bool:
     """
     rows = [trainer.train_dataset[index] for index in _longest(trainer, pairs)]
     trainable = [weight for weight in trainer.model.parameters() if weight.requires_grad]
-    with _no_trace(trainer):
+    with _no_trace(trainer), sharing.alone(trainer):
         try:
             first_moments = [torch.zeros_like(weight) for weight in trainable]
             second_moments = [torch.zeros_like(weight) for weight in trainable]
+            # Several processes exchange their gradients through a copy of them.
+            copies = [torch.zeros_like(weight) for weight in trainable if processes.count() > 1]
             batch = trainer._prepare_inputs(trainer.data_collator(rows))
             trainer.model.train()
             with trainer.accelerator.autocast():
                 loss = trainer.compute_loss(trainer.model, batch)
             loss.backward()
-            del first_moments, second_moments, batch, loss
+            del first_moments, second_moments, copies, batch, loss
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
@@ -258,7 +245,8 @@ def _pairs_on_cpu(trainer: Trainer) -> int:
     ids = [tensor for name, tensor in row.items() if name.endswith("input_ids")]
     tokens = sum(tensor.numel() for tensor in ids)
     activations = 84 * size.layers * size.width * max(1, tokens)
-    free = min(CPU_PASS, 0.9 * _machine_memory() - 2**30)
+    memory = 0.9 * _machine_memory() / processes.count_on_this_machine()
+    free = min(CPU_PASS, memory - 2**30)
     return 2 ** int(math.log2(max(1, free / activations)))
 
 

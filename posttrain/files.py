@@ -13,6 +13,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from posttrain.processes import is_main
+
 # The words in which Python and Rust (in the safetensors library) report a full disk.
 NO_ROOM = re.compile(
     rf"err(no|or) ({errno.ENOSPC}|{errno.EDQUOT}|{errno.EFBIG})\b", re.IGNORECASE
@@ -46,7 +48,8 @@ def full_disk_explained(folder: Path) -> Iterator[None]:
 def written_whole(path: Path) -> Iterator[Path]:
     """Write a file or folder under a temporary name that becomes `path` when all is written.
 
-    If an error occurs, the temporary file or folder is removed.
+    If an error occurs, the temporary file or folder is removed. Of several processes only the main
+    one may write.
 
     Args:
         path: the file or folder to be written.
@@ -55,6 +58,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         The temporary path, in the same folder.
     """
     temporary = path.with_name(path.name + ".tmp")
+    if not is_main():
+        yield temporary
+        return
     remove(temporary)  # it may be left from a process that was killed while writing
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +94,10 @@ def write(path: Path, content: str | list | dict) -> None:
 
     Raises:
         ValueError: if the data contain NaN or an infinity, which JSON cannot represent.
+        RuntimeError: if this is not the main process, which alone writes.
     """
+    if not is_main():
+        raise RuntimeError(f"Another process than the main one would write {path}.")
     if not isinstance(content, str):
         content = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with written_whole(path) as temporary:

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from accelerate.utils.memory import release_memory
 from peft import PeftModel
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.architecture import read_size, takes_positions
@@ -38,11 +38,16 @@ class Prompt(BaseModel):
 
 
 class Response(BaseModel):
-    """The fields that every record of responses.json has; all others are optional."""
+    """The fields of a record of responses.json, of which the first three are always there."""
+
+    model_config = ConfigDict(strict=True)
 
     id: str
-    model: str
+    model: Annotated[str, Field(min_length=1)]
     response: str
+    finish: Literal["eos", "turn", "length"] | None = None
+    tokens: Annotated[int, Field(ge=0)] | None = None
+    log_ratio: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
 
 # ---- the models of a run

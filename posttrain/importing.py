@@ -9,6 +9,7 @@ from posttrain import metrics
 from posttrain.behaviour import HUMAN
 from posttrain.files import fingerprint, read_json, sha256_of, write
 from posttrain.generation import require_fitting
+from posttrain.processes import decided_by_main
 from posttrain.record import Artifact, Model
 from posttrain.run import Run
 
@@ -30,6 +31,7 @@ class _Origin(BaseModel):
     source: dict[str, str] = {}
 
 
+@decided_by_main
 def import_results(source: Path, run: Run, cut_at_turn: bool = False) -> None:
     """Import prompts, responses and, if there are any, rewards as a new run.
 
@@ -96,6 +98,8 @@ def _read_texts(source: Path, cut_at_turn: bool) -> tuple[Records, Records]:
             )
     prompts = read_json(source / "prompts.json", Records)
     responses = read_json(source / "responses.json", Records)
+    if not prompts or not responses:
+        raise ValueError(f"FROM: {source} has no records in prompts.json or responses.json.")
     require_fitting(prompts, responses)
     _require_truth_values(source, prompts)
     if (source / "human_replies.json").exists() and not _has_fitting_scores(source, cut_at_turn):

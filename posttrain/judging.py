@@ -12,6 +12,7 @@ import torch
 from accelerate.utils.memory import release_memory
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+from posttrain import processes
 from posttrain.batches import batches_by_tokens, in_batches
 from posttrain.data import PROMPT_END
 from posttrain.judge_checks import count_positions, say_how_judge_reads
@@ -65,7 +66,7 @@ def score(
         ValueError: if a reward is not finite.
     """
     answers = _answers_by_model(prompts, responses)
-    for name in _list_unavailable(run, judge, answers):
+    for name in processes.on_main(_list_unavailable, run, judge, answers):
         del answers[name]
     questions = [prompt["prompt"].removesuffix(PROMPT_END).strip() for prompt in prompts]
 
@@ -158,7 +159,7 @@ def require_judge(run: Run, judge: Source, judge_length: int) -> None:
     """
     entries, file = run.record.artifacts, FILES[judge.role]
     judged = [f"{file}/{model.name}" in entries for model in run.models]
-    if run.path(file).exists() and all(judged):
+    if all(judged) and run.is_there(file):
         return
     try_judge(judge.folder, judge_length, PARAMETERS[judge.role])
 

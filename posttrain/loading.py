@@ -23,14 +23,16 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from posttrain import architecture, checks, judge_checks, tokenizer_checks
+from posttrain import architecture, checks, judge_checks, processes, tokenizer_checks
 
 # Entries of a generation_config.json that change no answer
 SILENT = ("transformers_version", "_from_model_config", "use_cache")
 
 
 def device() -> torch.device:
-    """Choose the device for models: the GPU, or the CPU if there is no GPU."""
+    """Choose the device for models: this process's GPU, or the CPU if there is no GPU."""
+    if processes.count() > 1:
+        return processes.state().device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

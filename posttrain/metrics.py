@@ -166,8 +166,8 @@ def _index_rewards(scores: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str],
         )
     for score in scores:
         key, reward = (score["model"], score["id"]), score["reward"]
-        is_number = isinstance(reward, int | float) and math.isfinite(reward)
-        if key in rewards or not is_number:
+        is_number = isinstance(reward, int | float) and not isinstance(reward, bool)
+        if key in rewards or not is_number or not math.isfinite(reward):
             raise ValueError(
                 f"scores.json: {key[0]} must have exactly one reward for {key[1]}, a finite number."
             )

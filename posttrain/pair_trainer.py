@@ -11,6 +11,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from trl import DPOTrainer
 
+from posttrain import processes
+
 # Largest distance of a token's hidden states, relative to their norm, at which they count as equal
 EXACT_TOLERANCE = 1e-3  # in fp32 on a CPU
 ROUNDING_TOLERANCE = 0.1  # elsewhere, since rounding in bf16 alone causes a few hundredths
@@ -34,7 +36,7 @@ class PairTrainer(DPOTrainer):
         self.share_prompts = share_prompts
         self.reads_prompts_once = False
         if share_prompts:
-            self.reads_prompts_once = self._values_are_the_same()
+            self.reads_prompts_once = all(processes.gather(self._values_are_the_same()))
             if not self.reads_prompts_once:
                 print(
                     "This base model cannot read a pair's prompt once for both replies. The prompt "

@@ -72,6 +72,8 @@ class Parameters(BaseModel):
     SETTING: Text | None = None
     VALUES: Text | None = None
     VOTES: Place | None = None
+    PROCESSES: Annotated[int, Field(ge=1)] | None = None
+    PROCESS_TIMEOUT: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     def given(self) -> dict[str, Any]:
         """Collect {name: value} of the parameters that have a value."""
@@ -107,8 +109,10 @@ def read_parameters(arguments: list[str]) -> Parameters:
             raise ValueError(
                 f"{name} has no value. Write {name}=value, or leave {name} out to take the default."
             )
-        if text != "None":
-            texts[name] = text
+        if texts.get(name, text) != text:
+            raise ValueError(f"{name} has two values, {texts[name]} and {text}. Give it once.")
+        texts[name] = text
+    texts = {name: text for name, text in texts.items() if text != "None"}
     try:
         return Parameters(**texts)
     except ValidationError as error:

@@ -41,8 +41,10 @@ def choose_evaluation(training: Training, changes: Mapping[str, Any]) -> Evaluat
     known = [name for name in Evaluation.model_fields if name != "preset"]
     unknown = sorted(str(name) for name in changes if name not in known)
     if unknown:
+        meant = [name.lower() for name in unknown if name.lower() in known]
+        hint = f" Write {', '.join(meant)} in small letters." if meant else ""
         raise ValueError(
-            f"EVALUATION: eval.ipynb has no setting {', '.join(unknown)}. Its settings are "
+            f"EVALUATION: eval.ipynb has no setting {', '.join(unknown)}.{hint} Its settings are "
             f"{', '.join(known)}."
         )
     return evaluation(training.preset, {"dataset": training.dataset} | dict(changes))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from posttrain import settings
+from posttrain import processes, settings
 from posttrain.parameters import Parameters
 from posttrain.run import Run
 
@@ -51,6 +51,12 @@ def prepare(parameters: Parameters) -> Parameters:
             f"{', '.join(sorted(known - {'preset'}))}."
         )
     chosen = {notebook: choose_settings(notebook, prepared) for notebook in (MAIN, EVAL)}
+    pairs, number = chosen[MAIN].batch_size, processes.count()
+    if pairs % number:
+        raise ValueError(
+            f"{number} processes cannot share the {pairs} pairs of a step (batch_size) equally. "
+            "Choose another number of PROCESSES."
+        )
     require_fitting_sources(prepared, chosen[MAIN], chosen[EVAL])
     return prepared
 

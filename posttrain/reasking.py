@@ -8,6 +8,7 @@ from posttrain import settings
 from posttrain.evaluation_settings import list_contradicted
 from posttrain.files import write, written_whole
 from posttrain.parameters import Parameters
+from posttrain.processes import decided_by_main
 from posttrain.record import Artifact, Model, Record
 from posttrain.run import Run
 
@@ -109,6 +110,7 @@ def _describe_models(run: Run) -> tuple[list[Model], dict[str, Artifact]]:
     return run.models, {place: artifacts[place] for place in _list_places(run)}
 
 
+@decided_by_main
 def copy_models(source: Run, run: Run) -> None:
     """Copy the trained models of a run, its record of them and its log into a new run.
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
+from posttrain import processes
 from posttrain.files import fingerprint, read_json
 
 PACKAGES = (
@@ -284,8 +285,8 @@ def environment() -> dict[str, Any]:
     """Describe the versions, the device and the code that a result depends on.
 
     Returns:
-        {"date", "python", "packages", "device", "git_commit", "code_sha256"}. The last is the
-        sha256 of this package's modules.
+        {"date", "python", "packages", "device", "processes", "git_commit", "code_sha256"}. The last
+        is the sha256 of this package's modules.
     """
     import torch
 
@@ -299,6 +300,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "device": device,
+        "processes": processes.count(),
         "git_commit": _git_commit(here),
         "code_sha256": fingerprint(modules),
     }

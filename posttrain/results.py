@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from posttrain import formats, metrics, tables
 from posttrain.files import sha256_of, write
+from posttrain.processes import decided_by_main
 from posttrain.record import environment, list_changes
 from posttrain.run import Run
 from posttrain.style import format_number
@@ -32,6 +33,7 @@ def classification(answers: pd.DataFrame) -> list[dict[str, Any]]:
     return classified.sort_values(["kind", "id"], kind="stable").to_dict("records")
 
 
+@decided_by_main
 def write_results(
     run: Run,
     settings: BaseModel,

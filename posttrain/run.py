@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.files import write
+from posttrain.processes import decided_by_main, on_main
 from posttrain.record import Model, Record, list_changes, slug
 from posttrain.store import Store
 
@@ -78,7 +79,7 @@ class Run(Store):
         figures = figures or results.parent / "figures"
         self.figures = Path(os.path.expanduser(figures)) / name
         self.labelled = labelled
-        if must_exist and not (self.folder / "run.json").exists():
+        if must_exist and not self.is_there("run.json"):
             there = sorted(path.parent.name for path in results.glob("*/run.json"))
             raise FileNotFoundError(
                 f"{self.folder} has no run.json. Run main.ipynb with the same RUN and RESULTS "
@@ -105,6 +106,7 @@ class Run(Store):
         text = f"{self.name}, preset {record.preset}, {' judged by '.join(names)}"
         return text + (STAND_INS if record.preset == "demo" else "")
 
+    @decided_by_main
     def overview(self) -> str:
         """Describe what has changed since the run was made, and list the files of its folder."""
         changes = list_changes(self.record)
@@ -124,7 +126,7 @@ class Run(Store):
         """Pin a base model, dataset or judge to one version, as `sources.pin_source` does."""
         from posttrain.sources import pin_source  # the hub's client takes long to import
 
-        return pin_source(self, role, name, files, unlike)
+        return on_main(pin_source, self, role, name, files, unlike)
 
     # ---- settings and models
 
@@ -208,6 +210,7 @@ class Run(Store):
 
     # ---- starting over
 
+    @decided_by_main
     def start_over(self, evaluation_alone: bool = False) -> None:
         """Move results and figures into new folders beside the old ones, named by the time.
 
@@ -237,6 +240,7 @@ class Run(Store):
             if evaluation_alone:
                 self._forget_evaluation(imported)
 
+    @decided_by_main
     def require_movable(self) -> None:
         """Refuse to start over where a folder contains files of which none is a run's.
 

@@ -5,6 +5,7 @@ eval.ipynb, and on `presets`, which has what both share.
 """
 
 import importlib.util
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,7 +101,7 @@ class Training(Settings):
             "dataset": "demo/hub/hh-rlhf",
             "subsets": "base",
             "max_pairs": 2000,
-            "validation_pairs": 100,
+            "validation_pairs": 96,  # which 2, 4 and 8 processes can share
             "sft_epochs": 1,
             "sft_learning_rate": 2e-3,
             "dpo_learning_rate": 2.5e-4,
@@ -120,7 +121,7 @@ class Training(Settings):
         "quick": {
             "subsets": "base",
             "max_pairs": 20_000,
-            "validation_pairs": 500,
+            "validation_pairs": 496,
             "sft_epochs": 1,
         },
         "full": {},
@@ -162,10 +163,13 @@ def training(preset: str, changes: Mapping[str, Any] | None = None, **parameters
 
     Raises:
         ValueError: if a name is unknown or a value is not allowed. The message says which.
-        RuntimeError: if the preset needs an accelerator and none is visible.
+        RuntimeError: if the preset needs an accelerator and none is visible, or if torch has no
+            kernels for the one that is.
     """
     preset = resolve(preset)
-    if preset in NEED_ACCELERATOR and not _accelerator_is_visible():
+    if _accelerator_is_visible():
+        require_kernels()
+    elif preset in NEED_ACCELERATOR:
         raise RuntimeError(
             f"PRESET = {preset!r} needs a CUDA accelerator and none is visible. In Colab choose "
             "Runtime > Change runtime type > GPU. To run without one, choose PRESET = 'demo' or "
@@ -190,8 +194,10 @@ def resolve(preset: str) -> str:
     if preset == "auto":
         visible = _accelerator_is_visible()
         preset = "quick" if visible else "demo"
-        article = "an" if visible else "no"
-        print(f"PRESET = 'auto' takes {preset}: torch sees {article} accelerator.")
+        reason = "torch sees an accelerator" if visible else "torch sees no accelerator"
+        if not visible and _is_apple_gpu_visible():
+            reason = "the GPU of a Mac is not used yet, so everything is computed on its CPU"
+        print(f"PRESET = 'auto' takes {preset}: {reason}.")
         if not visible and (Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi")):
             print(
                 "This machine has an NVIDIA device that torch cannot use. Its driver may be too "
@@ -208,6 +214,42 @@ def _accelerator_is_visible() -> bool:
     import torch  # takes seconds to import, which the command line's help need not wait for
 
     return torch.cuda.is_available()
+
+
+def _is_apple_gpu_visible() -> bool:
+    """Tell whether torch could use the GPU of a Mac."""
+    import torch
+
+    return torch.backends.mps.is_available()
+
+
+def require_kernels() -> None:
+    """Refuse a GPU for which the installed torch has no kernels, such as a V100 under CUDA 13.
+
+    Raises:
+        RuntimeError: if that is so. The message says which torch to install.
+    """
+    import torch
+
+    card = torch.cuda.get_device_capability()
+    for name in torch.cuda.get_arch_list():  # such as sm_80, sm_90a or compute_90
+        kernels = re.fullmatch(r"(sm|compute)_(\d+)(\d)\w?", name)
+        if kernels is None:  # of another maker's card
+            return
+        kind, *numbers = kernels.groups()
+        built_for = (int(numbers[0]), int(numbers[1]))
+        # Machine code works within a generation of cards, and PTX is compiled for any later card.
+        is_same_generation = kind == "sm" and built_for[0] == card[0]
+        if built_for <= card and (is_same_generation or kind == "compute"):
+            return
+    version = torch.__version__.partition("+")[0]
+    raise RuntimeError(
+        f"The installed torch {torch.__version__} has no kernels for this GPU "
+        f"({torch.cuda.get_device_name()}, compute capability {card[0]}.{card[1]}), only for "
+        f"{', '.join(torch.cuda.get_arch_list())}. Builds for an older CUDA may have them: pip "
+        f"install torch=={version} --index-url https://download.pytorch.org/whl/cu126 (see "
+        "https://pytorch.org)."
+    )
 
 
 def choose(

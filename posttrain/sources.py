@@ -121,6 +121,13 @@ def _refuse_another(store: Store, role: str, identity: str | None) -> None:
     for name, artifact in artifacts.items():
         then = artifact.inputs.get(role, identity)
         if then not in identities and store.is_there(name):
+            if role == "second_judge":
+                file = store.path(name.split("/")[0])
+                raise ValueError(
+                    f"{file} has the rewards by the second judge "
+                    f"{store.record.sources[role]['name']}. To name another one, move this file "
+                    "away. Nothing else of the run depends on it."
+                )
             raise store.refusal(name, role, then, identity)
 
 

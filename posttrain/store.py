@@ -3,6 +3,9 @@
 `Store.stage` is the only way in which results are added to the folder. If a result exists and was
 made from the same inputs, it is returned. If it was made from other inputs, it is refused. If it
 does not exist, it is made.
+
+Where several processes work on a run, all of them make a result, and the main one alone reads and
+writes the folder: every method of a `Store` must be called in all processes, in the same order.
 """
 
 import errno
@@ -17,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from posttrain.files import fingerprint, read_json, remove, sha256_of, write, written_whole
+from posttrain.processes import decided_by_main, on_main
 from posttrain.record import (
     ABSENT,
     Artifact,
@@ -45,6 +49,7 @@ class Store:
         self._locks_work = True
 
     @property
+    @decided_by_main
     def record(self) -> Record:
         """The run's record, read from the disk, since another process may have written to it.
 
@@ -56,6 +61,7 @@ class Store:
         record.run = self.name  # a run that was copied takes the name of its new folder
         return record
 
+    @decided_by_main
     def note(self, **fields: Any) -> None:
         """Write fields of the record. A dictionary is merged with the one in the record."""
         with self.hold():
@@ -73,13 +79,22 @@ class Store:
         """Lock the folder, so that no other process writes into it.
 
         The operating system releases the lock when the process ends, however it ends. A process
-        that has the lock may take it again.
+        that has the lock may take it again. Of several processes of one run the main one has it.
 
         Raises:
-            RuntimeError: if another process is working in the folder.
+            RuntimeError: if a process that is not of this run is working in the folder.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock", is_singleton=True, fallback_to_soft=False)
+        on_main(self._acquire, lock)
+        try:
+            yield
+        finally:
+            if lock.is_locked:
+                lock.release()
+
+    def _acquire(self, lock: FileLock) -> None:
+        """Lock the folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -96,11 +111,6 @@ class Store:
                     "one process works in this folder."
                 )
             self._locks_work = False
-        try:
-            yield
-        finally:
-            if lock.is_locked:
-                lock.release()
 
     # ---- results
 
@@ -131,14 +141,14 @@ class Store:
         """
         if parts:
             return self._stage_parts(name, make, inputs)
-        path = self.path(name)
-        if not path.exists():
+        if not self.is_there(name):
             with self.hold():
-                if not path.exists():  # another process may have made it in the meantime
+                if not self.is_there(name):  # another run may have made it in the meantime
                     self._make(name, make, inputs)
         self.require_same(name, inputs)
         self.require_whole(name)
-        return read_json(path) if name.endswith(".json") else path
+        path = self.path(name)
+        return on_main(read_json, path) if name.endswith(".json") else path
 
     def _make(self, name: str, make: Callable[..., Any], inputs: Mapping[str, Any]) -> None:
         """Make a file or folder, completely or not at all."""
@@ -147,30 +157,21 @@ class Store:
         was_interrupted = False
         with written_whole(path) as temporary:
             if name.endswith(".json"):
-                write(temporary, make())
+                on_main(write, temporary, make())
             else:
                 was_interrupted = bool(make(temporary))
                 self.note(**self.begun)  # the settings that a model was trained with
             # The entry is written first: an entry without its file does no harm, but a file without
             # its entry could not be used again.
             seconds = None if was_interrupted else round(time.perf_counter() - start, 1)
-            self.enter(name, inputs, sha256_of(temporary), seconds)
+            self.enter(name, inputs, on_main(sha256_of, temporary), seconds)
 
     def _stage_parts(
         self, name: str, make: Callable[[str], list], inputs: Mapping[str, Mapping[str, Any]]
     ) -> list[dict[str, Any]]:
         """Make the missing parts of a list, and write each of them as soon as it is made."""
-        imported = self._imported_parts(name)
-        if imported:  # an imported list is used as it is
-            inputs = dict.fromkeys(imported, {})
-        path = self.path(name)
-        records = read_json(path, list[dict[str, Any]]) if path.exists() else []
-        parts: dict[str, list] = {}
-        for part in inputs:  # every part is checked before any missing one is made
-            parts[part] = [record for record in records if record.get("model") == part]
-            if parts[part]:
-                self._require_part(name, part, parts[part], inputs[part])
-        missing = [part for part in inputs if not parts[part]]
+        parts = self._read_parts(name, inputs)
+        missing = [part for part in parts if not parts[part]]
         if missing:
             with self.hold():
                 for part in missing:
@@ -179,8 +180,27 @@ class Store:
                     seconds = round(time.perf_counter() - start, 1)
                     sha256 = fingerprint(as_json_list(parts[part]))
                     self.enter(f"{name}/{part}", inputs[part], sha256, seconds)
-                    write(path, list(chain.from_iterable(parts.values())))
+                    on_main(write, self.path(name), list(chain.from_iterable(parts.values())))
         return list(chain.from_iterable(parts.values()))
+
+    @decided_by_main
+    def _read_parts(self, name: str, inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, list]:
+        """Read the parts of a list, and check every one before any missing one is made.
+
+        Returns:
+            {part: its records}, which are empty for a part that is missing.
+        """
+        imported = self._imported_parts(name)
+        if imported:  # an imported list is used as it is
+            inputs = dict.fromkeys(imported, {})
+        path = self.path(name)
+        records = read_json(path, list[dict[str, Any]]) if path.exists() else []
+        parts: dict[str, list] = {}
+        for part in inputs:
+            parts[part] = [record for record in records if record.get("model") == part]
+            if parts[part]:
+                self._require_part(name, part, parts[part], inputs[part])
+        return parts
 
     def _require_part(
         self, name: str, part: str, records: list[dict[str, Any]], inputs: Mapping[str, Any]
@@ -199,6 +219,7 @@ class Store:
                 parts.append(entry.removeprefix(f"{name}/"))
         return parts
 
+    @decided_by_main
     def enter(
         self, name: str, inputs: Mapping[str, Any], sha256: str, seconds: float | None
     ) -> None:
@@ -215,6 +236,7 @@ class Store:
         )
         self.note(artifacts={name: artifact})
 
+    @decided_by_main
     def seal(self, name: str, inputs: Mapping[str, Any]) -> None:
         """Enter a folder into the record that another library wrote, such as a checkpoint."""
         self.enter(name, inputs, sha256_of(self.path(name)), None)
@@ -223,17 +245,20 @@ class Store:
         """Build the path of a result from its name."""
         return self.folder / name
 
+    @decided_by_main
     def is_there(self, name: str) -> bool:
         """Tell whether a result exists or, for a part of a list, whether the list exists."""
         file, json, part = name.partition(".json/")
         return self.path(f"{file}.json" if json else name).exists()
 
+    @decided_by_main
     def is_whole(self, name: str) -> bool:
         """Tell whether a file or folder exists and has not changed since it was made."""
         artifact = self.record.artifacts.get(name)
         path = self.path(name)
         return artifact is not None and path.exists() and artifact.sha256 == sha256_of(path)
 
+    @decided_by_main
     def require_whole(self, name: str) -> None:
         """Refuse a file or folder that has changed since it was made.
 
@@ -243,6 +268,7 @@ class Store:
         if not self.is_whole(name):
             raise self._changed(str(self.path(name)))
 
+    @decided_by_main
     def require_same(self, name: str, inputs: Mapping[str, Any]) -> None:
         """Refuse a result that was made from other inputs, or that the record does not list.
 
@@ -293,6 +319,7 @@ class Store:
             "and it will be made again."
         )
 
+    @decided_by_main
     def forget(self, name: str) -> None:
         """Remove a file or folder with its content from the run's folder and from the record."""
         remove(self.path(name))

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from posttrain.files import written_whole
+from posttrain.processes import is_main
 
 if TYPE_CHECKING:
     from posttrain.run import Run
@@ -189,10 +190,13 @@ def show(figure: Figure, run: "Run", name: str) -> None:
     """
     from IPython.display import Image, display
 
-    if run.labelled:
+    label = run.label if run.labelled else ""
+    if not is_main():
+        return
+    if label:
         letters = int(20 * figure.get_figwidth())  # of size 6 beside each other
         figure.supxlabel(
-            textwrap.fill(run.label, letters, break_on_hyphens=False),
+            textwrap.fill(label, letters, break_on_hyphens=False),
             x=0.99,
             ha="right",
             multialignment="right",

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.integrations import TensorBoardCallback
 from transformers.utils.notebook import NotebookProgressCallback
 
+from posttrain import processes
 from posttrain.callbacks import (
     FiniteLoss,
     FirstLoss,
@@ -32,6 +34,7 @@ from posttrain.files import read_json, write
 from posttrain.models import save_trained
 from posttrain.record import Model, slug
 from posttrain.run import Run
+from posttrain.sharing import require_alike, require_sharable
 from posttrain.values import fingerprint_weights
 
 
@@ -45,6 +48,8 @@ def train(
     name is refused. An interrupted training continues from its last complete checkpoint; on a CPU
     the result is the same to the bit. The saved model is loaded again to check its logits.
 
+    Several processes train one model together: every step has the same pairs as in one process.
+
     Args:
         trainer: any trainer of TRL or transformers. Its memory is freed at the end.
         run: the run that the model belongs to.
@@ -57,13 +62,16 @@ def train(
 
     Raises:
         ValueError: if the model or a checkpoint exists and was made from other inputs, or if the
-            trainer has another base than the run or has been trained before.
+            trainer has another base than the run or has been trained before, or if the processes
+            cannot share its steps equally.
         RuntimeError: if the first loss is wrong, a loss is not finite, the saved model is not equal
             to the trained one, or another process is working in the run.
     """
     _require_trainable(trainer, run, name)
+    require_sharable(trainer, name)
     inputs = getattr(trainer, "consumed", None) or describe(trainer, run)
-    model = _row_of(trainer, run, name, inputs)
+    require_alike(f"What {name} is trained on", inputs)
+    model = processes.on_main(_row_of, trainer, run, name, inputs)
     run.require_name(model)
     place = model.adapter or model.base
 
@@ -75,6 +83,11 @@ def train(
         run.add_model(model)
     run.forget(f"checkpoints/{slug(name)}")
     _spend(trainer, inputs)
+    return processes.on_main(_publish_log, run, name, place)
+
+
+def _publish_log(run: Run, name: str, place: str) -> list[dict[str, Any]]:
+    """Read a trained model's log, and write it into training.json if it is not there."""
     log = read_json(run.path(place) / "log.json", list[dict[str, Any]])
     path = run.path("training.json")
     logs = read_json(path, dict[str, Any]) if path.exists() else {}
@@ -87,7 +100,7 @@ def _require_trainable(trainer: Trainer, run: Run, name: str) -> None:
     """Refuse a trainer that has been trained before, or whose settings rule out resuming."""
     places = [row.adapter or row.base for row in run.models if row.name == name]
     if trainer.model is None:
-        is_used = not places or not run.path(places[0]).exists()
+        is_used = not places or not run.is_there(places[0])
     else:
         callbacks = trainer.callback_handler.callbacks
         has_begun = any(isinstance(callback, Checkpoints) for callback in callbacks)
@@ -164,8 +177,9 @@ def _train_and_save(
     checkpoint = last_checkpoint(run, checkpoints, inputs, computing)
     pairs = None
     if checkpoint is not None:
-        entry = run.record.artifacts[f"{checkpoints}/{checkpoint.name}"]
-        pairs = entry.inputs["computing"]["pairs_in_a_pass"]
+        then = run.record.artifacts[f"{checkpoints}/{checkpoint.name}"].inputs["computing"]
+        if then["processes"] == computing["processes"]:
+            pairs = then["pairs_in_a_pass"]
     computing["pairs_in_a_pass"] = settle_pass(trainer, pairs)
     say_what_is_adapted(trainer)
     print(f"{name} trains {count_trainable(trainer.model)} parameters.")
@@ -195,9 +209,12 @@ def _train_and_save(
             "steps were warm-up with a learning rate of 0. Use more pairs (MAX_PAIRS) or a "
             "smaller batch_size."
         )
-    save_trained(model, folder, _base_folder(model), *_base_name(run, model, inputs),
-                 trainer.processing_class)  # fmt: skip
-    write(folder / "log.json", clean_log(trainer.state.log_history))
+    base_name, commit = _base_name(run, model, inputs)
+    tokenizer = trainer.processing_class
+    processes.on_main(
+        save_trained, model, folder, _base_folder(model), base_name, commit, tokenizer
+    )
+    processes.on_main(write, folder / "log.json", clean_log(trainer.state.log_history))
     print(f"{name} was trained in {time.perf_counter() - start:.0f} s, {peak_memory()}.")
     return checkpoint is not None
 
@@ -230,7 +247,8 @@ def _prepare(trainer: Trainer, run: Run, name: str, inputs: Mapping[str, Any]) -
     logs = run.path(f"logs/{slug(name)}")
     os.environ["WANDB_DIR"] = str(logs)
     if "wandb" in args.report_to:
-        logs.mkdir(parents=True, exist_ok=True)  # without it W&B uses a temporary folder
+        # Without the folder W&B uses a temporary one.
+        processes.on_main(logs.mkdir, parents=True, exist_ok=True)
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
             callback.logging_dir = str(logs)
@@ -238,13 +256,15 @@ def _prepare(trainer: Trainer, run: Run, name: str, inputs: Mapping[str, Any]) -
         trainer.remove_callback(bar)
     trainer.add_callback(Progress(name))
     trainer.add_callback(FiniteLoss())
-    trainer.add_callback(Checkpoints(run, f"checkpoints/{slug(name)}", inputs, validation))
+    checkpoints = Checkpoints(run, f"checkpoints/{slug(name)}", inputs, validation)
+    trainer.add_callback(checkpoints)
+    trainer._load_rng_state = partial(checkpoints.restore, trainer, trainer._load_rng_state)
 
 
 def _finish_tracker(trainer: Trainer) -> None:
     """End the tracker's run, so that the next training starts a run of its own."""
     for tracker in ("wandb", "trackio"):
-        if tracker in trainer.args.report_to:
+        if processes.is_main() and tracker in trainer.args.report_to:
             importlib.import_module(tracker).finish()
 
 

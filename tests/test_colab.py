@@ -40,7 +40,7 @@ def test_committed_file_is_the_generated_one(name):
     """`make notebooks` keeps the committed files up to date."""
     committed = (ROOT / "colab" / name).read_text(encoding="utf-8")
     assert committed == nbformat.writes(build.build(name)) + "\n", "run `python colab/build.py`"
-    assert len(committed) < 1_000_000
+    assert len(committed) < 1_200_000  # it is uploaded by hand
 
 
 @each_notebook

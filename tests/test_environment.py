@@ -1,6 +1,7 @@
 """Variables of the environment that change a training without a trace in its record."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,8 +82,21 @@ def test_nothing_is_said_where_there_are_none():
 
 
 def test_variables_of_torchrun_are_kept_where_it_started_the_process():
-    (names,) = run_python(NAMES, CHANGING | {"TORCHELASTIC_RUN_ID": "none"})
-    assert set(CHANGING) <= set(names.split())
+    launched = CHANGING | {"TORCHELASTIC_RUN_ID": "none", "RANK": "0"}
+    said, names = run_python(NAMES, launched)
+    kept = {name for name in CHANGING if re.search("RANK|WORLD_SIZE|MASTER_|USE_FSDP", name)}
+    kept = kept - {"OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "MPI_LOCALRANKID"}
+    kept |= {"ACCELERATE_USE_DEEPSPEED"}  # refused later, by name
+    assert set(names.split()) & set(CHANGING) == kept
+    assert said.endswith(f"{', '.join(sorted(set(CHANGING) - kept))}.")
+    (names,) = run_python(NAMES, launched | {"RANK": "1"})  # the main process alone says it
+    assert set(names.split()) & set(CHANGING) == kept
+
+
+def test_a_single_process_of_torchrun_is_like_one_without_it():
+    launched = CHANGING | {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1", "RANK": "0"}
+    _, names = run_python(NAMES, launched)
+    assert not set(CHANGING) & set(names.split())
 
 
 def test_trainer_computes_as_its_settings_say_whatever_the_environment_says():

@@ -11,7 +11,7 @@ from conftest import HUB, ROOT, Session, load, row, write_dataset
 from five_models import write_run
 
 from posttrain import __main__ as command_line
-from posttrain import planning
+from posttrain import notebooks, planning
 from posttrain.__main__ import execute, main, prepare
 from posttrain.files import write
 from posttrain.parameters import Parameters, read_parameters
@@ -84,14 +84,17 @@ def copy_judge(folder, **config):
         (["RUN=.."], "RUN = '..' must be the plain name of a folder"),
         (["RUN=a/b"], "RUN = 'a/b' must be the plain name of a folder"),
         ([f"RUN={'ü' * 101}"], "is too long for the name of a folder. Choose a name of at most"),
+        (["SEED=1", "SEED=2"], "SEED has two values, 1 and 2. Give it once."),
         (["PRESET=full"], "PRESET = 'full' needs a CUDA accelerator and none is visible"),
         (["PRESET=fully"], "PRESET = 'fully' is unknown. Choose auto, demo, small, quick, full"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_run_is_refused_before_anything_is_trained(tmp_path, executed, arguments, message):
+    if not arguments[0].startswith("PRESET="):
+        arguments = ["PRESET=demo", *arguments]
     with pytest.raises(SystemExit) as refusal:
-        main(["run", "PRESET=demo", f"RESULTS={tmp_path / 'results'}", *arguments])
+        main(["run", f"RESULTS={tmp_path / 'results'}", *arguments])
     assert message in str(refusal.value.code)
     assert executed == []
     assert list(tmp_path.iterdir()) == []  # nothing was written
@@ -499,7 +502,7 @@ def write_notebook(path, *cells):
 
 
 def test_notebook_is_executed_and_one_that_stops_is_kept_beside_it(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(command_line, "ROOT", tmp_path)
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
     monkeypatch.setenv("TQDM_DISABLE", "1")  # which it sets; so it is not left behind
     source = "print('the run is', repr(RUN), SETTINGS)\nassert SEED == 1, f'the seed is {SEED}'"
     write_notebook(tmp_path / "main.ipynb", "RUN = None\nSEED = 0\nSETTINGS = {}", source)

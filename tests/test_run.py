@@ -1214,7 +1214,7 @@ def test_another_second_judge_is_refused_for_a_run_that_has_one(run, tmp_path):
     made_with = {"second_judge": second.identity}
     run.stage("second_scores.json", rows_of, {"Base": made_with}, parts=True)
     third = make_model(tmp_path / "third", "{}  ")
-    with pytest.raises(ValueError, match="second_scores.json.* was made with second_judge = "):
+    with pytest.raises(ValueError, match="by the second judge .*second. To name another"):
         run.source("second_judge", third, unlike=first)
     run.start_over(evaluation_alone=True)
     assert not run.path("second_scores.json").exists()

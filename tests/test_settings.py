@@ -351,8 +351,54 @@ def test_a_training_that_needs_an_accelerator_says_so(monkeypatch, name):
     with pytest.raises(RuntimeError, match=message):
         settings.training(name)
     assert settings.evaluation(name).preset == name
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    show_card(monkeypatch)
     assert settings.training(name).preset == name
+
+
+def show_card(monkeypatch, capability=(9, 0), kernels=("sm_80", "sm_90")):
+    """Let torch see a GPU of a compute capability, with kernels for some."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(kernels))
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernels"),
+    [
+        ((8, 0), ["sm_75", "sm_80", "sm_90a"]),
+        ((8, 9), ["sm_80"]),  # later cards of the same generation
+        ((12, 0), ["sm_90", "compute_90"]),  # compiled when it is used
+    ],
+)
+def test_a_card_with_kernels_can_train(monkeypatch, capability, kernels):
+    show_card(monkeypatch, capability, kernels)
+    assert settings.training("quick").preset == "quick"
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernels"),
+    [
+        ((7, 0), ["sm_75", "sm_80", "sm_90", "compute_90"]),  # a V100 under CUDA 13
+        ((6, 0), ["sm_75", "sm_80"]),  # a P100
+        ((10, 0), ["sm_80", "sm_90a"]),
+        ((8, 0), ["sm_86"]),
+    ],
+)
+def test_a_card_without_kernels_is_refused_and_told_what_to_install(
+    monkeypatch, capability, kernels
+):
+    show_card(monkeypatch, capability, kernels)
+    with pytest.raises(RuntimeError, match="has no kernels for this GPU .a card.*whl/cu126"):
+        settings.training("quick")
+
+
+def test_auto_says_that_the_gpu_of_a_mac_is_not_used(monkeypatch, capsys):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert settings.resolve("auto") == "demo"
+    said = capsys.readouterr().out
+    assert "the GPU of a Mac is not used yet, so everything is computed on its CPU" in said
+    assert "no accelerator" not in said
 
 
 def test_a_training_without_an_accelerator_runs_where_there_is_none():
@@ -362,7 +408,8 @@ def test_a_training_without_an_accelerator_runs_where_there_is_none():
 
 @pytest.mark.parametrize(("visible", "taken"), [(False, "demo"), (True, "quick")])
 def test_auto_takes_what_can_run_and_says_so(monkeypatch, capsys, visible, taken):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: visible)
+    if visible:
+        show_card(monkeypatch)
     assert settings.resolve("auto") == taken
     assert f"'auto' takes {taken}: torch sees" in capsys.readouterr().out
     assert settings.training("auto").preset == settings.evaluation("auto").preset == taken

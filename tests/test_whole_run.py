@@ -135,7 +135,7 @@ def test_record_says_what_all_was_made_from(demo_run):
         assert list(artifact) == ["inputs", "sha256", "seconds", "environment"]
         assert artifact["seconds"] >= 0
         assert list(artifact["environment"]) == [
-            "date", "python", "packages", "device", "git_commit", "code_sha256",
+            "date", "python", "packages", "device", "processes", "git_commit", "code_sha256",
         ]  # fmt: skip
 
 
@@ -446,7 +446,7 @@ def test_comparisons_by_hand(by_hand, measured):
             assert row["decision"] == expected
             decisions[expected] += 1
     assert next(rows, None) is None
-    assert min(decisions["significant"], decisions["inconclusive"]) > 5  # of both there are some
+    assert min(decisions["significant"], decisions["inconclusive"]) >= 5  # of both there are some
 
 
 def test_agreement_of_the_judge_by_hand(by_hand, measured):

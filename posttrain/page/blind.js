@@ -48,8 +48,8 @@
   }
 
   /* All pairs of models on all prompts of a kind. They come in rounds. In each round every pair of
-     models comes once, on prompts that are far apart, so that after any number of votes all pairs
-     of models have come equally often, but for one. */
+     models comes once, on prompts that are far apart, so that at any time all pairs of models have
+     come equally often, but for one. About equal answers nothing is asked. */
   function arrange(kind, random) {
     const prompts = shuffled(data.prompts.filter((prompt) => prompt.kind === kind), random);
     const pairs = [];

@@ -21,6 +21,7 @@ from posttrain.page.drawings import draw_figures
 from posttrain.page.origin import describe_making
 from posttrain.page.reading import damage_named, list_missing, read_run
 from posttrain.page.texts import collect_answers, make_visible
+from posttrain.processes import decided_by_main
 from posttrain.style import format_number
 
 HERE = Path(__file__).parent
@@ -41,6 +42,7 @@ NUMBER = re.compile(r"[+\u2212-]?\d")  # a cell that begins like this is aligned
 Fields = dict[str, Any]
 
 
+@decided_by_main
 def write_page(folder: Path) -> Path:
     """Write the page of a run into its folder, whole or not at all.
 
