@@ -1058,10 +1058,10 @@ def test_second_judge_can_be_left_out_and_taken_up_again(twice_judged, tmp_path)
     other = judge_with(tmp_path / "other", bias=-2.0)
     first = shutil.copytree(HUB / "reward-model", tmp_path / "first")
     for judge, message in (
-        (other, "second_scores.json.* was made with second_judge = "),
+        (other, "has the rewards by the second judge .*second. To name another"),
         (first, "SECOND_JUDGE = .* is the judge that REWARD_MODEL = "),
         ("demo/hub/reward-model", "SECOND_JUDGE = .* is the judge that REWARD_MODEL = "),
-        (HUB / "opt", "second_scores.json.* was made with second_judge = "),
+        (HUB / "opt", "has the rewards by the second judge .*second. To name another"),
     ):
         with pytest.raises(ValueError, match=message):
             execute("eval.ipynb", **places(tmp_path), SECOND_JUDGE=judge)
