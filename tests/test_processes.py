@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import RAW, ROOT, command, load
 
-from posttrain import launching, notebooks, preparation, processes, settings, sharing
+from posttrain import files, launching, notebooks, preparation, processes, settings, sharing
 from posttrain.batches import in_batches
 from posttrain.parameters import read_parameters
 from posttrain.record import source_of
@@ -299,6 +299,16 @@ def test_single_process_decides_directly():
     assert processes.gather("own") == ["own"]
     with pytest.raises(ZeroDivisionError):
         processes.on_main(divmod, 7, 0)
+
+
+def test_another_process_than_the_main_one_cannot_write(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(RuntimeError, match="Another process than the main one would write"):
+        files.write(tmp_path / "a.json", [])
+    with files.written_whole(tmp_path / "folder") as temporary:
+        assert temporary.name == "folder.tmp"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
