@@ -51,7 +51,7 @@ class Events(TrainerCallback):
             time.sleep(0.2)
 
 
-def main(folder, mishap="", stop="", small="", dropout="0", held_out="", data="", rows=ODD):
+def main(folder, mishap="", stop="", small="", dropout="0", data="", rows=ODD):
     """Train both models.
 
     Args:
@@ -60,7 +60,6 @@ def main(folder, mishap="", stop="", small="", dropout="0", held_out="", data=""
         stop: a step of SFT before which all processes stop.
         small: whether a pass has as few pairs as possible.
         dropout: that of SFT's adapter.
-        held_out: the number of held-out pairs, 4 by default.
         data: "other": the second process reads other pairs.
         rows: the number of pairs to train on.
     """
@@ -75,12 +74,11 @@ def main(folder, mishap="", stop="", small="", dropout="0", held_out="", data=""
     if os.environ.get("WITHOUT_SPLIT"):
         del options["accelerator_config"]
     run = begin_run(Path(folder))
-    held = int(held_out or 4)
     trainer = make_sft(
         lora={**LORA, "lora_dropout": float(dropout)},
         constructor={
             "train_dataset": pairs().for_sft("train", True).select(range(rows)),
-            "eval_dataset": pairs().for_sft("validation", True).select(range(held)),
+            "eval_dataset": pairs().for_sft("validation", True),
             "callbacks": [Events()],
         },
         **options,

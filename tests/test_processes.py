@@ -3,21 +3,18 @@
 import ast
 import os
 import re
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 from conftest import RAW, ROOT, command, load
 
+from benchmarks.processes import train
 from posttrain import files, launching, notebooks, preparation, processes, settings, sharing
 from posttrain.batches import in_batches
 from posttrain.parameters import read_parameters
 from posttrain.record import source_of
 from posttrain.run import Run
 
-SEVERAL = ROOT / "tests" / "several.py"
 CLOSE = 1e-4  # between the logged losses of one process and of several, which round differently
 
 
@@ -165,21 +162,9 @@ def test_a_process_that_hangs_ends_all_after_the_time_out(tmp_path):
 
 def several(number, folder, *options, expect=0, **variables):
     """Train in a number of processes; return what they print, and the seconds since a mishap."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"}
-    done = subprocess.run(
-        [sys.executable, *(torchrun if number > 1 else []), str(SEVERAL), str(folder), *options],
-        cwd=ROOT,
-        env=kept | variables,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    end = time.time()
-    output = done.stdout + done.stderr
-    assert done.returncode == expect, output[-5000:]
-    mishap = re.search(r"^MISHAP ([\d.]+)$", output, re.MULTILINE)
-    return output, end - float(mishap[1]) if mishap else 0.0
+    status, output, seconds = train(number, folder, *options, **variables)
+    assert status == expect, output[-5000:]
+    return output, seconds
 
 
 # ---- what is refused
