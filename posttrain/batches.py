@@ -1,11 +1,39 @@
 """Groups many texts into batches of similar length, and halves a batch if memory runs out."""
 
+import math
 from collections.abc import Callable, Sequence
 
+import torch
 from accelerate.utils.memory import release_memory, should_reduce_batch_size
+from peft import PeftModel
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from posttrain import processes
+from posttrain.architecture import read_size
+
+ON_CPU = 16  # texts read at once on a CPU, where more take longer for each
+ON_GPU = (16, 256)  # the fewest and the most on a GPU
+
+
+def texts_at_once(model: PreTrainedModel | PeftModel, tokens: int) -> int:
+    """Choose how many texts a model reads at once: on a GPU, as many as its free memory holds.
+
+    A text takes the keys and values of its tokens in every layer, twice, since the cache is copied
+    when it grows. A batch that does not fit all the same is halved later.
+
+    Args:
+        model: a causal language model.
+        tokens: the most tokens of a text, the generated ones included.
+    """
+    if model.device.type != "cuda":
+        return ON_CPU
+    size = read_size(model.config)
+    keys_and_values = 2 * size.layers * size.width * tokens * model.dtype.itemsize
+    free, _ = torch.cuda.mem_get_info(model.device)
+    fitting = 0.8 * free / (2 * keys_and_values)
+    fewest, most = ON_GPU
+    return min(most, max(fewest, 2 ** int(math.log2(max(1, fitting)))))
 
 
 def batches_of_like_length(lengths: Sequence[int], size: int) -> list[list[int]]:

@@ -67,7 +67,11 @@ class Evaluation(Settings):
     max_new_tokens: int = Field(
         128, ge=1, description="tokens of an answer, enough for most replies; the study uses 50"
     )
-    batch_size: int = Field(32, ge=1, description="prompts answered at once")
+    batch_size: int | None = Field(
+        None, ge=1,
+        description="prompts answered at once, which does not change the answers; None takes as "
+        "many as the GPU's free memory holds, and 16 on a CPU",
+    )  # fmt: skip
     judge_length: int = Field(
         512, ge=16, description="most tokens of question and answer; the judge was trained on 512"
     )
@@ -86,13 +90,11 @@ class Evaluation(Settings):
             "n_prompts": 50,
             "harmful_prompts": "keywords",
             "max_new_tokens": 48,
-            "batch_size": 16,
             "judge_tokens": 512,
         },
         "small": {
             "n_prompts": 50,
             "harmful_prompts": "keywords",
-            "batch_size": 16,
             "judge_tokens": 512,
         },
         "quick": {"n_prompts": 150, "harmful_prompts": "keywords"},

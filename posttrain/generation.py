@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.architecture import read_size, takes_positions
-from posttrain.batches import batches_of_like_length, in_batches
+from posttrain.batches import batches_of_like_length, in_batches, texts_at_once
 from posttrain.checks import say_once
 from posttrain.data import PROMPT_END, TURN, draw_prompts, read_rules
 from posttrain.models import load_config, load_models, load_tokenizer, plain, switched_to
@@ -107,7 +107,11 @@ def room_for_prompt(folder: Path, max_new_tokens: int) -> int:
 
 
 def answer(
-    run: Run, prompts: Sequence[dict[str, Any]], base: Source, batch_size: int, **decoding: Any
+    run: Run,
+    prompts: Sequence[dict[str, Any]],
+    base: Source,
+    batch_size: int | None,
+    **decoding: Any,
 ) -> list[dict[str, Any]]:
     """Let every model of a run answer the prompts, and save the answers as responses.json.
 
@@ -117,7 +121,8 @@ def answer(
         run: the run whose models answer.
         prompts: the records of prompts.json.
         base: the run's base model.
-        batch_size: the number of prompts answered at once, which does not change the answers.
+        batch_size: the number of prompts answered at once, which does not change the answers. None
+            takes as many as suit the device.
         decoding: the arguments of transformers' `generate`.
 
     Returns:
@@ -155,7 +160,7 @@ def answer_as(
     models: Mapping[str, PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[dict[str, Any]],
-    batch_size: int,
+    batch_size: int | None,
     **decoding: Any,
 ) -> list[dict[str, Any]]:
     """Let one model answer the prompts.
@@ -165,7 +170,7 @@ def answer_as(
         models: {name: model} from `load_models`, the baseline first.
         tokenizer: the tokenizer of their base.
         prompts: the records of prompts.json.
-        batch_size: the number of prompts answered at once.
+        batch_size: the number of prompts answered at once; None as in `answer`.
         decoding: the arguments of transformers' `generate`.
 
     Returns:
@@ -233,7 +238,7 @@ def respond(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    batch_size: int,
+    batch_size: int | None,
     label: str = "responses",
     **decoding: Any,
 ) -> list[dict[str, Any]]:
@@ -243,7 +248,7 @@ def respond(
         model: a causal language model.
         tokenizer: its tokenizer.
         prompts: the texts that the model continues.
-        batch_size: the number of prompts completed at once.
+        batch_size: the number of prompts completed at once; None as in `answer`.
         label: the text beside the progress bar.
         decoding: the arguments of transformers' `generate`.
 
@@ -268,6 +273,8 @@ def respond(
         return [read_completion(tokens, tokenizer, stop, ends) for tokens in generated]
 
     lengths = [len(prompt_ids) for prompt_ids in ids]
+    if batch_size is None:
+        batch_size = texts_at_once(model, max(lengths) + decoding["max_new_tokens"])
     return in_batches(complete, batches_of_like_length(lengths, batch_size), label)
 
 
@@ -333,7 +340,7 @@ def mean_log_probabilities(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
     replies: Sequence[list[int]],
-    batch_size: int,
+    batch_size: int | None,
 ) -> list[float]:
     """Compute how likely each reply is after its prompt under a model.
 
@@ -342,7 +349,7 @@ def mean_log_probabilities(
         tokenizer: its tokenizer, which pads.
         prompts: the token ids of a prompt for each reply.
         replies: the token ids of the replies as they were generated.
-        batch_size: the number of replies in a batch.
+        batch_size: the number of replies in a batch; None as in `answer`.
 
     Returns:
         For each reply the mean log-probability of its tokens, in nats; 0 for an empty reply.
@@ -369,6 +376,8 @@ def mean_log_probabilities(
             means.append(reply.mean().item() if len(reply) else 0.0)
         return means
 
+    if batch_size is None:
+        batch_size = texts_at_once(model, max(lengths))
     batches = batches_of_like_length(lengths, batch_size)
     return in_batches(measure, batches, "log-probabilities")
 

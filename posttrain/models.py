@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.checks import PROBES
@@ -133,20 +135,47 @@ def load_models(
 def switched_to(model: PreTrainedModel | PeftModel, name: str) -> Iterator[None]:
     """Activate the adapter of one of the models that share a PeftModel.
 
+    The adapter is merged into the base's weights for as long as it is active, so that a layer
+    computes one product in place of three. Afterwards the weights are the base's own again, to the
+    bit.
+
     Args:
         model: the value of `load_models` for `name`.
         name: the model's name. If it has no adapter, all adapters are switched off.
     """
     key = _adapter_key(name)
     if not isinstance(model, PeftModel):
-        adapters = nullcontext()
-    elif key in model.peft_config:
-        model.set_adapter(key)
-        adapters = nullcontext()
-    else:
-        adapters = model.disable_adapter()
-    with adapters:
         yield
+    elif key not in model.peft_config:
+        with model.disable_adapter():
+            yield
+    else:
+        model.set_adapter(key)
+        if isinstance(model.base_model, LoraModel):
+            with _merged(model):
+                yield
+        else:  # prompt tuning, for example, has nothing to merge
+            yield
+
+
+@contextmanager
+def _merged(model: PeftModel) -> Iterator[None]:
+    """Merge the active adapter into the base's weights, and restore these at the end.
+
+    peft itself subtracts the adapter again, which leaves rounding errors in the base's weights.
+    """
+    originals = []
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            for parameter in layer.get_base_layer().parameters():
+                originals.append((parameter, parameter.detach().clone()))
+    model.merge_adapter(safe_merge=True)
+    try:
+        yield
+    finally:
+        model.unmerge_adapter()
+        for parameter, values in originals:
+            parameter.data.copy_(values)
 
 
 def _adapter_key(name: str) -> str:

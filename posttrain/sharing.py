@@ -10,13 +10,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
+from math import gcd
 from typing import Any
 
 import torch
 from transformers import Trainer
+from trl import DPOTrainer
 
 from posttrain import processes
 from posttrain.record import list_differences
+
+# Losses of TRL's DPO trainer that depend on which pairs are in a batch, or on numbers of tokens
+OVER_BATCHES = {"aot", "aot_unpaired", "sft"}
 
 
 def pairs_in_a_step(trainer: Trainer) -> int:
@@ -140,12 +145,43 @@ def rows_at_once(trainer: Trainer, pairs: int) -> int:
 # ---- the same steps
 
 
+def held_out_at_once(trainer: Trainer, pairs: int) -> int:
+    """Choose how many held-out pairs a process reads at once.
+
+    A trainer averages its measures over batches. If all batches have the same number of pairs, and
+    the measures of a batch are means over its pairs, the average is the same as with single pairs.
+    So it is with DPO's losses, rewards and log-probabilities, but not with a loss per token.
+
+    Args:
+        trainer: a trainer that has not yet been trained.
+        pairs: the number of pairs that a process trains on at once, which fit into memory.
+
+    Returns:
+        The largest number that does not change the averages, or the trainer's own if it is not 1.
+    """
+    own = trainer.args.per_device_eval_batch_size
+    sizes = [len(dataset) for dataset in _list_held_out(trainer)]
+    if own != 1 or not sizes or not _measures_pairs(trainer):
+        return own
+    in_process = gcd(*sizes) // processes.count()
+    return max(size for size in range(1, max(1, pairs) + 1) if in_process % size == 0)
+
+
+def _measures_pairs(trainer: Trainer) -> bool:
+    """Tell whether the loss of a batch is a mean over its pairs, each by itself."""
+    if not isinstance(trainer, DPOTrainer) or trainer.aux_loss_enabled:
+        return False
+    return not OVER_BATCHES & set(trainer.loss_types)
+
+
 def share_passes(trainer: Trainer) -> None:
     """Give all texts of a step the same weight, whatever their pass and their process.
 
     Args:
         trainer: a trainer that has not yet been trained, and whose passes are settled.
     """
+    pairs = trainer.args.per_device_train_batch_size // processes.count()
+    trainer.args.per_device_eval_batch_size = held_out_at_once(trainer, pairs)
     passes = _Passes(trainer)
     trainer.get_batch_samples = passes.read
     trainer.training_step = passes.learn

@@ -59,8 +59,45 @@ def test_precision_follows_the_processor(monkeypatch, able, name):
 def test_only_a_frozen_base_is_bf16(monkeypatch, capsys, wanted, frozen, dtype):
     """Trained weights stay in fp32, and a line says which types are used."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert device.choose_dtype(wanted, frozen) == dtype
+    assert device.choose_dtype(wanted, frozen, torch.float16) == dtype
     assert f"The base's weights are stored as {str(dtype)[6:]}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("frozen", "stored", "dtype"),
+    [
+        (True, torch.float16, torch.float16),
+        (True, torch.float32, torch.float32),
+        (True, torch.bfloat16, torch.float32),
+        (True, None, torch.float32),
+        (False, torch.float16, torch.float32),
+    ],
+)
+def test_an_older_gpu_holds_in_fp16_what_is_stored_in_it(monkeypatch, frozen, stored, dtype):
+    """Weights that are stored in another type could be too large for float16."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert device.choose_dtype("auto", frozen, stored) == dtype
+
+
+@pytest.mark.parametrize("make", [make_sft, make_dpo])
+def test_a_base_held_in_fp16_learns_more_exactly_than_in_bf16(make):
+    """Newer GPUs hold the base in bf16, so an older one may hold it in fp16."""
+    gradients = {}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        base = models.load_base(OPT, dtype=torch.float16).to(dtype)
+        trainer = make(model=base, lora={**LORA, "lora_dropout": 0.0})
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = trainer.compute_loss(trainer.model.train(), batch)
+        (1024 * loss).backward()  # scaled, as in training, since small gradients would vanish
+        learning = [p for p in trainer.model.parameters() if p.requires_grad]
+        assert {p.dtype for p in learning} == {torch.float32}
+        flat = [p.grad.flatten() / 1024 for p in learning if p.grad is not None]
+        gradients[dtype] = torch.cat(flat)
+    exact = gradients[torch.float32]
+    errors = {dtype: (gradients[dtype] - exact).norm() / exact.norm() for dtype in gradients}
+    assert errors[torch.float16] < errors[torch.bfloat16]
 
 
 def test_what_a_checkpoint_is_bound_to():
@@ -84,19 +121,22 @@ def test_only_labels_go_through_the_vocabulary(monkeypatch, make):
         return head.apply(hidden, *others)
 
     monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", SimpleNamespace(apply=apply))
-    losses, gradients = [], []
+    losses, gradients, numbers = [], [], []
     for uses_triton in (True, False):
         monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device, it=uses_triton: it)
         trainer = make(lora={**LORA, "lora_dropout": 0.0})
+        rows.clear()  # PairTrainer has read a pair to try its packing
         batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
         is_label = batch["labels"] != -100 if "labels" in batch else batch["completion_mask"] == 1
         loss = trainer.compute_loss(trainer.model.train(), dict(batch))
         loss.backward()
         losses.append(loss.item())
+        numbers.append(rows[0])
         with_gradient = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
         gradients.append(torch.cat(with_gradient))
     labels, positions = is_label[:, 1:].sum().item(), is_label[:, 1:].numel()
-    assert rows[0] == labels < positions == rows[-1]
+    assert numbers == [labels, positions]
+    assert labels < positions
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-6)
 

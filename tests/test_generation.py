@@ -2,6 +2,7 @@
 
 import copy
 import types
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 import transformers
 from conftest import CONVERSATIONS, dialogue, load
 from small_runs import NAMES, OPT, copy_run, make_run
+from transformers import OPTConfig
 
-from posttrain import generation, models
+from posttrain import batches, generation, models
 from posttrain.data import PROMPT_END, TURN
 from posttrain.generation import read_completion
 
@@ -325,6 +327,39 @@ def test_answers_of_the_models_are_their_own(run, tokenizer):
             assert record | completion == record
         ratios = [record["log_ratio"] for record in records]
         assert (ratios == [0.0] * 3) == (name == "Base")
+
+
+def test_merged_adapters_give_the_same_answers(run, tokenizer):
+    """They are the texts of the adapters beside the base, token by token."""
+    prompts = [prompt["prompt"] for prompt in load(run.folder / "prompts.json")]
+    prompts += [f"\n\nHuman: {question}\n\nAssistant:" for question in QUESTIONS]
+    for name in NAMES[1:]:
+        model = models.load_models(run, OPT, [name])[name]
+        with models.switched_to(model, name):
+            merged = generation.respond(model, tokenizer, prompts, 4, **DECODING)
+        beside = generation.respond(model, tokenizer, prompts, 4, **DECODING)
+        assert [answer["ids"] for answer in merged] == [answer["ids"] for answer in beside]
+        assert any(answer["tokens"] > 1 for answer in merged)
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "tokens", "rows"),
+    [(14, 640, 32), (70, 640, 128), (130, 640, 256), (70, 128, 256), (1, 2048, 16)],
+)
+def test_a_gpu_reads_as_many_texts_as_its_free_memory_holds(monkeypatch, gibibytes, tokens, rows):
+    """Keys and values of OPT-350M take 192 KiB a token, and twice that while they are copied."""
+    config = OPTConfig(hidden_size=1024, num_hidden_layers=24)
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, config=config)
+    free = gibibytes * 2**30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
+    assert batches.texts_at_once(on_gpu, tokens) == rows
+    on_cpu = SimpleNamespace(device=torch.device("cpu"))
+    assert batches.texts_at_once(on_cpu, tokens) == batches.ON_CPU
+
+
+def test_answers_do_not_need_a_batch_size(run, tmp_path):
+    """None takes what suits the device, with the same answers."""
+    assert answer(run, batch_size=None) == answer(make_run(tmp_path), batch_size=2)
 
 
 def test_log_ratio_is_that_of_two_models(run, tokenizer):

@@ -110,6 +110,32 @@ def test_adapters_switched_give_what_each_gives_alone(trained, tokenizer):
             assert (logits[first] - logits[second]).abs().max() > 1e-2, (first, second)
 
 
+def test_merging_leaves_the_base_as_it_was(trained, tokenizer):
+    """After any adapter, and after a failure, every weight of the base is its own to the bit."""
+    loaded = models.load_models(trained, OPT)
+    bare = dict(models.load_base(OPT).named_parameters())
+    bare_logits = logits_of(models.load_base(OPT), tokenizer, PROBES)
+    model = loaded["SFT"]
+    with pytest.raises(ZeroDivisionError), switched_to(model, "DPO"):
+        raise ZeroDivisionError
+    for name in NAMES:
+        with switched_to(model, name):
+            changed = 0
+            for key, weight in model.named_parameters():
+                own = key.removeprefix("base_model.model.").replace(".base_layer", "")
+                changed += own in bare and not torch.equal(weight, bare[own])
+            assert (changed > 0) == (name != "Base")
+    kept = 0
+    for key, weight in model.named_parameters():
+        own = key.removeprefix("base_model.model.").replace(".base_layer", "")
+        if own in bare:
+            assert torch.equal(weight, bare[own]), key
+            kept += 1
+    assert kept == len(bare)
+    with switched_to(model, "Base"):
+        assert torch.equal(logits_of(model, tokenizer, PROBES), bare_logits)
+
+
 def test_some_models_alone(trained):
     """They keep the order asked for; for an unknown model the message lists those of the run."""
     loaded = models.load_models(trained, OPT, ["DPO"])

@@ -34,7 +34,7 @@ from test_models import write_pickle
 from transformers import OPTConfig, TrainerCallback
 from trl import DPOTrainer
 
-from posttrain import callbacks, checkpoints, device, models, training
+from posttrain import callbacks, checkpoints, device, models, sharing, training
 from posttrain.checkpoints import Checkpoints, last_checkpoint
 from posttrain.models import PROBES, logits_of
 from posttrain.pair_trainer import PairTrainer
@@ -876,6 +876,52 @@ def test_first_step_that_is_not_finite_is_named_and_leaves_no_checkpoint(tmp_pat
         train(trainer, run, "SFT")
     require_nothing_left(run, "SFT")
     train(make_sft(learning_rate=5e-4), run, "SFT")  # another rate, which no checkpoint forbids
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "sigmoid_norm", "exo_pair", "bco_pair"])
+def test_held_out_pairs_read_together_give_the_same_means(tmp_path, monkeypatch, loss):
+    """Four pairs in one batch give the loss, rewards and log-probabilities of four single ones."""
+    smoothing = 0.001 if loss == "exo_pair" else 0.0
+    logs, rows = [], []
+    for at_once in (4, 1):
+        if at_once == 1:
+            monkeypatch.setattr(sharing, "held_out_at_once", lambda trainer, pairs: 1)
+        run = begin_run(tmp_path / str(at_once))
+        trainer = make_dpo(max_steps=1, loss_type=loss, label_smoothing=smoothing)
+        predict = trainer.prediction_step
+
+        def count(model, inputs, *args, predict=predict, **kwargs):
+            rows.append(len(inputs["input_ids"]))
+            return predict(model, inputs, *args, **kwargs)
+
+        monkeypatch.setattr(trainer, "prediction_step", count)
+        log = train(trainer, run, "DPO", check_first_loss=False)
+        logs.append([record for record in log if "eval_loss" in record])
+    assert rows == [8, 8] + [2] * 8
+    assert len(logs[0]) == len(logs[1]) == 2
+    of_pairs = [name for name in logs[0][1] if name.startswith(("eval_loss", "eval_rewards"))]
+    of_pairs += [name for name in logs[0][1] if name.startswith("eval_logps")]
+    assert len(of_pairs) == 7
+    for together, single in zip(*logs):
+        for name in of_pairs:
+            assert together[name] == pytest.approx(single[name], rel=1e-5, abs=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "at_once"),
+    [
+        (make_dpo, {}, 4),
+        (make_dpo, {"per_device_eval_batch_size": 2}, 2),
+        (make_dpo, {"loss_type": "aot"}, 1),
+        (make_dpo, {"loss_type": ["sigmoid", "sft"]}, 1),
+        (make_sft, {}, 1),
+    ],
+)
+def test_held_out_pairs_are_read_together_where_it_changes_nothing(make, changes, at_once):
+    """A loss over tokens or over a whole batch would change, and a number that is named stays."""
+    trainer = make(**changes)
+    assert sharing.held_out_at_once(trainer, 16) == at_once
+    assert sharing.held_out_at_once(trainer, 3) == min(2, at_once)
 
 
 def test_loss_of_the_held_out_pairs_must_be_finite_too(tmp_path):
