@@ -12,7 +12,7 @@ from conftest import CONVERSATIONS, dialogue, load
 from small_runs import NAMES, OPT, copy_run, make_run
 from transformers import OPTConfig
 
-from posttrain import batches, generation, models
+from posttrain import batches, exchange, generation, models
 from posttrain.data import PROMPT_END, TURN
 from posttrain.generation import read_completion
 
@@ -59,13 +59,13 @@ ANSWERED = [{"id": prompt["id"], "model": "GPT 4+", "response": "C"} for prompt 
 def test_records_from_elsewhere_must_fit(prompts, responses, message):
     """The message names the file, the record and the fault."""
     with pytest.raises(ValueError, match=message):
-        generation.require_fitting(prompts, responses)
+        exchange.require_fitting(prompts, responses)
 
 
 def test_records_that_fit():
     """Any models are allowed, even none, since rewards alone can be measured."""
-    generation.require_fitting(ASKED, ANSWERED)
-    generation.require_fitting([], [])
+    exchange.require_fitting(ASKED, ANSWERED)
+    exchange.require_fitting([], [])
 
 
 # ---- what was generated
