@@ -1,4 +1,4 @@
-"""Check prompts and responses before they are measured, since their files may come from elsewhere."""
+"""Check prompts and responses before they are measured, for they may come from elsewhere."""
 
 from collections import Counter
 from collections.abc import Sequence

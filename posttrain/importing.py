@@ -7,8 +7,8 @@ from pydantic import BaseModel
 
 from posttrain import metrics
 from posttrain.behaviour import HUMAN
-from posttrain.files import fingerprint, read_json, sha256_of, write
 from posttrain.exchange import require_fitting
+from posttrain.files import fingerprint, read_json, sha256_of, write
 from posttrain.processes import decided_by_main
 from posttrain.record import Artifact, Model
 from posttrain.run import Run
