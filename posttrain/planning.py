@@ -51,7 +51,12 @@ def choose_evaluation(training: Training, changes: Mapping[str, Any]) -> Evaluat
 
 
 def count_usable(
-    settings: Evaluation, dataset: Path, base: Path, tokenizer: Tokenizer, strict: bool
+    settings: Evaluation,
+    dataset: Path,
+    base: Path,
+    tokenizer: Tokenizer,
+    strict: bool,
+    chat: bool = False,
 ) -> dict[str, int]:
     """Count the prompts of each kind from which the evaluation will draw.
 
@@ -61,6 +66,7 @@ def count_usable(
         base: the folder of the base, which has positions for a limited number of tokens.
         tokenizer: the tokenizer of the base.
         strict: whether to refuse a number of prompts that is larger than the dataset.
+        chat: whether the base's chat template writes the prompts.
 
     Returns:
         {kind: number of usable prompts}.
@@ -69,7 +75,8 @@ def count_usable(
         ValueError: if there are too few prompts.
     """
     room = room_for_prompt(base, settings.max_new_tokens)
-    counts = count_prompts(dataset, settings.protocol, tokenizer, room, read_rules(settings))
+    rules = read_rules(settings, chat)
+    counts = count_prompts(dataset, settings.protocol, tokenizer, room, rules)
     require_prompts(settings.n_prompts if strict else None, counts, dataset)
     return counts
 
