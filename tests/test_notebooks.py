@@ -25,7 +25,7 @@ NOTEBOOKS = ["main.ipynb", "eval.ipynb", "compare.ipynb"]
 LONGEST = {"main.ipynb": 175, "eval.ipynb": 200, "compare.ipynb": 60}  # lines of code
 SMALL = {"N_PROMPTS": 4, "MAX_NEW_TOKENS": 8}
 # A fifth model: a copy of main.ipynb's cell, with another loss and another name.
-EDITS = {"beta=s.beta,": 'beta=s.beta,\n        loss_type="ipo",', '"DPO"': '"IPO"'}
+EDITS = {"loss_type=s.loss_type,": 'loss_type="ipo",', '"DPO"': '"IPO"'}
 
 
 def lines_of(cell):
