@@ -8,7 +8,7 @@ import torch
 from torch.nn import Module
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
-from trl import DPOTrainer
+from trl import DPOTrainer, KTOTrainer
 
 from posttrain.architecture import read_dropout
 from posttrain.losses import sum_first_losses
@@ -17,7 +17,7 @@ LONGEST_SILENCE = 60  # seconds between two lines of progress
 
 
 def expected_first_loss(trainer: Trainer) -> float | None:
-    """Compute the loss that a DPO trainer must have at its first step.
+    """Compute the loss that a DPO or KTO trainer must have at its first step.
 
     There the policy still equals its reference, so all margins are 0 and the loss is a constant.
 
@@ -25,16 +25,20 @@ def expected_first_loss(trainer: Trainer) -> float | None:
         trainer: a trainer that has been built and not yet trained.
 
     Returns:
-        The loss, or None where it is not known: if this is not a DPO trainer, if its reference is
+        The loss, or None where it is not known: if the trainer is another one, if its reference is
         another model, if its loss is the notebook's own or depends on the model (`sft`, the loss of
         a router), or if it weighs the pairs.
     """
-    if not isinstance(trainer, DPOTrainer) or trainer.ref_model is not None:
+    if not isinstance(trainer, DPOTrainer | KTOTrainer) or trainer.ref_model is not None:
         return None
     kind, args = type(trainer), trainer.args
     modules = (kind.compute_loss.__module__, kind._compute_loss.__module__)
     is_own = not all(module.startswith(("trl.", "posttrain.")) for module in modules)
-    if is_own or args.use_weighting or trainer.aux_loss_enabled:
+    if is_own or trainer.aux_loss_enabled:
+        return None
+    if isinstance(trainer, KTOTrainer):  # both of its losses are 1 - σ(0), times their weights
+        return 0.5 if args.desirable_weight == args.undesirable_weight == 1 else None
+    if args.use_weighting:
         return None
     return sum_first_losses(
         trainer.loss_types, trainer.loss_weights, args.beta, args.label_smoothing
