@@ -290,6 +290,11 @@ def notebook(tmp_path_factory):
     return session
 
 
+def test_notebook_shows_the_formula_of_its_loss(notebook):
+    shown = eval(notebook.find("tables.loss(").source, vars(notebook.names))
+    assert shown.data == losses.explain_loss("sigmoid", None, notebook.names.s.beta, 0.0)
+
+
 @pytest.mark.parametrize("name", ["ORPO", "SimPO", "KTO"])
 def test_a_cell_of_docs_trains_a_model_that_learns(notebook, name):
     log = notebook.names.log[name]
