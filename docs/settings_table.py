@@ -94,10 +94,11 @@ def _write_allowed(schema: Mapping[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "const" in schema:
         return f"`{schema['const']}`"
+    items = schema.get("items", {}).get("type")
     nouns = {
         "null": "`None`",
         "string": "a name on the hub, or a folder",
-        "array": "a list of names",
+        "array": "a list of numbers" if items == "number" else "a list of names",
         "boolean": "`True` or `False`",
         "integer": "a whole number",
         "number": "a number",

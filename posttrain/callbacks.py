@@ -8,15 +8,16 @@ import torch
 from torch.nn import Module
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
-from trl import DPOTrainer
+from trl import DPOTrainer, KTOTrainer
 
 from posttrain.architecture import read_dropout
+from posttrain.losses import sum_first_losses
 
 LONGEST_SILENCE = 60  # seconds between two lines of progress
 
 
 def expected_first_loss(trainer: Trainer) -> float | None:
-    """Compute the loss that a DPO trainer must have at its first step.
+    """Compute the loss that a DPO or KTO trainer must have at its first step.
 
     There the policy still equals its reference, so all margins are 0 and the loss is a constant.
 
@@ -24,33 +25,24 @@ def expected_first_loss(trainer: Trainer) -> float | None:
         trainer: a trainer that has been built and not yet trained.
 
     Returns:
-        The loss, or None where it is not known: if this is not a DPO trainer, if its reference is
-        another model, or if its loss is the notebook's own, a sum of several, or weighted.
+        The loss, or None where it is not known: if the trainer is another one, if its reference is
+        another model, if its loss is the notebook's own or depends on the model (`sft`, the loss of
+        a router), or if it weighs the pairs.
     """
-    if not isinstance(trainer, DPOTrainer) or trainer.ref_model is not None:
+    if not isinstance(trainer, DPOTrainer | KTOTrainer) or trainer.ref_model is not None:
         return None
     kind, args = type(trainer), trainer.args
     modules = (kind.compute_loss.__module__, kind._compute_loss.__module__)
     is_own = not all(module.startswith(("trl.", "posttrain.")) for module in modules)
-    is_weighted = args.loss_weights or args.use_weighting or trainer.aux_loss_enabled
-    if is_own or is_weighted or len(trainer.loss_types) != 1:
+    if is_own or trainer.aux_loss_enabled:
         return None
-    losses = {
-        "sigmoid": math.log(2),
-        "robust": math.log(2),
-        "aot": math.log(2),
-        "aot_unpaired": math.log(2),
-        "sigmoid_norm": math.log(2),
-        "hinge": 1.0,
-        "apo_zero": 1.0,
-        "apo_down": 1.0,
-        "discopop": (1 + math.log(2)) / 2,
-        "nca_pair": 2 * math.log(2),
-        "bco_pair": 2 * math.log(2),
-        "ipo": 1 / (2 * args.beta) ** 2,
-        "sppo_hard": 1 / (2 * args.beta**2),
-    }
-    return losses.get(trainer.loss_types[0])
+    if isinstance(trainer, KTOTrainer):  # both of its losses are 1 - σ(0), times their weights
+        return 0.5 if args.desirable_weight == args.undesirable_weight == 1 else None
+    if args.use_weighting:
+        return None
+    return sum_first_losses(
+        trainer.loss_types, trainer.loss_weights, args.beta, args.label_smoothing
+    )
 
 
 class FirstLoss(TrainerCallback):

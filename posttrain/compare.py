@@ -29,6 +29,7 @@ ARGUMENTS = {
     "dropout": ("share_prompts",),
     "lora_layers": ("target_modules", "tensors", "sha256_of_names"),
     "lora_r": ("r", "sha256_of_names"),
+    "loss_type": ("pairs_in_a_pass",),
     "sft_epochs": ("num_train_epochs",),
     "sft_learning_rate": ("learning_rate",),
 }

@@ -17,6 +17,8 @@ Record = Mapping[str, Any]
 # A model that has lost so large a part of log p(chosen) may no longer write whole sentences.
 LARGEST_FALL = 0.5
 SMALLEST_FALL = 0.01  # below it there is nothing to say
+# Logged by the trainers of ORPO and CPO, which have no reference that the rewards begin at.
+WITHOUT_REFERENCE = "eval_nll_loss"
 REMEDY = "A lower learning rate, a larger β or fewer steps keep a model closer to its reference."
 
 
@@ -48,6 +50,8 @@ def _read_validations(first: Record, last: Record, pairs: int | None) -> list[st
         return ["The held-out pairs were looked at only once, so that no change is known."]
     if None in (*first.values(), *last.values()):
         return ["A measure of the held-out pairs is not a finite number."]
+    if WITHOUT_REFERENCE in last:
+        return _read_preferences_alone(first, last)
     if "eval_logps/chosen" in last:
         return _read_preferences(first, last, pairs)
     return _read_imitation(first, last)
@@ -65,17 +69,21 @@ def _read_imitation(first: Record, last: Record) -> list[str]:
     ]
 
 
+def _read_preferences_alone(first: Record, last: Record) -> list[str]:
+    """Say what changed for a model that learned preferences without a reference."""
+    accuracies = [100 * record["eval_rewards/accuracies"] for record in (first, last)]
+    return [
+        f"The loss on the held-out pairs went from {first['eval_loss']:.3f} to "
+        f"{last['eval_loss']:.3f}. There is no reference: the chosen reply has the higher reward "
+        f"in {accuracies[1]:.0f}% of the pairs, after {accuracies[0]:.0f}% before the training."
+    ]
+
+
 def _read_preferences(first: Record, last: Record, pairs: int | None) -> list[str]:
     """Say how the margin of a model that learned preferences came about."""
-    accuracy, margin = last["eval_rewards/accuracies"], last["eval_rewards/margins"]
-    interval = ""
-    if pairs is not None:
-        ends = wilson(round(accuracy * pairs), pairs)
-        interval = f" (95% interval {ends['low']:.0f} to {ends['high']:.0f})"
     sentences = [
         f"The loss on the held-out pairs went from {first['eval_loss']:.3f} to "
-        f"{last['eval_loss']:.3f}. {100 * accuracy:.0f}%{interval} of them have moved towards the "
-        f"chosen reply, and the mean margin is {format_fixed(margin, 3)}.",
+        f"{last['eval_loss']:.3f}. {_read_rewards(last, pairs)}",
         _read_change("chosen", first, last) + " and " + _read_change("rejected", first, last) + ".",
     ]
     sentences[1] = sentences[1][0].upper() + sentences[1][1:]
@@ -92,6 +100,23 @@ def _read_preferences(first: Record, last: Record, pairs: int | None) -> list[st
             "rejected ones have lost more."
         )
     return sentences + _read_fall(-rise, first["eval_logps/chosen"])
+
+
+def _read_rewards(last: Record, pairs: int | None) -> str:
+    """Say how many pairs moved the right way, and how far; KTO has no accuracy."""
+    margin = "The mean margin is not known."
+    if "eval_rewards/margins" in last:
+        margin = f"The mean margin is {format_fixed(last['eval_rewards/margins'], 3)}."
+    if "eval_rewards/accuracies" not in last:
+        return margin
+    accuracy, interval = last["eval_rewards/accuracies"], ""
+    if pairs is not None:
+        ends = wilson(round(accuracy * pairs), pairs)
+        interval = f" (95% interval {ends['low']:.0f} to {ends['high']:.0f})"
+    return (
+        f"{100 * accuracy:.0f}%{interval} of them have moved towards the chosen reply, and "
+        f"{margin[0].lower()}{margin[1:]}"
+    )
 
 
 def _read_change(reply: str, first: Record, last: Record) -> str:

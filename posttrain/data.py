@@ -130,6 +130,24 @@ class Pairs:
             columns[name] = [pair[name] for pair in self._pairs_in(split)]
         return Dataset.from_dict(columns)
 
+    def as_texts(self, split: str) -> Dataset:
+        """Build a dataset of texts, for trainers that tokenize their pairs themselves.
+
+        Args:
+            split: "train" or "validation".
+
+        Returns:
+            A dataset with the columns "prompt", "chosen", "rejected" and "length". A reply begins
+            with a space, and the trainer adds the special tokens.
+        """
+        from datasets import Dataset  # takes a second to import
+
+        rows = []
+        for pair in self._pairs_in(split):
+            replies = {side: f" {pair[side]}" for side in ("chosen", "rejected")}
+            rows.append({"prompt": pair["prompt"], **replies, "length": pair["length"]})
+        return Dataset.from_list(rows)
+
     def _pairs_in(self, split: str) -> list[Pair]:
         """Look up the pairs of the split "train" or "validation"."""
         return {"train": self.train, "validation": self.validation}[split]

@@ -26,7 +26,8 @@ from posttrain.run import Run
 from posttrain.values import Notebook, describe_value, fingerprint_weights
 
 # Arguments of a config that no result depends on. The pairs in a pass and the passes in a step are
-# among them: their product, the pairs in a step, is described instead.
+# among them: their product, the pairs in a step, is described instead, and the pairs in a pass only
+# where the loss depends on them.
 INDIFFERENT = re.compile(
     "output_dir|run_name|project|debug|disable_tqdm|report_to|local_rank|deepspeed|use_cpu|tf32"
     "|(logging|log|save|hub|push|trackio|ddp|fsdp|bf16|fp16|do|torch_compile|dataloader)_.*"
@@ -103,6 +104,8 @@ def _describe_arguments(trainer: Trainer, notebook: Notebook) -> dict[str, Any]:
     """Describe the arguments of the config that can change the result."""
     args = trainer.args
     described = {"pairs_in_a_step": sharing.pairs_in_a_step(trainer)}
+    if sharing.depends_on_passes(trainer):
+        described["pairs_in_a_pass"] = args.per_device_train_batch_size
     for field in dataclasses.fields(args):
         decisive = field.name in STILL_DECISIVE or not INDIFFERENT.fullmatch(field.name)
         if decisive and not field.name.startswith("_"):

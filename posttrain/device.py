@@ -121,6 +121,7 @@ def settle_pass(trainer: Trainer, pairs: int | None = None) -> int:
 
     The number of pairs in a step stays the same: a step is made of more passes if they are smaller.
     Several processes share each pass, and take the largest one that fits on all their devices.
+    A loss that depends on the passes keeps those of the trainer's config.
 
     Args:
         trainer: a trainer that has been built and not yet trained.
@@ -130,11 +131,20 @@ def settle_pass(trainer: Trainer, pairs: int | None = None) -> int:
         The number of pairs in a pass.
 
     Raises:
-        RuntimeError: if not even one pair fits.
+        RuntimeError: if not even one pair fits, or not the pass that the loss depends on.
     """
     args = trainer.args
     step = sharing.pairs_in_a_step(trainer)
-    if pairs is None:
+    if sharing.depends_on_passes(trainer):
+        pairs = args.per_device_train_batch_size
+        if args.device.type != "cpu" and not fits(trainer, pairs):
+            raise RuntimeError(
+                f"A pass of {pairs} pairs does not fit into the device's memory, and it is not "
+                "split here because the loss would change. Set a smaller "
+                "per_device_train_batch_size in the trainer's config, and the number of passes as "
+                "gradient_accumulation_steps."
+            )
+    elif pairs is None:
         number = processes.count()
         divisors = [n for n in range(step, 0, -1) if step % n == 0 and n % number == 0]
         find = _estimate_pass if args.device.type == "cpu" else _try_passes
@@ -203,8 +213,10 @@ def _no_trace(trainer: Trainer) -> Iterator[None]:
     """Restore what a trial pass changes: the random state, the metrics and the gradients."""
     states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    metrics = copy.deepcopy(getattr(trainer, "_metrics", None))
-    tokens = getattr(trainer, "_total_train_tokens", None)
+    kept = {}
+    for name in ("_metrics", "_stored_metrics", "_total_train_tokens"):  # by trainer
+        if hasattr(trainer, name):
+            kept[name] = copy.deepcopy(getattr(trainer, name))
     training = trainer.model.training
     try:
         yield
@@ -216,10 +228,8 @@ def _no_trace(trainer: Trainer) -> Iterator[None]:
         torch.set_rng_state(states[2])
         if cuda_states:
             torch.cuda.set_rng_state_all(cuda_states)
-        if metrics is not None:
-            trainer._metrics = metrics
-        if tokens is not None:
-            trainer._total_train_tokens = tokens
+        for name, value in kept.items():
+            setattr(trainer, name, value)
         release_memory()
 
 

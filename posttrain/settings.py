@@ -5,15 +5,20 @@ eval.ipynb, and on `presets`, which has what both share.
 """
 
 import importlib.util
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from posttrain.accelerators import (
+    is_accelerator_visible,
+    is_apple_gpu_visible,
+    require_kernels,
+)
 from posttrain.evaluation_settings import Evaluation
+from posttrain.losses import LossName, require_fitting_loss
 from posttrain.presets import HH, PRESETS, Seed, Settings, Source
 
 __all__ = [
@@ -75,6 +80,17 @@ class Training(Settings):
         5e-5, gt=0, description="TRL's example with LoRA uses 5e-6; see docs/real-model.md"
     )
     beta: float = Field(0.1, gt=0, description="pull towards DPO's reference; the study uses 0.1")
+    loss_type: LossName | Annotated[tuple[LossName, ...], Field(min_length=1)] = Field(
+        "sigmoid", description="DPO's loss by TRL's name, or a list of losses that are added up"
+    )
+    loss_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, description="a weight for each loss of the list; None weighs each by 1"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1,
+        description="share of the pairs whose labels are taken to be wrong; of DPO's losses only "
+        "robust, exo_pair, aot and aot_unpaired read it",
+    )  # fmt: skip
     batch_size: int = Field(16, ge=1, description="pairs in one optimizer step")
     lora_layers: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         "all-linear", description="layers that get an adapter; the study names q_proj and v_proj"
@@ -153,6 +169,12 @@ class Training(Settings):
             raise ValueError(f"it is not installed: pip install {tracker}")
         return tracker
 
+    @model_validator(mode="after")
+    def _loss_fits(self) -> Self:
+        """Refuse weights or a label smoothing that do not fit the losses."""
+        require_fitting_loss(self.loss_type, self.loss_weights, self.label_smoothing)
+        return self
+
 
 def training(preset: str, changes: Mapping[str, Any] | None = None, **parameters: Any) -> Training:
     """Choose the settings of a training.
@@ -172,7 +194,7 @@ def training(preset: str, changes: Mapping[str, Any] | None = None, **parameters
             kernels for the one that is.
     """
     preset = resolve(preset)
-    if _accelerator_is_visible():
+    if is_accelerator_visible():
         require_kernels()
     elif preset in NEED_ACCELERATOR:
         raise RuntimeError(
@@ -197,10 +219,10 @@ def resolve(preset: str) -> str:
         ValueError: if there is no preset of this name.
     """
     if preset == "auto":
-        visible = _accelerator_is_visible()
+        visible = is_accelerator_visible()
         preset = "quick" if visible else "demo"
         reason = "torch sees an accelerator" if visible else "torch sees no accelerator"
-        if not visible and _is_apple_gpu_visible():
+        if not visible and is_apple_gpu_visible():
             reason = "the GPU of a Mac is not used yet, so everything is computed on its CPU"
         print(f"PRESET = 'auto' takes {preset}: {reason}.")
         if not visible and (Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi")):
@@ -212,49 +234,6 @@ def resolve(preset: str) -> str:
         names = ", ".join(PRESETS[:-1])
         raise ValueError(f"PRESET = {preset!r} is unknown. Choose auto, {names} or {PRESETS[-1]}.")
     return preset
-
-
-def _accelerator_is_visible() -> bool:
-    """Tell whether torch can use a GPU."""
-    import torch  # takes seconds to import, which the command line's help need not wait for
-
-    return torch.cuda.is_available()
-
-
-def _is_apple_gpu_visible() -> bool:
-    """Tell whether torch could use the GPU of a Mac."""
-    import torch
-
-    return torch.backends.mps.is_available()
-
-
-def require_kernels() -> None:
-    """Refuse a GPU for which the installed torch has no kernels, such as a V100 under CUDA 13.
-
-    Raises:
-        RuntimeError: if that is so. The message says which torch to install.
-    """
-    import torch
-
-    card = torch.cuda.get_device_capability()
-    for name in torch.cuda.get_arch_list():  # such as sm_80, sm_90a or compute_90
-        kernels = re.fullmatch(r"(sm|compute)_(\d+)(\d)\w?", name)
-        if kernels is None:  # of another maker's card
-            return
-        kind, *numbers = kernels.groups()
-        built_for = (int(numbers[0]), int(numbers[1]))
-        # Machine code works within a generation of cards, and PTX is compiled for any later card.
-        is_same_generation = kind == "sm" and built_for[0] == card[0]
-        if built_for <= card and (is_same_generation or kind == "compute"):
-            return
-    version = torch.__version__.partition("+")[0]
-    raise RuntimeError(
-        f"The installed torch {torch.__version__} has no kernels for this GPU "
-        f"({torch.cuda.get_device_name()}, compute capability {card[0]}.{card[1]}), only for "
-        f"{', '.join(torch.cuda.get_arch_list())}. Builds for an older CUDA may have them: pip "
-        f"install torch=={version} --index-url https://download.pytorch.org/whl/cu126 (see "
-        "https://pytorch.org)."
-    )
 
 
 def choose(
@@ -325,7 +304,7 @@ def _explain(error: ValidationError, parameters: Mapping[str, Any]) -> str:
     if not first["loc"]:  # settings that do not fit together explain themselves
         return str(first["ctx"]["error"])
     name = str(first["loc"][0])
-    reasons = [item["msg"] for item in error.errors() if item["loc"][0] == name]
+    reasons = dict.fromkeys(item["msg"] for item in error.errors() if item["loc"][0] == name)
     way_out = "None takes" if name.upper() in parameters else "Leave it out to take"
     return (
         f"{name.upper()} = {first['input']!r}: {' or: '.join(reasons)}. {way_out} the preset's "

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from transformers import Trainer
-from trl import DPOTrainer
+from trl import DPOTrainer, KTOTrainer
 
 from posttrain import processes
 from posttrain.record import list_differences
 
-# Losses of TRL's DPO trainer that depend on which pairs are in a batch, or on numbers of tokens
+# Losses of TRL's DPO trainer that are no mean over a batch's pairs: the first two sort them, and
+# the last one is a mean over their tokens.
 OVER_BATCHES = {"aot", "aot_unpaired", "sft"}
 
 
@@ -60,6 +61,11 @@ def require_sharable(trainer: Trainer, name: str) -> None:
 def _require_same_steps(trainer: Trainer, name: str) -> None:
     """Refuse arguments with which the steps would depend on the number of processes."""
     args, number = trainer.args, processes.count()
+    if depends_on_passes(trainer):
+        raise ValueError(
+            f"The loss of {name} depends on which pairs a process reads at once, so {number} "
+            "processes would train another model than one. Train it with one process."
+        )
     if not trainer.accelerator.split_batches:
         raise ValueError(
             f"The trainer of {name} would take other steps in {number} processes than in one. Add "
@@ -145,6 +151,26 @@ def rows_at_once(trainer: Trainer, pairs: int) -> int:
 # ---- the same steps
 
 
+def depends_on_passes(trainer: Trainer) -> bool:
+    """Tell whether a step's loss would change if its pairs were read in other passes.
+
+    It does where the loss of a pass compares its pairs with each other, as KTO's estimate of the KL
+    divergence does, or is a mean over its tokens, as a part of ORPO's and CPO's losses is. (That of
+    SFT is also a mean over tokens, but over those of the whole step.) TRL's experimental trainers
+    other than SimPO are taken to be of this kind.
+
+    Args:
+        trainer: a trainer that has been built.
+    """
+    if isinstance(trainer, DPOTrainer):
+        return bool(OVER_BATCHES & set(trainer.loss_types))
+    if isinstance(trainer, KTOTrainer):
+        return trainer.calculate_KL
+    modules = [kind.__module__ for kind in type(trainer).__mro__]
+    is_experimental = any(module.startswith("trl.experimental.") for module in modules)
+    return is_experimental and getattr(trainer, "cpo_alpha", None) != 0  # SimPO sets it to 0
+
+
 def held_out_at_once(trainer: Trainer, pairs: int) -> int:
     """Choose how many held-out pairs a process reads at once.
 
@@ -171,7 +197,7 @@ def _measures_pairs(trainer: Trainer) -> bool:
     """Tell whether the loss of a batch is a mean over its pairs, each by itself."""
     if not isinstance(trainer, DPOTrainer) or trainer.aux_loss_enabled:
         return False
-    return not OVER_BATCHES & set(trainer.loss_types)
+    return not depends_on_passes(trainer)
 
 
 def share_passes(trainer: Trainer) -> None:
@@ -219,7 +245,7 @@ class _Passes:
         passes, tokens = self.read_of_trainer(*args, **kwargs)
         self.is_reading = False
         self.whole = passes[-1] if passes and self._ends_whole() else None
-        self.rows = [self._count_rows(batch) for batch in passes if "input_ids" in batch]
+        self.rows = [self._count_rows(batch) for batch in passes if _list_ids(batch)]
         return passes, tokens
 
     def learn(
@@ -257,11 +283,16 @@ class _Passes:
     def _count_rows(self, batch: Any) -> int:
         """Count the rows of a pass over all processes."""
         parts = 1 if batch is self.whole else processes.count()
-        return len(batch["input_ids"]) * parts
+        return len(batch[_list_ids(batch)[0]]) * parts
 
     def _ends_whole(self) -> bool:
         """Tell whether the pass that was read last is one that every process reads as a whole."""
         return self.rest_is_whole and self.trainer.accelerator.gradient_state.end_of_dataloader
+
+
+def _list_ids(batch: Any) -> list[str]:
+    """List the names under which a batch has token ids; ORPO has chosen_input_ids among others."""
+    return [name for name in batch if name.endswith("input_ids")]
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 import ast
 import re
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from posttrain.parameters import Parameters
 from posttrain.settings import Evaluation, Training
@@ -19,7 +19,7 @@ def read_values(parameters: Parameters) -> list[Any]:
 
     Args:
         parameters: the parameters of the command line. In VALUES, blanks stand between the values,
-            and commas between the names of a list.
+            and commas between the items of a list.
 
     Returns:
         Two or more different values, in the order in which they are given.
@@ -46,7 +46,7 @@ def read_values(parameters: Parameters) -> list[Any]:
         )
     values = [_read_value(setting, text) for text in texts]
     for i, value in enumerate(values):
-        if any(_is_same(value, other) for other in values[:i]):
+        if any(_is_same(setting, value, other) for other in values[:i]):
             raise ValueError(
                 f"VALUES: {_write_value(value)} is given twice. Give every value of {setting} once."
             )
@@ -128,18 +128,23 @@ def _require_once(parameters: Parameters, setting: str) -> None:
 
 
 def _read_value(setting: str, text: str) -> Any:
-    """Read a value as the setting's type."""
+    """Read a value as the setting's type; whether it fits the other settings is checked later."""
     if setting == LAYERS:
         value = _read_layers(text)
+    elif setting == "loss_type":
+        value = tuple(text.split(",")) if "," in text else text
     else:
         try:
             value = ast.literal_eval(text)
         except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
             value = text
+    field = Training.model_fields[setting]
+    config = ConfigDict(strict=True, allow_inf_nan=False)  # as those of `presets.Settings`
+    reader = TypeAdapter(Annotated[field.annotation, field], config=config)
     try:
-        value = getattr(Training(preset="full", **{setting: value}), setting)
+        value = reader.validate_python(value)
     except ValidationError as error:
-        reasons = " or: ".join(item["msg"] for item in error.errors())
+        reasons = " or: ".join(dict.fromkeys(item["msg"] for item in error.errors()))
         raise ValueError(f"VALUES: {text!r} is no value of {setting}. {reasons}.") from None
     return list(value) if isinstance(value, tuple) else value
 
@@ -158,9 +163,9 @@ def _read_layers(text: str) -> str | tuple[str, ...]:
     return tuple(names)
 
 
-def _is_same(value: Any, other: Any) -> bool:
+def _is_same(setting: str, value: Any, other: Any) -> bool:
     """Tell whether two values train the same; the order of layers makes no difference."""
-    if isinstance(value, list) and isinstance(other, list):
+    if setting == LAYERS and isinstance(value, list) and isinstance(other, list):
         return set(value) == set(other)
     return _write_value(value) == _write_value(other)
 
@@ -168,7 +173,7 @@ def _is_same(value: Any, other: Any) -> bool:
 def _write_value(value: Any) -> str:
     """Write a value as a part of a run's name: 0.1, 2e-05, transcript, or q_proj,v_proj."""
     if isinstance(value, list):
-        return ",".join(value)
+        return ",".join(_write_value(item) for item in value)
     if isinstance(value, float):
         return f"{value:.12g}"
     return str(value)

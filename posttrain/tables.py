@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 import pandas as pd
-from IPython.display import HTML
+from IPython.display import HTML, Markdown
 from pandas.io.formats.style import Styler
 from pydantic import BaseModel
 
@@ -22,6 +22,7 @@ from posttrain.comparisons import (
     format_percentage,
     format_signed,
 )
+from posttrain.losses import explain_loss
 from posttrain.metrics import MEASURES, models_of
 
 Record = Mapping[str, Any]
@@ -189,6 +190,16 @@ def _as_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(str(item) for item in value)
     return str(value)
+
+
+def loss(
+    loss_type: str | Sequence[str],
+    weights: Sequence[float] | None,
+    beta: float,
+    label_smoothing: float,
+) -> Markdown:
+    """Show the loss of a run and its formula; the arguments are those of `explain_loss`."""
+    return Markdown(explain_loss(loss_type, weights, beta, label_smoothing))
 
 
 def tokens(table: pd.DataFrame) -> HTML:

@@ -354,6 +354,11 @@ def test_sweep_of_the_seed_is_make_seeds(tmp_path, executed):
             },
         ),
         ("batch_size", "8 16", {"8": 8, "16": 16}),  # the evaluation has one of its own
+        (
+            "loss_type",
+            "sigmoid ipo sigmoid,sft",
+            {"sigmoid": "sigmoid", "ipo": "ipo", "sigmoid,sft": ["sigmoid", "sft"]},
+        ),
     ],
 )
 def test_values_are_read_as_the_settings_type_says(tmp_path, executed, setting, values, read):
@@ -365,6 +370,16 @@ def test_values_are_read_as_the_settings_type_says(tmp_path, executed, setting, 
         else:
             assert given["SETTINGS"] == {}
     assert trained == read
+
+
+def test_values_that_fit_only_with_other_settings_can_be_varied(tmp_path, executed):
+    """Weights belong to losses that SETTINGS names, and exo_pair needs a label smoothing."""
+    given = "SETTINGS={'loss_type': ['sigmoid', 'sft']}"
+    sweep(tmp_path, "loss_weights", "1,1 1,0.5", given)
+    sweep(tmp_path, "loss_type", "sigmoid exo_pair", "SETTINGS={'label_smoothing': 0.001}")
+    names = [folder.name for name, folder, _ in executed if name == "main.ipynb"]
+    first = ["demo-loss_weights1,1", "demo-loss_weights1,0.5"]
+    assert names == [*first, "demo-loss_typesigmoid", "demo-loss_typeexo_pair"]
 
 
 @pytest.mark.parametrize(
@@ -394,6 +409,14 @@ def test_values_are_read_as_the_settings_type_says(tmp_path, executed, setting, 
         (["SETTING=beta", "VALUES=0.1 -1"], "VALUES: '-1' is no value of beta. Input should be g"),
         (["SETTING=beta", "VALUES=0.1 nan"], "VALUES: 'nan' is no value of beta. Input should be"),
         (["SETTING=beta", "VALUES=0.1, 1"], "VALUES: '0.1,' is no value of beta. Input should be"),
+        (["SETTING=loss_type", "VALUES=ipo dpo"], "'dpo' is no value of loss_type. Input sho"),
+        (["SETTING=loss_type", "VALUES=ipo ipo,"], "'ipo,' is no value of loss_type. Input s"),
+        (["SETTING=loss_type", "VALUES=ipo exo_pair"], "label_smoothing = 0, but the loss exo_p"),
+        (
+            ["SETTING=label_smoothing", "VALUES=0.1 0.5", "SETTINGS={'loss_type': 'robust'}"],
+            "label_smoothing = 0.5, but the loss robust",
+        ),
+        (["SETTING=loss_weights", "VALUES=1,2 1,3"], "does not have one weight for each loss in"),
         (["SETTING=lora_r", "VALUES=8 1.5"], "VALUES: '1.5' is no value of lora_r. Input should"),
         (["SETTING=sft_loss", "VALUES=reply all"], "VALUES: 'all' is no value of sft_loss. Input"),
         (["SETTING=beta", "VALUES=1 2", "SETTINGS={'beta': 3}"], "SETTINGS: beta has its values"),

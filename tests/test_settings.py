@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import HUB
 
-from posttrain import settings
+from posttrain import losses, settings
 from posttrain.settings import PRESETS, Evaluation, Training, choose
 
 BOTH = pytest.mark.parametrize("kind", [Training, Evaluation])
@@ -80,6 +80,9 @@ def test_a_training_takes_the_bounds_themselves(name, value):
         ("lora_layers", "q_proj", "'all-linear' or: .*valid tuple"),
         ("lora_layers", [], "at least 1 item"), ("lora_layers", [3], "valid string"),
         ("batch_size", "16", "valid integer"),
+        ("label_smoothing", 1, "less than 1"), ("label_smoothing", -0.1, "greater than or equal"),
+        ("loss_weights", [1, 0], "greater than 0"), ("loss_type", [], "at least 1 item"),
+        ("loss_type", 3, "valid tuple"),
     ],
 )  # fmt: skip
 def test_any_other_setting_has_its_bounds_too(name, value, allowed):
@@ -97,6 +100,44 @@ def test_any_other_setting_has_its_bounds_too(name, value, allowed):
 def test_an_evaluations_settings_have_their_bounds_too(name, value, allowed):
     with pytest.raises(ValueError, match=f"^{name.upper()} = .*{allowed}"):
         choose(Evaluation, "demo", {name: value})
+
+
+@pytest.mark.parametrize("value", ["dpo", ["sigmoid", "dpo"]])
+def test_an_unknown_loss_is_refused_with_all_there_are(value):
+    with pytest.raises(ValueError, match="^LOSS_TYPE = ") as refusal:
+        choose(Training, "demo", {"loss_type": value})
+    for name in losses.NAMES:
+        assert str(refusal.value).count(f"'{name}'") == 1 + (name in value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss_weights": [1, 2]}, r"loss_weights = \[1.0, 2.0\] does not have one weight .* sigm"),
+        ({"loss_type": ["ipo", "sft"], "loss_weights": [1]}, "weight for each .*, ipo, sft. Give"),
+        ({"loss_type": "robust", "label_smoothing": 0.5}, "label_smoothing = 0.5, .* below 0.5"),
+        ({"loss_type": ["sft", "robust"], "label_smoothing": 0.9}, "robust .* below 0.5"),
+        ({"loss_type": "exo_pair"}, "label_smoothing = 0, .* exo_pair .* recommends 0.001"),
+    ],
+)
+def test_weights_and_smoothing_that_do_not_fit_the_loss_are_refused(changes, message):
+    with pytest.raises(ValueError, match=f"^SETTINGS: .*{message}"):
+        choose(Training, "demo", changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss_type": "robust", "label_smoothing": 0.49},
+        {"loss_type": "exo_pair", "label_smoothing": 0.001},
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1, 0.5]},
+        {"loss_type": ["ipo"]},
+        {"loss_type": "aot", "label_smoothing": 0.9},
+    ],
+)
+def test_losses_that_fit_are_taken(changes):
+    chosen = choose(Training, "demo", changes).model_dump(mode="json")
+    assert {name: chosen[name] for name in changes} == changes
 
 
 def test_a_setting_that_is_no_parameter_is_left_out_to_take_the_presets_value():

@@ -74,6 +74,17 @@ def test_runs_with_another_dropout_may_differ_in_every_rate_of_their_base(tmp_pa
             compare.load_runs(tmp_path, ["a", "b"])
 
 
+def test_runs_with_another_loss_may_differ_in_the_passes_that_it_depends_on(tmp_path):
+    for name, loss, passes in (("a", "sigmoid", {}), ("b", "aot", {"pairs_in_a_pass": 16})):
+
+        def set_loss(model, inputs, loss=loss, passes=passes):
+            inputs["arguments"] |= {"loss_type": [loss], **passes}
+
+        write_evaluated(tmp_path, name, edit=set_loss, loss_type=loss)
+    runs = compare.load_runs(tmp_path, ["a", "b"])
+    assert list(compare.differing(runs).index) == ["loss_type"]
+
+
 def test_trade_off_of_a_run_from_before_a_setting_has_its_default(tmp_path):
     write_evaluated(tmp_path, "a", sft_loss="transcript")
     write_evaluated(tmp_path, "b")

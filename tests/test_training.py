@@ -680,8 +680,10 @@ def test_first_dpo_loss_is_ln2(whole, name):
     assert first(log, "rewards/margins") == pytest.approx(0, abs=1e-6)
 
 
+# At β = 0.1 and a label smoothing of 0.1
 LOSSES = {
     "sigmoid": LN2,
+    "exo_pair": math.log(0.5 / 0.3),
     "robust": LN2,
     "aot": LN2,
     "aot_unpaired": LN2,
@@ -694,6 +696,7 @@ LOSSES = {
     "ipo": 25,
     "sppo_hard": 50,
     "discopop": 0.8466,
+    "sft": None,
 }
 
 
@@ -704,13 +707,33 @@ def test_first_loss_of_every_kind_is_what_is_expected(loss_type):
     with torch.no_grad():
         loss = trainer.compute_loss(trainer.model, batch).item()
     expected = callbacks.expected_first_loss(trainer)
-    assert loss == pytest.approx(expected, rel=1e-5)
-    assert expected == pytest.approx(LOSSES[loss_type], rel=1e-4)
+    if loss_type == "sft":  # the loss of the base on the chosen replies
+        assert expected is None and loss > 1
+    else:
+        assert loss == pytest.approx(expected, rel=1e-5)
+        assert expected == pytest.approx(LOSSES[loss_type], rel=1e-4)
 
 
-def test_first_loss_follows_beta():
-    trainer = make_dpo(loss_type="ipo", beta=0.5)
-    assert callbacks.expected_first_loss(trainer) == 1.0
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"loss_type": "ipo", "beta": 0.5}, 1),
+        ({"loss_type": "sppo_hard", "beta": 0.5}, 2),
+        ({"loss_type": "exo_pair", "label_smoothing": 1e-3}, 2.7612),
+        ({"loss_type": "robust", "label_smoothing": 0.4}, LN2),
+        ({"loss_type": "aot", "label_smoothing": 0.3}, LN2),
+        ({"loss_weights": [0.5]}, LN2 / 2),
+        ({"loss_type": ["hinge", "ipo", "sigmoid"], "loss_weights": [2, 0.1, 1]}, 4.5 + LN2),
+        ({"loss_type": ["hinge", "apo_down"]}, 2),
+    ],
+)
+def test_first_loss_follows_beta_smoothing_and_weights(changes, expected):
+    trainer = make_dpo(**changes)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, batch).item()
+    assert callbacks.expected_first_loss(trainer) == pytest.approx(expected, rel=1e-4)
+    assert loss == pytest.approx(expected, rel=1e-4)
 
 
 OWN_LOSS = """
@@ -721,16 +744,14 @@ class Mine(Trainer):
 
 
 def test_first_loss_that_is_not_known_is_not_checked():
-    """This covers SFT, other references, several or weighted losses, and a notebook's loss."""
+    """This covers SFT, other references, losses of the model, weighted pairs, a notebook's loss."""
     own = define(OWN_LOSS, Trainer=PairTrainer)["Mine"]
     reference = {"ref_model": models.load_base(OPT)}
     for trainer in (
         make_sft(),
         make_dpo(lora=None, constructor=reference),
         make_dpo(loss_type=["sigmoid", "sft"]),
-        make_dpo(loss_weights=[0.5]),
         make_dpo(use_weighting=True),
-        make_dpo(loss_type="exo_pair", label_smoothing=1e-3),
         make_dpo(own),
     ):
         assert callbacks.expected_first_loss(trainer) is None
