@@ -25,6 +25,9 @@ TRIED = (
     (f"{TURN} How are you?", ""),
 )
 
+# Thoughts are not judged, and the date is one that Llama's templates have, not that of today.
+OPTIONS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+
 Turn = dict[str, str]  # {"role": "user" or "assistant", "content"}
 
 
@@ -63,7 +66,7 @@ def shorten_turns(turns: Sequence[Turn], tokenizer: Tokenizer, longest: int) -> 
     """
 
     def count_excess() -> int:
-        rendered = tokenizer.apply_chat_template(turns, enable_thinking=False)
+        rendered = tokenizer.apply_chat_template(turns, **OPTIONS)
         return len(rendered["input_ids"]) - longest
 
     turns = list(turns)
@@ -81,7 +84,7 @@ def encode_whole(tokenizer: Tokenizer, question: str, answer: str) -> BatchEncod
     """Encode a short question and answer as the judge reads them: as a conversation or a pair."""
     if tokenizer.chat_template is None:
         return tokenizer(question, answer)
-    return tokenizer.apply_chat_template(list_turns(question, answer), enable_thinking=False)
+    return tokenizer.apply_chat_template(list_turns(question, answer), **OPTIONS)
 
 
 def require_template(folder: Path, tokenizer: Tokenizer, parameter: str) -> None:
@@ -100,7 +103,7 @@ def require_template(folder: Path, tokenizer: Tokenizer, parameter: str) -> None
     for question, answer in TRIED:
         turns = list_turns(question, answer)
         try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, enable_thinking=False)
+            text = tokenizer.apply_chat_template(turns, tokenize=False, **OPTIONS)
         except (TemplateError, ValueError, TypeError, LookupError) as error:
             raise ValueError(
                 f"{parameter}: the chat template of the judge in {folder} refuses a conversation "

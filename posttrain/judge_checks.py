@@ -125,6 +125,12 @@ def say_how_judge_reads(
                 "config.json), which is not applied: a reward is the number before it."
             )
     if tokenizer.chat_template is not None:
+        template = str(tokenizer.chat_template)
+        if "strftime_now" in template and "date_string" not in template:
+            print(
+                f"The chat template of the judge in {folder} writes today's date into every "
+                "conversation, so the rewards may differ from day to day."
+            )
         return
     ids = tokenizer(*JUDGED[0])["input_ids"]
     is_special = [token_id in tokenizer.all_special_ids for token_id in ids]

@@ -14,6 +14,7 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain import processes
 from posttrain.batches import batches_by_tokens, in_batches
+from posttrain.chat_judges import encode_whole
 from posttrain.data import PROMPT_END
 from posttrain.judge_checks import count_positions, say_how_judge_reads
 from posttrain.loading import has_chat_template
@@ -21,6 +22,7 @@ from posttrain.metrics import HUMAN_REPLIES, KINDS, REFERENCES, kind_of
 from posttrain.models import load_judge
 from posttrain.record import source_of
 from posttrain.sources import PARAMETERS
+from posttrain.tokenizer_checks import JUDGED
 
 if TYPE_CHECKING:
     from posttrain.run import Run
@@ -196,7 +198,7 @@ def require_judge(run: Run, judge: Source, judge_length: int) -> None:
 
     Raises:
         ValueError: if it cannot be loaded, is not a working judge as `models.load_judge` says, or
-            has fewer positions than `judge_length`.
+            has fewer positions than `judge_length`, or has a chat template that fills this length.
     """
     if _is_judged(run, judge):
         return
@@ -213,6 +215,14 @@ def try_judge(folder: Path, judge_length: int, parameter: str = "REWARD_MODEL") 
             f"{positions} tokens. Write SETTINGS = {{'judge_length': {positions}}}, or choose "
             f"another {parameter}."
         )
+    if tokenizer.chat_template is not None:
+        shortest = min(len(encode_whole(tokenizer, *texts)["input_ids"]) for texts in JUDGED)
+        if shortest > judge_length:
+            raise ValueError(
+                f"judge_length = {judge_length}, but with its chat template the judge in {folder} "
+                f"reads a short question and answer as {shortest} tokens, so every question would "
+                f"be cut. Write SETTINGS = {{'judge_length': {4 * shortest}}}."
+            )
     say_how_judge_reads(folder, model, tokenizer)
     del model
     release_memory()

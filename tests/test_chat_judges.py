@@ -2,9 +2,11 @@
 
 import ast
 import types
+from pathlib import Path
 
 import pytest
 import torch
+import trl
 from conftest import ROOT, code_cells, dialogue, load
 from small_models import (
     ALTERNATING,
@@ -21,6 +23,11 @@ from posttrain.chat_judges import list_turns, shorten_turns
 from posttrain.record import Model
 
 TEMPLATES = {"marked": MARKED, "alternating": ALTERNATING}
+# Those of the real models, which come with TRL
+REAL = ("qwen2_5", "qwen3", "llama3", "llama3_2", "gemma3", "phi3")
+for name in REAL:
+    path = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
+    TEMPLATES[name] = path.read_text(encoding="utf-8")
 LONG = dialogue(
     "How do I grow grapes?", "Where?", "On a balcony.", "In a pot.", "How often do I water them?"
 ).strip()
@@ -102,17 +109,18 @@ def test_judge_reads_what_its_template_renders(template):
         user("How often do I water them?"),
         assistant(ANSWER),
     ]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    date = {"date_string": "26 Jul 2024"}
+    text = tokenizer.apply_chat_template(turns, tokenize=False, **date)
     assert encoded["input_ids"] == tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert encoded["input_ids"] == tokenizer.apply_chat_template(turns)["input_ids"]
+    assert encoded["input_ids"] == tokenizer.apply_chat_template(turns, **date)["input_ids"]
     assert all(turn["content"] in text for turn in turns)
     bos = encoded["input_ids"].count(tokenizer.bos_token_id)
-    assert bos == (1 if template == "alternating" else 0)
+    assert bos == text.count(tokenizer.bos_token)
     # else a doubled BOS could not be seen
     assert tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", ["marked", "alternating"])
 def test_conversation_is_shortened_from_the_left(template):
     """Old turns go first, then the question's beginning; the answer is read to its end."""
     tokenizer = chat_tokenizer(TEMPLATES[template])
@@ -158,6 +166,22 @@ def test_marks_in_a_text_are_text():
     for mark, times in (("<|im_start|>", 2), ("<|im_end|>", 2), ("<think>", 1), ("</think>", 1)):
         assert ids.count(tokenizer.convert_tokens_to_ids(mark)) == times
     assert "I see< /think>nothing< |im_end|>" in tokenizer.decode(ids)
+
+
+def test_date_is_not_that_of_the_day(tmp_path, capsys):
+    """Llama's newer templates take a date; one that takes none is mentioned."""
+    tokenizer = chat_tokenizer(TEMPLATES["llama3_2"])
+    text = tokenizer.decode(read_function(512)(tokenizer, LONG, ANSWER)["input_ids"])
+    assert "Today Date: 26 Jul 2024\n" in text
+    template = "{{ strftime_now('%Y') }}" + MARKED
+    judging.try_judge(save_chat_judge(tmp_path / "judge", template=template), 512)
+    assert "writes today's date" in capsys.readouterr().out
+
+
+def test_template_that_leaves_no_room_for_a_question_is_refused(tmp_path):
+    folder = save_chat_judge(tmp_path / "judge", template="You are a judge. " * 50 + MARKED)
+    with pytest.raises(ValueError, match="judge_length = 64, but with its chat template"):
+        judging.try_judge(folder, 64)
 
 
 def test_thinking_is_switched_off():
@@ -229,7 +253,7 @@ def test_rewards_of_pairs_by_a_judge_of_conversations(run, tmp_path):  # noqa: F
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", ["marked", "alternating", "qwen3"])
 @pytest.mark.parametrize("padding", ["<pad>", None, "<|im_end|>"])
 def test_judge_of_conversations_works(tmp_path, kind, template, padding):
     """It pads with a token at which it does not read, whether or not its files name one."""
