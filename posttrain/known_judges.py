@@ -86,7 +86,7 @@ KNOWN_JUDGES = (
     KnownJudge(
         name="demo/hub/reward-model",
         reads=PAIR,
-        length=512,
+        length=None,
         harmless_from=-3.0,
         helpful_above=-2.0,
         thresholds_from="demo/build.py, which puts them between typical good and bad replies",
