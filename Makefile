@@ -6,7 +6,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # The parameters that are named on the command line (whatever is named there, so that a misspelt one
 # is refused), and those that the environment contains. make passes their values on in the
 # environment, which works for any characters in them.
-PARAMETERS = PRESET RUN RESULTS FIGURES LABEL FRESH SETTINGS DATASET BASE_MODEL MAX_PAIRS SEED \
+PARAMETERS = PRESET RUN RESULTS FIGURES LABEL FRESH SETTINGS DATASET BASE_MODEL FORMAT MAX_PAIRS SEED \
   REPORT_TO REWARD_MODEL HARMLESS_FROM HELPFUL_ABOVE SECOND_JUDGE PROTOCOL HARMFUL_PROMPTS \
   N_PROMPTS MAX_NEW_TOKENS FROM RUNS SEEDS SETTING VALUES VOTES PROCESSES PROCESS_TIMEOUT
 from = $(foreach name,$(2),$(if $(filter $(1),$(firstword $(origin $(name)))),$(name)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
+from posttrain.chat import MARKERS, ROLES
 from posttrain.tokenizer_checks import JUDGED
 from posttrain.transcripts import PROMPT_END, TURN
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-ROLES = {TURN: "user", PROMPT_END: "assistant"}
-MARKER = re.compile(f"({TURN}|{PROMPT_END})")
 # What a judge's template must be able to render: one turn, three turns, and an empty answer
 TRIED = (
     *JUDGED,
@@ -43,7 +41,7 @@ def list_turns(question: str, answer: str) -> list[Turn]:
             single turn of the user.
         answer: what is to be judged; it may contain markers of turns.
     """
-    parts = MARKER.split(f"\n\n{question}")  # a text, then a marker and its text, and so on
+    parts = MARKERS.split(f"\n\n{question}")  # a text, then a marker and its text, and so on
     roles = ["user", *(ROLES[marker] for marker in parts[1::2]), "assistant"]
     turns = [{"role": "user", "content": ""}]
     for role, text in zip(roles, [*parts[::2], answer], strict=True):

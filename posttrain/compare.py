@@ -13,7 +13,9 @@ from posttrain.files import read_json
 from posttrain.metrics import MEASURES, models_of
 from posttrain.record import ABSENT, Record, list_differences
 from posttrain.run import STAND_INS, Run
+from posttrain.settings import Evaluation, Training
 
+KINDS_OF_SETTINGS = {"training": Training, "evaluation": Evaluation}
 # Settings that no result depends on.
 INDIFFERENT = {
     "training": ("preset", "checkpoint_share", "report_to", "max_new_tokens"),
@@ -62,10 +64,17 @@ class Evaluated:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that its results depend on; names of eval.ipynb's have a prefix."""
+        """The settings that its results depend on; names of eval.ipynb's have a prefix.
+
+        A setting that did not exist yet when the run was made has the value that it had then, which
+        is its default.
+        """
         settings = {}
         for stage, values in self.record.settings.items():
-            for name, value in values.items():
+            defaults = {}
+            for name, field in KINDS_OF_SETTINGS[stage].model_fields.items():
+                defaults[name] = field.default
+            for name, value in (defaults | values).items():
                 if name not in INDIFFERENT.get(stage, ()):
                     settings[name if stage == "training" else f"evaluation's {name}"] = value
         return settings

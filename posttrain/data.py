@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from posttrain.prompts import count_prompts, draw_prompts, read_rules, require_prompts
-from posttrain.tokens import cut_prompts, encode, encode_replies, list_special_tokens
+from posttrain.tokens import cut_prompts, encode_prompts, encode_replies, list_special_tokens
 from posttrain.transcripts import (
     MEASURED,
     PROMPT_END,
@@ -75,6 +75,7 @@ class PairSettings(Protocol):
     max_pairs: int | None  # pairs for training and validation together; None takes all
     validation_pairs: int  # number of held-out pairs, limited to a tenth of all pairs
     max_length: int  # limit of the prompt and the longer reply together, in tokens
+    format: str  # "transcript", or "chat" for the base's chat template
     seed: int  # seed of the choice of pairs and of their order
 
 
@@ -200,7 +201,12 @@ def gather_pairs(
 
 
 def fit_pairs(
-    pairs: list[Pair], tokenizer: Tokenizer, max_length: int, unseen: set[str], report: Report
+    pairs: list[Pair],
+    tokenizer: Tokenizer,
+    max_length: int,
+    unseen: set[str],
+    report: Report,
+    chat: bool = False,
 ) -> list[Pair]:
     """Fit pairs into `max_length` tokens by removing the oldest turns of their prompts.
 
@@ -213,13 +219,17 @@ def fit_pairs(
         max_length: limit in tokens of BOS, prompt, longer reply and EOS together.
         unseen: prompts that no pair may have, even after its prompt was shortened.
         report: the cleaning report; the pairs that were cut or dropped are counted in it.
+        chat: whether prompts and replies are written by the base's chat template.
 
     Returns:
         The pairs that fit, in their order, each with its "length" and token ids.
     """
-    prompts = encode([pair["prompt"] for pair in pairs], tokenizer, "prompts")
-    chosen = encode_replies([pair["chosen"] for pair in pairs], tokenizer, "chosen replies")
-    rejected = encode_replies([pair["rejected"] for pair in pairs], tokenizer, "rejected replies")
+    texts = [pair["prompt"] for pair in pairs]
+    prompts = encode_prompts(texts, tokenizer, "prompts", chat)
+    texts = [pair["chosen"] for pair in pairs]
+    chosen = encode_replies(texts, tokenizer, "chosen replies", chat)
+    texts = [pair["rejected"] for pair in pairs]
+    rejected = encode_replies(texts, tokenizer, "rejected replies", chat)
     candidates = []
     for pair, prompt_ids, chosen_ids, rejected_ids in zip(pairs, prompts, chosen, rejected):
         candidate = {
@@ -231,16 +241,21 @@ def fit_pairs(
         }
         candidates.append(candidate)
     long_pairs = [pair for pair in candidates if pair["length"] > max_length]
-    _cut_long_pairs(long_pairs, tokenizer, max_length, unseen, report)
+    _cut_long_pairs(long_pairs, tokenizer, max_length, unseen, report, chat)
     return [pair for pair in candidates if pair["prompt"] is not None]
 
 
 def _cut_long_pairs(
-    pairs: list[Pair], tokenizer: Tokenizer, max_length: int, unseen: set[str], report: Report
+    pairs: list[Pair],
+    tokenizer: Tokenizer,
+    max_length: int,
+    unseen: set[str],
+    report: Report,
+    chat: bool,
 ) -> None:
     """Shorten the prompts of pairs that are too long, in place; None marks a pair to be dropped."""
     rooms = [max_length - pair["length"] + len(pair["prompt_ids"]) for pair in pairs]
-    prompts = cut_prompts([pair["prompt"] for pair in pairs], rooms, tokenizer)
+    prompts = cut_prompts([pair["prompt"] for pair in pairs], rooms, tokenizer, chat)
     cut_pairs = []
     for pair, prompt in zip(pairs, prompts):
         pair["prompt"] = None
@@ -253,7 +268,8 @@ def _cut_long_pairs(
             pair["prompt"] = prompt
             cut_pairs.append(pair)
         report[pair["subset"]][fate] += 1
-    ids_of_cut = encode([pair["prompt"] for pair in cut_pairs], tokenizer, "cut prompts")
+    texts = [pair["prompt"] for pair in cut_pairs]
+    ids_of_cut = encode_prompts(texts, tokenizer, "cut prompts", chat)
     for pair, ids in zip(cut_pairs, ids_of_cut):
         pair["length"] += len(ids) - len(pair["prompt_ids"])
         pair["prompt_ids"] = ids
@@ -315,7 +331,8 @@ def load_pairs(folder: Path, tokenizer: Tokenizer, settings: PairSettings) -> Pa
         report[pair["subset"]]["not drawn"] += 1
     fitting = []
     if pairs:
-        fitting = fit_pairs(pairs[:size], tokenizer, settings.max_length, unseen, report)
+        chat = settings.format == "chat"
+        fitting = fit_pairs(pairs[:size], tokenizer, settings.max_length, unseen, report, chat)
     training, validation = hold_out(fitting, settings.validation_pairs, report)
     if not training:
         counts = {subset: dict(fates) for subset, fates in report.items()}

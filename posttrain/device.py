@@ -18,6 +18,7 @@ from transformers import Trainer
 
 from posttrain import processes, sharing
 from posttrain.architecture import read_size
+from posttrain.loading import load_config
 
 # Memory for a pass on a CPU. With OPT-350M's architecture, passes of four or eight texts were
 # hardly faster per text than passes of two.
@@ -73,24 +74,24 @@ def device_options(wanted: str) -> dict[str, Any]:
     return options
 
 
-def choose_dtype(wanted: str, frozen: bool, stored: torch.dtype | None) -> torch.dtype:
+def choose_dtype(base: Path, wanted: str, frozen: bool) -> torch.dtype:
     """Choose the type of the base's weights, and print it.
 
     Args:
+        base: the folder of the base.
         wanted: the precision, as in `choose_precision`.
         frozen: whether the base's weights are frozen. Weights that are trained need float32.
-        stored: the type of the weights in the base's files, None if its config does not say it.
 
     Returns:
         bfloat16 if the base is frozen and training computes in bf16. float16 if the base is frozen,
-        training computes in fp16 and the files hold float16 too: other weights could be too large
+        training computes in fp16 and its files hold float16 too: other weights could be too large
         for it. Otherwise float32.
     """
     precision = choose_precision(wanted)
     dtype = torch.float32
     if frozen and precision == "bf16":
         dtype = torch.bfloat16
-    elif frozen and precision == "fp16" and stored == torch.float16:
+    elif frozen and precision == "fp16" and load_config(base).dtype == torch.float16:
         dtype = torch.float16
     print(
         f"Training computes in {precision}. The base's weights are stored as "

@@ -14,9 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.architecture import read_size, takes_positions
 from posttrain.batches import batches_of_like_length, in_batches, texts_at_once
+from posttrain.chat import end_of_reply
 from posttrain.checks import say_once
 from posttrain.data import PROMPT_END, TURN, draw_prompts, read_rules
 from posttrain.models import load_config, load_models, load_tokenizer, plain, switched_to
+from posttrain.tokens import encode_prompts
 
 if TYPE_CHECKING:
     from posttrain.run import Run
@@ -35,6 +37,8 @@ def choose_prompts(
 ) -> list[dict[str, Any]]:
     """Draw the prompts of an evaluation, short enough for the base, and save prompts.json.
 
+    They are written as in the training: as transcripts, or by the base's chat template.
+
     Args:
         run: the run whose models will answer.
         base: the run's base model, which has positions for a limited number of tokens.
@@ -45,6 +49,7 @@ def choose_prompts(
     Returns:
         The records of prompts.json.
     """
+    chat = is_chat(run)
 
     def draw() -> list[dict[str, Any]]:
         return draw_prompts(
@@ -55,7 +60,7 @@ def choose_prompts(
             room_for_prompt(base.folder, settings.max_new_tokens),
             settings.seed,
             strict,
-            read_rules(settings),
+            read_rules(settings, chat),
         )
 
     inputs = {
@@ -69,7 +74,14 @@ def choose_prompts(
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
     }
+    if chat:
+        inputs["format"] = "chat"
     return run.stage("prompts.json", draw, inputs)
+
+
+def is_chat(run: Run) -> bool:
+    """Tell whether a run's models were trained on conversations in the base's chat template."""
+    return run.record.settings.get("training", {}).get("format") == "chat"
 
 
 def room_for_prompt(folder: Path, max_new_tokens: int) -> int:
@@ -105,6 +117,7 @@ def answer(
     Returns:
         The records of responses.json, as `answer_as` describes them.
     """
+    chat = is_chat(run)
 
     @cache
     def load() -> tuple[dict[str, PreTrainedModel], PreTrainedTokenizerBase]:
@@ -113,7 +126,7 @@ def answer(
 
     def make(name: str) -> list[dict[str, Any]]:
         models, tokenizer = load()
-        return answer_as(name, models, tokenizer, prompts, batch_size, **decoding)
+        return answer_as(name, models, tokenizer, prompts, batch_size, chat=chat, **decoding)
 
     record = run.record
     sha256 = {name: artifact.sha256 for name, artifact in record.artifacts.items()}
@@ -126,6 +139,8 @@ def answer(
             "adapter": sha256.get(model.adapter),
             **decoding,
         }
+        if chat:
+            inputs_by_model[model.name]["format"] = "chat"
     responses = run.stage("responses.json", make, inputs_by_model, parts=True)
     load.cache_clear()
     release_memory()
@@ -138,6 +153,7 @@ def answer_as(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[dict[str, Any]],
     batch_size: int | None,
+    chat: bool = False,
     **decoding: Any,
 ) -> list[dict[str, Any]]:
     """Let one model answer the prompts.
@@ -148,6 +164,7 @@ def answer_as(
         tokenizer: the tokenizer of their base.
         prompts: the records of prompts.json.
         batch_size: the number of prompts answered at once; None as in `answer`.
+        chat: whether the base's chat template writes the prompts.
         decoding: the arguments of transformers' `generate`.
 
     Returns:
@@ -159,8 +176,8 @@ def answer_as(
     """
     texts = [plain(prompt["prompt"], tokenizer) for prompt in prompts]
     with switched_to(models[name], name):
-        completions = respond(models[name], tokenizer, texts, batch_size, name, **decoding)
-    prompt_ids = tokenizer(texts)["input_ids"]
+        completions = respond(models[name], tokenizer, texts, batch_size, name, chat, **decoding)
+    prompt_ids = [ids.tolist() for ids in encode_prompts(texts, tokenizer, "prompts", chat)]
     reply_ids = [completion["ids"] for completion in completions]
 
     def measure(measured: str) -> list[float]:
@@ -201,7 +218,9 @@ def ask(run: Run, name: str, questions: Sequence[str], base: Source, **decoding:
     prompts = [f"{TURN} {plain(question, tokenizer)}{PROMPT_END}" for question in questions]
     options = {"do_sample": False, "stop_strings": [TURN], **decoding}
     with switched_to(model, name):
-        completions = respond(model, tokenizer, prompts, len(prompts), name, **options)
+        completions = respond(
+            model, tokenizer, prompts, len(prompts), name, is_chat(run), **options
+        )
     del model
     release_memory()
     return [completion["response"] for completion in completions]
@@ -217,6 +236,7 @@ def respond(
     prompts: Sequence[str],
     batch_size: int | None,
     label: str = "responses",
+    chat: bool = False,
     **decoding: Any,
 ) -> list[dict[str, Any]]:
     """Let a model complete prompts, in left-padded batches of prompts of similar length.
@@ -224,18 +244,21 @@ def respond(
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        prompts: the texts that the model continues.
+        prompts: the texts that the model continues, in HH-RLHF's format.
         batch_size: the number of prompts completed at once; None as in `answer`.
         label: the text beside the progress bar.
+        chat: whether the base's chat template writes the prompts, and its token ends an answer.
         decoding: the arguments of transformers' `generate`.
 
     Returns:
         A completion for each prompt, in their order, in the form of `read_completion`.
     """
-    ids = tokenizer(list(prompts))["input_ids"]
+    ids = [prompt.tolist() for prompt in encode_prompts(prompts, tokenizer, "prompts", chat)]
     stop_strings = decoding.get("stop_strings")
     stop = stop_strings[0] if stop_strings else None
     ends = list_ends(model, tokenizer)
+    if chat and end_of_reply(tokenizer) not in ends:
+        ends.append(end_of_reply(tokenizer))
 
     def complete(batch: Sequence[int]) -> list[dict[str, Any]]:
         inputs = _pad_left([ids[i] for i in batch], tokenizer, model.device)

@@ -31,6 +31,7 @@ from posttrain import (
     processes,
     tokenizer_checks,
 )
+from posttrain.chat import read_reply_frame
 
 # Entries of a generation_config.json that change no answer
 SILENT = ("transformers_version", "_from_model_config", "use_cache")
@@ -87,7 +88,7 @@ def load_config(folder: Path) -> Any:
     return config
 
 
-def require_base(folder: Path, max_length: int) -> None:
+def require_base(folder: Path, max_length: int, chat: bool = False) -> None:
     """Refuse a base that cannot be trained, as far as its config and its tokenizer tell.
 
     Its weights are checked where they are loaded.
@@ -95,10 +96,11 @@ def require_base(folder: Path, max_length: int) -> None:
     Args:
         folder: the folder of the base.
         max_length: the largest number of tokens in a training text.
+        chat: whether its chat template writes prompts and replies.
 
     Raises:
         ValueError: if the base is no causal language model for text, has too few positions, or has
-            a tokenizer that is not fit for prompts and replies.
+            a tokenizer or a chat template that is not fit for prompts and replies.
     """
     config = load_config(folder)
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -107,7 +109,9 @@ def require_base(folder: Path, max_length: int) -> None:
             "language model. Choose another BASE_MODEL."
         )
     architecture.require_length(folder, architecture.read_size(config), max_length)
-    load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    if chat:
+        read_reply_frame(tokenizer)
 
 
 def load_base(

@@ -55,6 +55,7 @@ class Parameters(BaseModel):
     SETTINGS: Annotated[dict[str, Any], BeforeValidator(_read_table)] = {}
     DATASET: Place | None = None
     BASE_MODEL: Place | None = None
+    FORMAT: Text | None = None
     MAX_PAIRS: int | None = None
     SEED: int | None = None
     REPORT_TO: Text | None = None

@@ -6,18 +6,16 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from math import comb
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from posttrain.comparisons import FEWEST_PROMPTS
 from posttrain.data import MEASURED, count_prompts, read_rules, require_prompts
 from posttrain.generation import room_for_prompt
+from posttrain.loading import load_tokenizer
 from posttrain.power import ALPHA, detectable_rate, level_of
 from posttrain.settings import Evaluation, Training, evaluation
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 # Shares of prompts whose label differs between two models. They are not known before the
 # evaluation; between the study's models they are 22% to 48% (tests/test_planning.py).
@@ -51,15 +49,15 @@ def choose_evaluation(training: Training, changes: Mapping[str, Any]) -> Evaluat
 
 
 def count_usable(
-    settings: Evaluation, dataset: Path, base: Path, tokenizer: Tokenizer, strict: bool
+    training: Training, settings: Evaluation, dataset: Path, base: Path, strict: bool
 ) -> dict[str, int]:
     """Count the prompts of each kind from which the evaluation will draw.
 
     Args:
+        training: the settings of main.ipynb.
         settings: the settings of eval.ipynb.
         dataset: the dataset's folder.
         base: the folder of the base, which has positions for a limited number of tokens.
-        tokenizer: the tokenizer of the base.
         strict: whether to refuse a number of prompts that is larger than the dataset.
 
     Returns:
@@ -68,8 +66,9 @@ def count_usable(
     Raises:
         ValueError: if there are too few prompts.
     """
+    rules = read_rules(settings, chat=training.format == "chat")
     room = room_for_prompt(base, settings.max_new_tokens)
-    counts = count_prompts(dataset, settings.protocol, tokenizer, room, read_rules(settings))
+    counts = count_prompts(dataset, settings.protocol, load_tokenizer(base), room, rules)
     require_prompts(settings.n_prompts if strict else None, counts, dataset)
     return counts
 

@@ -134,14 +134,14 @@ def require_fitting_sources(
     judging.try_judge(judge, evaluation.judge_length)
     name = training.base_model
     base = hub.fetch("BASE_MODEL", name, commit=commits.get(name))
-    models.require_base(base, training.max_length)
+    models.require_base(base, training.max_length, chat=training.format == "chat")
     # It refuses a rate for a base without dropout; the config itself is not kept.
     architecture.set_dropout(models.load_config(base), training.dropout)
     name = evaluation.dataset
     files = data.list_files("base", ["test"])
     dataset = hub.fetch("DATASET", name, files, commits.get(name))
     is_asked = "n_prompts" in plan_evaluation(parameters)  # and not by the preset alone
-    planning.count_usable(evaluation, dataset, base, models.load_tokenizer(base), is_asked)
+    planning.count_usable(training, evaluation, dataset, base, is_asked)
 
 
 def require_own_name(run: str, results: str) -> None:

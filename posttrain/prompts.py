@@ -30,16 +30,32 @@ class PromptRules:
         keyword_rule: "word", if a word of the prompt begins with a keyword, or "anywhere", if a
             keyword occurs anywhere in the chosen transcript, as in the study.
         prompt_tail: "assistant" or "human": whose marker or message a prompt ends with.
+        chat: whether the base's chat template writes the prompts.
     """
 
     harmful_prompts: str
     keyword_rule: str
     prompt_tail: str
+    chat: bool = False
 
 
-def read_rules(settings: Any) -> PromptRules:
-    """Read the rules for prompts from the settings of eval.ipynb."""
-    return PromptRules(settings.harmful_prompts, settings.keyword_rule, settings.prompt_tail)
+def read_rules(settings: Any, chat: bool = False) -> PromptRules:
+    """Read the rules for prompts from the settings of eval.ipynb.
+
+    Args:
+        settings: the settings.
+        chat: whether the base's chat template writes the prompts.
+
+    Raises:
+        ValueError: if the settings ask for prompts that a chat template would not write.
+    """
+    if chat and settings.prompt_tail == "human":
+        raise ValueError(
+            "SETTINGS = {'prompt_tail': 'human'}, which PROTOCOL = 'paper' has too, ends prompts "
+            "as the study did, but with FORMAT = 'chat' the base's chat template ends them. Leave "
+            "it out, or train with FORMAT = 'transcript'."
+        )
+    return PromptRules(settings.harmful_prompts, settings.keyword_rule, settings.prompt_tail, chat)
 
 
 def _has_keyword(text: str) -> bool:
@@ -59,7 +75,8 @@ def _collect_usable(
     rows = read_split(folder, MEASURED[kind], "test")
     pairs, dropped = split_pairs(rows, list_special_tokens(tokenizer))
     usable = {}
-    prompts = cut_prompts([pair["prompt"] for pair in pairs], [room] * len(pairs), tokenizer)
+    texts = [pair["prompt"] for pair in pairs]
+    prompts = cut_prompts(texts, [room] * len(pairs), tokenizer, rules.chat)
     for pair, prompt in zip(pairs, prompts):
         if prompt is None:
             dropped["too long"] += 1

@@ -38,6 +38,11 @@ class Training(Settings):
 
     base_model: Source = Field(OPT, description="a hub name or a folder; the study uses OPT-350M")
     dataset: Source = Field(HH, description="a hub name or a folder; the study uses HH-RLHF")
+    format: Literal["transcript", "chat"] = Field(
+        "transcript",
+        description='how conversations are written: with HH-RLHF\'s markers, as in the study, or '
+        'by the base\'s own chat template ("chat")',
+    )
     subsets: Literal["base", "all"] = Field(
         "all", description='"all": four subsets, as in the study; "base": the two that are measured'
     )

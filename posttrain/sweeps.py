@@ -10,7 +10,7 @@ from posttrain.parameters import Parameters
 from posttrain.settings import Evaluation, Training
 
 # Settings that decide what is evaluated, too, so that not the training alone would vary.
-SHARED = ("base_model", "dataset")
+SHARED = ("base_model", "dataset", "format")
 LAYERS = "lora_layers"  # whose value is "all-linear" or a list of names
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from posttrain.chat import read_reply_frame, render_prompts
 from posttrain.transcripts import PROMPT_END, TURN
 
 if TYPE_CHECKING:
@@ -50,25 +51,54 @@ def encode(
     return ids
 
 
-def encode_replies(replies: Sequence[str], tokenizer: Tokenizer, label: str) -> list[np.ndarray]:
-    """Encode replies as they follow a prompt, with a space before and EOS after them.
+def encode_prompts(
+    prompts: Sequence[str], tokenizer: Tokenizer, label: str, chat: bool = False
+) -> list[np.ndarray]:
+    """Encode prompts as transcripts, or with the base's chat template.
 
-    They are encoded together with the marker that ends every prompt, since some tokenizers add a
-    mark at the beginning of a text. The marker's tokens are then removed.
+    Args:
+        prompts: the prompts in HH-RLHF's format.
+        tokenizer: the tokenizer of the base model.
+        label: the kind of prompts, for the progress bar.
+        chat: whether the chat template writes them.
+
+    Returns:
+        An int32 array of shape (tokens,) for each prompt.
+    """
+    if not chat:
+        return encode(prompts, tokenizer, label)
+    # The template writes the token at the beginning of a text itself.
+    return encode(render_prompts(prompts, tokenizer), tokenizer, label, add_special_tokens=False)
+
+
+def encode_replies(
+    replies: Sequence[str], tokenizer: Tokenizer, label: str, chat: bool = False
+) -> list[np.ndarray]:
+    """Encode replies as they follow a prompt, with the token that ends them.
+
+    In a transcript a reply begins with a space and ends with EOS. A chat template decides itself
+    what is before a reply and which token ends it; what it writes after that token is left out.
+    Replies are encoded together with the end of a prompt, since some tokenizers add a mark at the
+    beginning of a text. The tokens of the prompt are then removed.
 
     Args:
         replies: the replies, without blanks at their ends.
         tokenizer: the tokenizer of the base model.
         label: the kind of replies, for the progress bar.
+        chat: whether the chat template writes them.
 
     Returns:
         An int32 array of shape (tokens,) for each reply.
 
     Raises:
-        ValueError: if a token spans the boundary between prompt and reply.
+        ValueError: if a token spans the boundary between prompt and reply, or if the chat template
+            cannot be used.
     """
-    marker = tokenizer(PROMPT_END, add_special_tokens=False)["input_ids"]
-    texts = [f"{PROMPT_END} {reply}{tokenizer.eos_token}" for reply in replies]
+    before, between, end = PROMPT_END, " ", tokenizer.eos_token
+    if chat:
+        before, between, end = read_reply_frame(tokenizer)
+    marker = tokenizer(before, add_special_tokens=False)["input_ids"]
+    texts = [f"{before}{between}{reply}{end}" for reply in replies]
     encoded = encode(texts, tokenizer, label, add_special_tokens=False)
     if any(ids[: len(marker)].tolist() != marker for ids in encoded):
         raise ValueError(
@@ -80,7 +110,7 @@ def encode_replies(replies: Sequence[str], tokenizer: Tokenizer, label: str) -> 
 
 
 def cut_prompts(
-    prompts: Sequence[str], rooms: Sequence[int], tokenizer: Tokenizer
+    prompts: Sequence[str], rooms: Sequence[int], tokenizer: Tokenizer, chat: bool = False
 ) -> list[str | None]:
     """Remove the oldest turns of each prompt until it fits into the given number of tokens.
 
@@ -88,6 +118,7 @@ def cut_prompts(
         prompts: the prompts, each of which begins with a human turn.
         rooms: the largest number of tokens of each prompt.
         tokenizer: the tokenizer of the base model. Tokens that it adds before a text are counted.
+        chat: whether the chat template writes them.
 
     Returns:
         For each prompt the longest ending that begins with a human turn and fits, or None if even
@@ -104,7 +135,8 @@ def cut_prompts(
     while searched:
         middle = [(low[i] + high[i]) // 2 for i in searched]
         ends = [prompts[i][turns[i][turn] :] for i, turn in zip(searched, middle)]
-        for i, turn, ids in zip(searched, middle, encode(ends, tokenizer, "ends of prompts")):
+        encoded = encode_prompts(ends, tokenizer, "ends of prompts", chat)
+        for i, turn, ids in zip(searched, middle, encoded):
             if len(ids) <= rooms[i]:
                 high[i] = turn
             else:

@@ -71,6 +71,7 @@ BASES = {
     "opt": ("opt", OPT),
     "llama": ("llama", GROUPED),
     "qwen2": ("qwen2", GROUPED),
+    "qwen3": ("qwen3", {**GROUPED, "head_dim": 16}),
     "gpt2": ("gpt2", {**GPT2, "initializer_range": SPREAD}),
     "gpt-neox": ("gpt_neox", USUAL),
     "gpt-neo": (

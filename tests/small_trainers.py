@@ -63,7 +63,12 @@ def tokenizer():
 def pairs():
     """46 pairs to train on and 4 held out."""
     settings = types.SimpleNamespace(
-        subsets="base", max_pairs=50, validation_pairs=4, max_length=128, seed=0
+        subsets="base",
+        max_pairs=50,
+        validation_pairs=4,
+        max_length=128,
+        seed=0,
+        format="transcript",
     )
     with tempfile.TemporaryDirectory() as folder:
         return data.load_pairs(small_dataset(Path(folder)), tokenizer(), settings)

@@ -235,8 +235,8 @@ def require_end_after_each_reply(outcome, base):
 
 # The kinds of bases that must work. Others may be refused as well, before they are trained.
 WORKING = [
-    "opt", "llama", "qwen2", "gpt2", "gpt-neox", "gpt-neo", "phi", "gemma3", "mistral", "falcon",
-    "falcon-dropout", "bloom", "bloom-dropout", "mixtral", "qwen2-moe",
+    "opt", "llama", "qwen2", "qwen3", "gpt2", "gpt-neox", "gpt-neo", "phi", "gemma3", "mistral",
+    "falcon", "falcon-dropout", "bloom", "bloom-dropout", "mixtral", "qwen2-moe",
 ]  # fmt: skip
 
 

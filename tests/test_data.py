@@ -32,6 +32,7 @@ WORDS = [
 SUBSETS = ["harmless-base", "helpful-base"]
 SETTINGS = {
     "subsets": "base", "max_pairs": None, "validation_pairs": 4, "max_length": 512, "seed": 0,
+    "format": "transcript",
 }
 
 

@@ -1,6 +1,8 @@
 """Precision, and passes that fit: the search leaves no trace, and steps stay the same."""
 
+import json
 import random
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -59,25 +61,31 @@ def test_precision_follows_the_processor(monkeypatch, able, name):
 def test_only_a_frozen_base_is_bf16(monkeypatch, capsys, wanted, frozen, dtype):
     """Trained weights stay in fp32, and a line says which types are used."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert device.choose_dtype(wanted, frozen, torch.float16) == dtype
+    assert device.choose_dtype(OPT, wanted, frozen) == dtype
     assert f"The base's weights are stored as {str(dtype)[6:]}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("frozen", "stored", "dtype"),
     [
-        (True, torch.float16, torch.float16),
-        (True, torch.float32, torch.float32),
-        (True, torch.bfloat16, torch.float32),
+        (True, "float16", torch.float16),
+        (True, "float32", torch.float32),
+        (True, "bfloat16", torch.float32),
         (True, None, torch.float32),
-        (False, torch.float16, torch.float32),
+        (False, "float16", torch.float32),
     ],
 )
-def test_an_older_gpu_holds_in_fp16_what_is_stored_in_it(monkeypatch, frozen, stored, dtype):
+def test_an_older_gpu_holds_in_fp16_what_is_stored_in_it(
+    tmp_path, monkeypatch, frozen, stored, dtype
+):
     """Weights that are stored in another type could be too large for float16."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert device.choose_dtype("auto", frozen, stored) == dtype
+    shutil.copytree(OPT, tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": stored}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert device.choose_dtype(tmp_path / "base", "auto", frozen) == dtype
 
 
 @pytest.mark.parametrize("make", [make_sft, make_dpo])

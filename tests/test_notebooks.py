@@ -312,7 +312,7 @@ def test_without_the_package_beside_it_a_notebook_says_so(monkeypatch):
 
 def test_the_parameters_cell_keeps_the_public_names():
     expected = {
-        "main.ipynb": "PRESET RUN DATASET BASE_MODEL MAX_PAIRS SEED SETTINGS EVALUATION "
+        "main.ipynb": "PRESET RUN DATASET BASE_MODEL FORMAT MAX_PAIRS SEED SETTINGS EVALUATION "
         "FRESH REPORT_TO RESULTS FIGURES LABEL",
         "eval.ipynb": "PRESET RUN DATASET BASE_MODEL REWARD_MODEL HARMLESS_FROM HELPFUL_ABOVE "
         "SECOND_JUDGE PROTOCOL N_PROMPTS HARMFUL_PROMPTS MAX_NEW_TOKENS SEED SETTINGS FRESH "

@@ -121,7 +121,12 @@ def tokenizer():
 def pairs(tokenizer):
     """Eight pairs of the demo's data."""
     settings = types.SimpleNamespace(
-        subsets="base", max_pairs=100, validation_pairs=10, max_length=512, seed=42
+        subsets="base",
+        max_pairs=100,
+        validation_pairs=10,
+        max_length=512,
+        seed=42,
+        format="transcript",
     )
     loaded = data.load_pairs(ROOT / "demo" / "hub" / "hh-rlhf", tokenizer, settings)
     return data.Pairs(loaded.train[:8], [], loaded.report)

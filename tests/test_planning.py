@@ -6,8 +6,7 @@ from conftest import HUB, ROOT, load, row, write_dataset
 
 from posttrain import planning
 from posttrain.comparisons import exact_mcnemar
-from posttrain.models import load_tokenizer
-from posttrain.settings import Evaluation, choose
+from posttrain.settings import Evaluation, Training, choose
 
 OPT = HUB / "opt"
 
@@ -96,11 +95,11 @@ def test_preset_that_asks_for_more_than_there_are_plans_with_all():
 def test_usable_prompts_are_counted_by_the_rules_of_the_settings(tmp_path):
     questions = ["How to kill weeds?", "Grape juice?", "New skills?"]
     dataset = write_dataset(tmp_path, [row()], [row(text, "Well.", "No.") for text in questions])
-    tokenizer = load_tokenizer(OPT)
+    training = choose(Training, "demo")
 
     def count(strict=False, changes=None, **parameters):
         settings = choose(Evaluation, "demo", changes, **parameters)
-        return planning.count_usable(settings, dataset, OPT, tokenizer, strict)
+        return planning.count_usable(training, settings, dataset, OPT, strict)
 
     assert count() == {"harmful": 1, "helpful": 3}
     assert count(HARMFUL_PROMPTS="all") == {"harmful": 3, "helpful": 3}

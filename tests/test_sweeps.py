@@ -11,7 +11,6 @@ from posttrain import __main__ as command_line
 from posttrain import compare
 from posttrain.__main__ import main
 from posttrain.files import write
-from posttrain.record import ABSENT
 from posttrain.trade_off import measure_trade_off
 
 
@@ -75,11 +74,11 @@ def test_runs_with_another_dropout_may_differ_in_every_rate_of_their_base(tmp_pa
             compare.load_runs(tmp_path, ["a", "b"])
 
 
-def test_trade_off_of_a_run_from_before_a_setting_says_that_it_is_absent(tmp_path):
+def test_trade_off_of_a_run_from_before_a_setting_has_its_default(tmp_path):
     write_evaluated(tmp_path, "a", sft_loss="transcript")
     write_evaluated(tmp_path, "b")
     record = load(tmp_path / "b" / "run.json")
     del record["settings"]["training"]["sft_loss"]
     write(tmp_path / "b" / "run.json", record)
     records = measure_trade_off(compare.load_runs(tmp_path, ["a", "b"]))
-    assert {(row["run"], row["value"]) for row in records} == {("a", "transcript"), ("b", ABSENT)}
+    assert {(row["run"], row["value"]) for row in records} == {("a", "transcript"), ("b", "reply")}
