@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-# What a judge's template must be able to render: one turn, three turns, and an empty answer
+# What a judge's template must be able to render: one question, two questions, and an empty answer
 TRIED = (
     *JUDGED,
     (f"{TURN} Hello!{PROMPT_END} Hi.{TURN} How are you?", "Well."),
