@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from posttrain.chat_judges import encode_whole
 from posttrain.tokenizer_checks import JUDGED
 
 # Largest difference of a reward alone and in a batch, relative to rewards above 1. Rounding causes
@@ -44,7 +45,7 @@ def choose_padding(
         ValueError: if the judge has no padding token and none can take its place.
     """
     tokenizer.padding_side = "right"
-    last = tokenizer(*JUDGED[0])["input_ids"][-1]
+    last = encode_whole(tokenizer, *JUDGED[0])["input_ids"][-1]
     if tokenizer.pad_token_id in (None, last):
         named = judge.config.pad_token_id
         candidates = [tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token]
@@ -78,7 +79,7 @@ def require_steady_rewards(
         ValueError: if the judge has too few positions, or if a reward is not finite, differs
             between an answer alone and in a batch, or is the same for different answers.
     """
-    encoded = [tokenizer(question, answer) for question, answer in JUDGED]
+    encoded = [encode_whole(tokenizer, question, answer) for question, answer in JUDGED]
     positions = count_positions(judge)
     longest = max(len(text["input_ids"]) for text in encoded)
     if positions is not None and positions < longest:
@@ -124,10 +125,13 @@ def say_how_judge_reads(
                 "config.json), which is not applied: a reward is the number before it."
             )
     if tokenizer.chat_template is not None:
-        print(
-            f"The judge in {folder} has a chat template, so it was trained on conversations. Here "
-            "it reads question and answer as two plain texts, and its rewards may mean less."
-        )
+        template = str(tokenizer.chat_template)
+        if "strftime_now" in template and "date_string" not in template:
+            print(
+                f"The chat template of the judge in {folder} writes today's date into every "
+                "conversation, so the rewards may differ from day to day."
+            )
+        return
     ids = tokenizer(*JUDGED[0])["input_ids"]
     is_special = [token_id in tokenizer.all_special_ids for token_id in ids]
     first_word = is_special.index(False)

@@ -30,8 +30,15 @@ CHOSEN, REJECTED = HUMAN_REPLIES
 Record = dict[str, Any]
 
 
-def _pivot_kinds_with_humans(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Arrange the rewards of each kind of prompts on which both human replies were scored."""
+def pivot_kinds_with_humans(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Arrange the rewards of each kind of prompts on which both human replies were scored.
+
+    Args:
+        answers: The table of answers.
+
+    Returns:
+        {kind: a table with a row for each prompt and a column for each model and reference}.
+    """
     by_kind = {}
     for kind in KINDS:
         rewards = pivot_rewards(answers, kind)
@@ -66,7 +73,7 @@ def check_judge(
         ends are None if all draws give the same.
     """
     records = []
-    for kind, rewards in _pivot_kinds_with_humans(answers).items():
+    for kind, rewards in pivot_kinds_with_humans(answers).items():
         n = len(rewards)
         agrees = int((rewards[CHOSEN] > rewards[REJECTED]).sum())
         record = {"kind": kind, "agreement": 100 * agrees / n, "prompts": n, **wilson(agrees, n)}
@@ -111,7 +118,7 @@ def compare_with_humans(answers: pd.DataFrame) -> list[Record]:
         ends of its 95% interval, in percent. Ties count half.
     """
     records = []
-    for kind, rewards in _pivot_kinds_with_humans(answers).items():
+    for kind, rewards in pivot_kinds_with_humans(answers).items():
         for model in models_of(answers):
             won = int((rewards[model] > rewards[CHOSEN]).sum())
             lost = int((rewards[model] < rewards[CHOSEN]).sum())

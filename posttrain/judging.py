@@ -14,12 +14,15 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain import processes
 from posttrain.batches import batches_by_tokens, in_batches
+from posttrain.chat_judges import encode_whole
 from posttrain.data import PROMPT_END
 from posttrain.judge_checks import count_positions, say_how_judge_reads
+from posttrain.loading import has_chat_template
 from posttrain.metrics import HUMAN_REPLIES, KINDS, REFERENCES, kind_of
 from posttrain.models import load_judge
 from posttrain.record import source_of
 from posttrain.sources import PARAMETERS
+from posttrain.tokenizer_checks import JUDGED
 
 if TYPE_CHECKING:
     from posttrain.run import Run
@@ -30,6 +33,42 @@ FILES = {"reward_model": "scores.json", "second_judge": "second_scores.json"}  #
 REFUSAL = "I'm sorry, but I can't help with that."
 NOT_UNDERSTOOD = "I'm sorry, I don't understand."
 JudgeInput = Callable[[PreTrainedTokenizerBase, str, str], BatchEncoding]
+
+
+def choose_input(
+    run: Run, judge: Source, of_pair: JudgeInput, of_conversation: JudgeInput
+) -> JudgeInput:
+    """Choose how a judge reads: conversations if it has a chat template, otherwise pairs of texts.
+
+    Where all answers have been judged, or the judge cannot be had any more, the run's record says
+    how they were read.
+
+    Args:
+        run: the run whose answers are judged.
+        judge: the reward model.
+        of_pair: a function `(tokenizer, question, answer)` that encodes two texts.
+        of_conversation: such a function that encodes a conversation.
+
+    Returns:
+        One of the two functions.
+    """
+    conversation = source_of(of_conversation)
+    recorded = False
+    for name, artifact in run.record.artifacts.items():
+        if name.startswith(f"{FILES[judge.role]}/"):
+            recorded |= artifact.inputs.get("judge_input") == conversation
+    try:
+        by_template = recorded if _is_judged(run, judge) else has_chat_template(judge.folder)
+    except ValueError:  # it cannot be had, which `score` says if it is needed
+        by_template = recorded
+    return of_conversation if by_template else of_pair
+
+
+def _is_judged(run: Run, judge: Source) -> bool:
+    """Tell whether the answers of all models of a run have been judged."""
+    entries, file = run.record.artifacts, FILES[judge.role]
+    judged = [f"{file}/{model.name}" in entries for model in run.models]
+    return all(judged) and run.is_there(file)
 
 
 def score(
@@ -70,9 +109,13 @@ def score(
         del answers[name]
     questions = [prompt["prompt"].removesuffix(PROMPT_END).strip() for prompt in prompts]
 
-    @cache
+    @cache  # so that one judge reads all answers, and its way of reading is shown once
     def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        return load_judge(judge.folder, PARAMETERS[judge.role])
+        model, tokenizer = load_judge(judge.folder, PARAMETERS[judge.role])
+        name, first_answers = next(iter(answers.items()))
+        read = judge_input(tokenizer, questions[0], first_answers[0])["input_ids"]
+        print(f"{judge.name} reads the first answer of {name} as\n{tokenizer.decode(read)}\n")
+        return model, tokenizer
 
     def make(name: str) -> list[dict[str, Any]]:
         model, tokenizer = load()
@@ -155,11 +198,9 @@ def require_judge(run: Run, judge: Source, judge_length: int) -> None:
 
     Raises:
         ValueError: if it cannot be loaded, is not a working judge as `models.load_judge` says, or
-            has fewer positions than `judge_length`.
+            has fewer positions than `judge_length`, or has a chat template that fills this length.
     """
-    entries, file = run.record.artifacts, FILES[judge.role]
-    judged = [f"{file}/{model.name}" in entries for model in run.models]
-    if all(judged) and run.is_there(file):
+    if _is_judged(run, judge):
         return
     try_judge(judge.folder, judge_length, PARAMETERS[judge.role])
 
@@ -174,6 +215,14 @@ def try_judge(folder: Path, judge_length: int, parameter: str = "REWARD_MODEL") 
             f"{positions} tokens. Write SETTINGS = {{'judge_length': {positions}}}, or choose "
             f"another {parameter}."
         )
+    if tokenizer.chat_template is not None:
+        shortest = min(len(encode_whole(tokenizer, *texts)["input_ids"]) for texts in JUDGED)
+        if shortest > judge_length:
+            raise ValueError(
+                f"judge_length = {judge_length}, but with its chat template the judge in {folder} "
+                f"reads a short question and answer as {shortest} tokens, so every question would "
+                f"be cut. Write SETTINGS = {{'judge_length': {4 * shortest}}}."
+            )
     say_how_judge_reads(folder, model, tokenizer)
     del model
     release_memory()

@@ -23,7 +23,14 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from posttrain import architecture, checks, judge_checks, processes, tokenizer_checks
+from posttrain import (
+    architecture,
+    chat_judges,
+    checks,
+    judge_checks,
+    processes,
+    tokenizer_checks,
+)
 from posttrain.chat import read_reply_frame
 
 # Entries of a generation_config.json that change no answer
@@ -194,8 +201,8 @@ def load_judge(
 
     Raises:
         ValueError: if the folder cannot be loaded, or its model is not a working judge: if it has
-            several labels, lacks weights, does not know English, or gives rewards that depend on
-            the batch.
+            several labels, lacks weights, does not know English, has a chat template that cannot
+            render a conversation, or gives rewards that depend on the batch.
     """
     checks.require_full_precision()
     require_reward_model(folder, parameter)
@@ -219,6 +226,7 @@ def load_judge(
     checks.require_all_weights(folder, model, report)
     checks.require_finite_weights(folder, model)
     tokenizer_checks.switch_off_dropout(folder, tokenizer)
+    chat_judges.require_template(folder, tokenizer, parameter)
     judge_checks.choose_padding(model, tokenizer, parameter)
     vocabulary = config.get_text_config().vocab_size
     tokenizer_checks.require_tokenizer_of_judge(folder, tokenizer, vocabulary)
@@ -233,9 +241,17 @@ def require_reward_model(folder: Path, parameter: str = "REWARD_MODEL") -> None:
     if labels != 1:
         raise ValueError(
             f"{parameter}: {folder} has {labels} labels (two where its config.json names none), "
-            "but a reward model has a single one, the reward. Name a reward model, not a "
+            "but a reward model has a single one, the reward. Which of several labels, or which "
+            "difference of them, would be the reward is not known. Name a reward model, not a "
             "classifier."
         )
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Tell whether a judge has a chat template, so that it reads conversations and not pairs."""
+    with loading_from(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return tokenizer.chat_template is not None
 
 
 def _read_as_sentencepiece(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -335,8 +335,11 @@ def _complete_adapter_config(
 def plain(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Make sure that the tokenizer reads special tokens spelled out in a text as plain text.
 
-    A space is put after the first character of every such token.
+    The same goes for added tokens that its chat template uses as marks, such as </think>. A space
+    is put after the first character of every such token.
     """
-    for token in list_special_tokens(tokenizer):
+    template = str(tokenizer.chat_template or "")
+    marks = [token for token in tokenizer.get_added_vocab() if token.strip() and token in template]
+    for token in sorted({*list_special_tokens(tokenizer), *marks}):
         text = text.replace(token, f"{token[0]} {token[1:]}")
     return text

@@ -517,6 +517,54 @@ def save_llama_judge(folder):
     return save_judge(folder, "llama", values, unpadded_tokenizer())
 
 
+# As Qwen writes conversations: marks around every turn, and no BOS
+MARKED = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ message['content'].split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+)
+# As Llama and Gemma do: BOS first, and only turns that alternate
+ALTERNATING = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate user/assistant') }}{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n\n{{ message['content'] | trim }}<|im_end|>{% endfor %}"
+)
+REFUSING = "{{ raise_exception('Only user and tool roles are supported') }}"
+WITHOUT_ANSWERS = (
+    "{% for message in messages if message['role'] == 'user' %}<|im_start|>{{ message['content'] }}"
+    "<|im_end|>{% endfor %}"
+)
+
+
+def chat_tokenizer(template):
+    """Make the demo's tokenizer with a chat template, marks of turns, and marks of thoughts."""
+    tokenizer = demo_tokenizer()
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.add_tokens(["<think>", "</think>"])  # not special, as in Qwen3
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def save_chat_judge(folder, kind="qwen3", template=MARKED, padding="<pad>", **values):
+    """Save a judge that reads conversations, with or without a padding token."""
+    tokenizer = chat_tokenizer(template)
+    tokenizer.pad_token = padding
+    values = {**COMMON, **GROUPED, "head_dim": 16, "vocab_size": len(tokenizer), **values}
+    values["pad_token_id"] = None if padding is None else IDS["pad_token_id"]
+    return save_judge(folder, kind, values, tokenizer)
+
+
+def save_chat_judge_without_head(folder):
+    """Save a judge that reads conversations without the weights of its head."""
+    save_chat_judge(folder)
+
+    def behead(tensors):
+        return {name: tensor for name, tensor in tensors.items() if name != "score.weight"}
+
+    return change_tensors(folder, behead)
+
+
 def copy_judge(folder):
     """Copy the demo's judge."""
     return shutil.copytree(HUB / "reward-model", folder)
@@ -573,6 +621,8 @@ JUDGES = {
     "gpt2 padded by its tokenizer": lambda folder: save_gpt2_judge(folder, demo_tokenizer(), None),
     "gpt2 with padding": lambda folder: save_gpt2_judge(folder, demo_tokenizer(), 1),
     "llama without padding": save_llama_judge,
+    "qwen3 with a template": save_chat_judge,
+    "llama with a template": lambda folder: save_chat_judge(folder, "llama", ALTERNATING, None),
 }
 FAULTY_JUDGES = {
     "two labels": save_two_labels,
@@ -582,6 +632,10 @@ FAULTY_JUDGES = {
     "nan": save_judge_with_nan,
     "no tokenizer": lambda folder: _without_tokenizer(copy_judge(folder)),
     "base as a judge": save_base,
+    "template refuses": lambda folder: save_chat_judge(folder, template=REFUSING),
+    "template without answers": lambda folder: save_chat_judge(folder, template=WITHOUT_ANSWERS),
+    "template and two labels": lambda folder: save_chat_judge(folder, num_labels=2),
+    "template and no head": save_chat_judge_without_head,
 }
 
 

@@ -341,7 +341,12 @@ def judge_one_by_one(outcome, folder):
         answers[response["model"], response["id"]] = response["response"]
     rewards = {}
     for (model, identity), answer in answers.items():
-        encoded = tokenizer(questions[identity], answer, return_tensors="pt")
+        if tokenizer.chat_template is None:
+            encoded = tokenizer(questions[identity], answer, return_tensors="pt")
+        else:  # every question here has a single turn
+            asked = {"role": "user", "content": questions[identity].removeprefix("Human: ")}
+            turns = [asked, {"role": "assistant", "content": answer}]
+            encoded = tokenizer.apply_chat_template(turns, return_tensors="pt")
         rewards[model, identity] = judge(**encoded).logits[0, 0].item()
     return rewards
 

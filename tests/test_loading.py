@@ -645,13 +645,6 @@ def test_faulty_judge_is_refused(tmp_path, name):
     refuse(judging.try_judge, FAULTY_JUDGES[name](tmp_path / "judge"), 512)
 
 
-def test_judge_with_a_chat_template_is_mentioned(tmp_path, capsys):
-    folder = shutil.copytree(JUDGE, tmp_path / "judge")
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
-    judging.try_judge(folder, 512)
-    assert "has a chat template" in capsys.readouterr().out
-
-
 def test_function_of_a_reward_is_mentioned(tmp_path, capsys):
     folder = shutil.copytree(JUDGE, tmp_path / "judge")
     activation = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
