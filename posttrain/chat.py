@@ -14,44 +14,53 @@ if TYPE_CHECKING:
 
 ROLES = {TURN: "user", PROMPT_END: "assistant"}
 MARKERS = re.compile(f"({re.escape(TURN)}|{re.escape(PROMPT_END)})")
+# A template that can think before a reply is asked not to. The date, which the template of
+# Llama 3.2 writes, is one that it has itself, so that a text does not depend on the day.
+OPTIONS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+Turn = dict[str, str]  # {"role": "user" or "assistant", "content"}
 # A conversation and a reply on which a template is tried
 PROBE = f"{TURN} Hello there{PROMPT_END} Good morning{TURN} What is bread{PROMPT_END}"
 REPLY = "Flour and water"
 
 
-def read_turns(prompt: str) -> list[dict[str, str]]:
-    r"""Read the turns of a prompt in HH-RLHF's format.
+def read_turns(text: str) -> list[Turn]:
+    """Read the turns of a transcript.
+
+    The roles alternate and the user begins, as most templates demand: successive turns of one role
+    become one with a blank line between them.
 
     Args:
-        prompt: a text that begins with a human turn. The final `\n\nAssistant:` may be missing.
+        text: a transcript in HH-RLHF's format. What is before the first marker is the user's.
 
     Returns:
-        The turns in the form that chat templates take, {"role", "content"}. The last one is the
-        human's. Turns of one side that follow each other are joined, since many templates ask for
-        roles that alternate.
+        The turns.
     """
-    pieces = MARKERS.split(prompt.removesuffix(PROMPT_END))
-    turns: list[dict[str, str]] = []
-    for marker, text in zip(pieces[1::2], pieces[2::2]):
-        role, content = ROLES[marker], text.strip()
-        if turns and turns[-1]["role"] == role:
-            turns[-1]["content"] += f"\n\n{content}"
-        else:
-            turns.append({"role": role, "content": content})
+    parts = MARKERS.split(f"\n\n{text}")  # a text, then a marker and its text, and so on
+    roles = ["user", *(ROLES[marker] for marker in parts[1::2])]
+    turns = [{"role": "user", "content": ""}]
+    for role, content in zip(roles, parts[::2], strict=True):
+        add_turn(turns, role, content)
     return turns
+
+
+def add_turn(turns: list[Turn], role: str, content: str) -> None:
+    """Add a turn to a conversation, or go on with the last one if it has the same role."""
+    content = content.strip()
+    if role == turns[-1]["role"]:
+        content = f"{turns.pop()['content']}\n\n{content}".strip()
+    turns.append({"role": role, "content": content})
 
 
 def render_prompt(prompt: str, tokenizer: Tokenizer) -> str:
     """Write a prompt with the chat template, up to where the assistant's reply begins.
 
-    A template that can think before a reply is asked not to.
-
     Args:
         prompt: the prompt in HH-RLHF's format.
         tokenizer: the tokenizer of the base, with a chat template.
     """
+    turns = read_turns(prompt.removesuffix(PROMPT_END))
     return tokenizer.apply_chat_template(
-        read_turns(prompt), tokenize=False, add_generation_prompt=True, enable_thinking=False
+        turns, tokenize=False, add_generation_prompt=True, **OPTIONS
     )
 
 
@@ -75,10 +84,10 @@ def read_reply_frame(tokenizer: Tokenizer) -> tuple[str, str, str]:
             f"FORMAT = 'chat', but the tokenizer in {place} has no chat template. Choose a "
             "BASE_MODEL that was trained for conversations, or FORMAT = 'transcript'."
         )
-    turns = [*read_turns(PROBE), {"role": "assistant", "content": REPLY}]
+    turns = read_turns(f"{PROBE} {REPLY}")
     try:
         prompt = render_prompt(PROBE, tokenizer)
-        whole = tokenizer.apply_chat_template(turns, tokenize=False, enable_thinking=False)
+        whole = tokenizer.apply_chat_template(turns, tokenize=False, **OPTIONS)
     except Exception as error:  # a template is a program, which may raise anything
         raise ValueError(
             f"FORMAT = 'chat', but the chat template in {place} does not write a conversation of "

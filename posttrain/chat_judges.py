@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from posttrain.chat import MARKERS, ROLES
+from posttrain.chat import OPTIONS, Turn, add_turn, read_turns
 from posttrain.tokenizer_checks import JUDGED
 from posttrain.transcripts import PROMPT_END, TURN
 
@@ -23,11 +23,6 @@ TRIED = (
     (f"{TURN} How are you?", ""),
 )
 
-# Thoughts are not judged, and the date is one that Llama's templates have, not that of today.
-OPTIONS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
-
-Turn = dict[str, str]  # {"role": "user" or "assistant", "content"}
-
 
 def list_turns(question: str, answer: str) -> list[Turn]:
     """Split a question into the turns of its transcript, and add the answer as the last one.
@@ -41,13 +36,8 @@ def list_turns(question: str, answer: str) -> list[Turn]:
             single turn of the user.
         answer: what is to be judged; it may contain markers of turns.
     """
-    parts = MARKERS.split(f"\n\n{question}")  # a text, then a marker and its text, and so on
-    roles = ["user", *(ROLES[marker] for marker in parts[1::2]), "assistant"]
-    turns = [{"role": "user", "content": ""}]
-    for role, text in zip(roles, [*parts[::2], answer], strict=True):
-        if role == turns[-1]["role"]:
-            text = f"{turns.pop()['content']}\n\n{text.strip()}"
-        turns.append({"role": role, "content": text.strip()})
+    turns = read_turns(question)
+    add_turn(turns, "assistant", answer)
     return turns
 
 

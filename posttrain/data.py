@@ -87,11 +87,13 @@ class Pairs:
         train: the training pairs, with their subset, their length in tokens and their token ids.
         validation: the held-out pairs, with the same fields. No prompt is in both lists.
         report: a table that counts what became of the dataset's rows, with a column per subset.
+        chat: whether the token ids are those of the base's chat template.
     """
 
     train: list[Pair]
     validation: list[Pair]
     report: pd.DataFrame
+    chat: bool = False
 
     def for_sft(self, split: str, reply_only: bool = True) -> Dataset:
         """Build the dataset for SFT, in which every text is a prompt and its chosen reply.
@@ -139,9 +141,19 @@ class Pairs:
         Returns:
             A dataset with the columns "prompt", "chosen", "rejected" and "length". A reply begins
             with a space, and the trainer adds the special tokens.
+
+        Raises:
+            ValueError: if the pairs are written by a chat template, in which such a trainer would
+                not write them.
         """
         from datasets import Dataset  # takes a second to import
 
+        if self.chat:
+            raise ValueError(
+                "A trainer that tokenizes its pairs itself would learn them as transcripts, but "
+                "the models of this run are asked in a chat template. Train it in a run with "
+                "FORMAT = 'transcript'."
+            )
         rows = []
         for pair in self._pairs_in(split):
             replies = {side: f" {pair[side]}" for side in ("chosen", "rejected")}
@@ -340,7 +352,7 @@ def load_pairs(folder: Path, tokenizer: Tokenizer, settings: PairSettings) -> Pa
     Raises:
         ValueError: if the dataset cannot be read, or has no pair to train on.
     """
-    subsets = SUBSETS[settings.subsets]
+    subsets, chat = SUBSETS[settings.subsets], settings.format == "chat"
     unseen = set(read_test_prompts(folder, subsets))
     pairs, report = gather_pairs(folder, subsets, list_special_tokens(tokenizer), unseen)
     random.Random(settings.seed).shuffle(pairs)
@@ -349,7 +361,6 @@ def load_pairs(folder: Path, tokenizer: Tokenizer, settings: PairSettings) -> Pa
         report[pair["subset"]]["not drawn"] += 1
     fitting = []
     if pairs:
-        chat = settings.format == "chat"
         fitting = fit_pairs(pairs[:size], tokenizer, settings.max_length, unseen, report, chat)
     training, validation = hold_out(fitting, settings.validation_pairs, report)
     if not training:
@@ -358,7 +369,7 @@ def load_pairs(folder: Path, tokenizer: Tokenizer, settings: PairSettings) -> Pa
             f"DATASET: {folder} has no usable pair for training after cleaning. The rows of each "
             f"subset were counted as {counts}."
         )
-    return Pairs(training, validation, _tabulate(report))
+    return Pairs(training, validation, _tabulate(report), chat)
 
 
 def _tabulate(report: Report) -> pd.DataFrame:

@@ -80,7 +80,7 @@ def test_ids_are_those_of_the_template(tmp_path, name, prompt):
     assert chat.end_of_reply(tokenizer) == tokenizer.convert_tokens_to_ids(end)
     (prompt_ids,) = tokens.encode_prompts([prompt], tokenizer, "prompts", chat=True)
     encoded = tokens.encode_replies(REPLIES, tokenizer, "replies", chat=True)
-    turns = chat.read_turns(prompt)
+    turns = chat.read_turns(prompt.removesuffix("\n\nAssistant:"))
     for reply, reply_ids in zip(REPLIES, encoded, strict=True):
         whole = tokenizer.apply_chat_template(
             [*turns, {"role": "assistant", "content": reply}],
@@ -96,12 +96,12 @@ def test_ids_are_those_of_the_template(tmp_path, name, prompt):
 
 def test_turns_of_a_transcript():
     """Paragraphs stay in their turn, and turns of one side that follow each other are joined."""
-    assert chat.read_turns(LONG) == [
+    assert chat.read_turns(LONG.removesuffix("\n\nAssistant:")) == [
         {"role": "user", "content": "Hello."},
         {"role": "assistant", "content": "Good morning.\n\nWhat can I do?"},
         {"role": "user", "content": "Tell me:\n\n1. What is bread?\n\nAnd rye?"},
     ]
-    assert chat.read_turns(SHORT.removesuffix("\n\nAssistant:")) == chat.read_turns(SHORT)
+    assert chat.read_turns(SHORT.removesuffix("\n\nAssistant:"))[-1]["role"] == "user"
 
 
 def test_prompts_are_cut_at_a_human_turn_by_the_tokens_of_the_template(tmp_path):
@@ -176,7 +176,7 @@ def run_chat(folder, base, **changes):
 @torch.no_grad()
 def decode_in_template(model, tokenizer, prompt, limit, ends):
     """Answer greedily from the template's own ids, with a forward pass over all for every token."""
-    turns = chat.read_turns(prompt)
+    turns = chat.read_turns(prompt.removesuffix("\n\nAssistant:"))
     ids = tokenizer.apply_chat_template(
         turns, add_generation_prompt=True, enable_thinking=False, return_dict=False
     )
@@ -203,6 +203,8 @@ def test_both_notebooks_in_the_template(tmp_path, name):
         assert learned == pair["chosen_ids"].tolist()
         assert learned[-1] == end
         assert learned.count(end) == 1
+    with pytest.raises(ValueError, match="would learn them as transcripts"):
+        training.pairs.as_texts("train")
     model = models.load_base(base).eval()
     ends = {*generation.list_ends(model, tokenizer), end}
     for record, prompt in zip(evaluation.responses, evaluation.prompts):
