@@ -102,8 +102,11 @@ def _load(options: dict[str, Any]) -> dict[str, Any]:
     from datasets.packaged_modules.csv.csv import Csv
     from datasets.packaged_modules.json.json import Json
 
-    if Path(options["path"], "state.json").exists():  # written by Dataset.save_to_disk
-        return {"train": datasets.load_from_disk(options["path"])}
+    folder = Path(options["path"])
+    if (folder / "dataset_dict.json").exists():  # written by DatasetDict.save_to_disk
+        return datasets.load_from_disk(str(folder))
+    if (folder / "state.json").exists():  # written by Dataset.save_to_disk
+        return {"train": datasets.load_from_disk(str(folder))}
     builder = datasets.load_dataset_builder(**options)
     if isinstance(builder, Csv):
         return _load_csv(options)
@@ -170,8 +173,8 @@ def _choose_splits(
     if len(names) > 2 or len(set(names)) < len(names) or not set(names) <= set(there):
         raise ValueError(
             f"{parameter} = {name!r}: the splits are {', '.join(there)}. Name the one to take as "
-            f"name:config:split, or two of them, for training and test, as in "
-            f"name:config:{there[0]},{there[-1]}. Without a configuration write name::split."
+            "name:config:split, or two of them, for training and test, with a comma between them. "
+            "Without a configuration write name::split."
         )
     return dict(zip(("train", "test"), names))
 

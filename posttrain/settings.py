@@ -315,7 +315,7 @@ def _preset_values(kind: type[Settings], preset: str, changes: Mapping[str, Any]
     if protocol == "default" and preset == "paper":
         return {}
     dataset = changes.get("dataset", values.get("dataset", HH))
-    if "protocol" not in values and not is_hh(dataset):
+    if "protocol" not in values and not is_hh(str(dataset)):
         return {name: value for name, value in values.items() if name != "harmful_prompts"}
     return values
 
