@@ -157,7 +157,7 @@ def _write_split(path: Path, pairs: list[Pair]) -> None:
         texts = {name: f"{pair['prompt']} {pair[name]}" for name in ("chosen", "rejected")}
         lines.append(json.dumps(texts, ensure_ascii=False) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
+    path.write_bytes(gzip.compress("".join(lines).encode(), compresslevel=6, mtime=0))
 
 
 def tabulate_report(report: Report) -> pd.DataFrame:
