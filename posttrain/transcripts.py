@@ -47,12 +47,12 @@ Row = dict[str, Any] | str
 def list_files(subsets: str, splits: Sequence[str] = ("train", "test")) -> list[str]:
     """List the files of a dataset in HH-RLHF's layout that contain the subsets "base" or "all".
 
-    The first one is the report on a conversion, which only a dataset of another origin has.
+    The last one is the report on a conversion, which only a dataset of another origin has.
     """
-    names = [CONVERSION]
+    names = []
     for subset in SUBSETS[subsets]:
         names += [f"{subset}/{split}.jsonl.gz" for split in splits]
-    return names
+    return [*names, CONVERSION]
 
 
 def list_subsets(folder: Path, subsets: str) -> tuple[str, ...]:
