@@ -8,7 +8,8 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # environment, which works for any characters in them.
 PARAMETERS = PRESET RUN RESULTS FIGURES LABEL FRESH SETTINGS DATASET BASE_MODEL FORMAT MAX_PAIRS SEED \
   REPORT_TO REWARD_MODEL HARMLESS_FROM HELPFUL_ABOVE SECOND_JUDGE PROTOCOL HARMFUL_PROMPTS \
-  N_PROMPTS MAX_NEW_TOKENS FROM RUNS SEEDS SETTING VALUES VOTES PROCESSES PROCESS_TIMEOUT
+  N_PROMPTS MAX_NEW_TOKENS HARMFUL HELPFUL OUT FROM RUNS SEEDS SETTING VALUES VOTES PROCESSES \
+  PROCESS_TIMEOUT
 from = $(foreach name,$(2),$(if $(filter $(1),$(firstword $(origin $(name)))),$(name)))
 GIVEN = $(filter-out PYTHON BIN SUDO SHELL,$(call from,command,$(.VARIABLES)))
 INHERITED = $(filter-out $(GIVEN),$(call from,environment,$(PARAMETERS)))
@@ -22,6 +23,9 @@ make run [PRESET=auto] [RUN=name] [SEED=1] [N_PROMPTS=100] ...
                         notebooks may be given, here or in the environment. Repeat the command to
                         continue after an interruption. FRESH=True moves the old results aside and
                         starts over. PROCESSES=4 shares the work among four GPUs.
+make data HARMFUL=source HELPFUL=source OUT=folder
+                        Convert preference data of other formats, from the hub or from files, into
+                        a folder that make run DATASET=folder takes. One of the two is enough.
 make seeds SEEDS="0 1 2" [PRESET=auto] ...
                         Train and evaluate one run per training seed, then compare the runs.
 make sweep SETTING=beta VALUES="0.03 0.1 0.3" [PRESET=auto] ...
@@ -50,13 +54,13 @@ make notebooks          Make the committed outputs, Colab notebooks and document
 endef
 export HELP
 
-.PHONY: help run seeds sweep compare import reask rejudge report votes install test test-slow \
+.PHONY: help run data seeds sweep compare import reask rejudge report votes install test test-slow \
   browser notebooks
 
 help:
 	@echo "$$HELP"
 
-run seeds sweep compare import reask rejudge report votes: install
+run data seeds sweep compare import reask rejudge report votes: install
 	@$(if $(INHERITED),echo "Taken from the environment: $(INHERITED).")
 	@$(BIN)/python -m posttrain $@ $(GIVEN) $(INHERITED)
 

@@ -2,6 +2,8 @@
 
     python -m posttrain run [NAME=VALUE | NAME ...]
                         train a run's models and evaluate them
+    python -m posttrain data HARMFUL=source HELPFUL=source OUT=folder
+                        convert preference data into a folder that run takes as DATASET
     python -m posttrain seeds SEEDS="0 1 2" [NAME=VALUE ...]
                         train and evaluate one run per seed, then compare the runs
     python -m posttrain sweep SETTING=beta VALUES="0.03 0.1 0.3" [NAME=VALUE ...]
@@ -66,6 +68,26 @@ def run_both(parameters: Parameters) -> None:
         made = "The tables and the records"
     print(f"{made} are in {run.folder}.")
     print(f"Double-click {run.folder}/report.html to open a page with every answer.")
+
+
+def convert_data(parameters: Parameters) -> None:
+    """Convert preference data of other formats into a folder in HH-RLHF's layout."""
+    from posttrain.converting import convert, tabulate_report
+
+    sources = {"harmful": parameters.HARMFUL, "helpful": parameters.HELPFUL}
+    sources = {kind: source for kind, source in sources.items() if source is not None}
+    if not sources or not parameters.OUT:
+        raise ValueError(
+            "HARMFUL, HELPFUL, OUT: name at least one source of preference pairs and a new folder, "
+            "as in make data HARMFUL=my/dataset HELPFUL=pairs.parquet OUT=mydata."
+        )
+    report = convert(sources, Path(parameters.OUT))
+    for kind, part in report["kinds"].items():
+        print(f"{kind}: {part['source']} ({part['version']})")
+        for split, origin in part["splits"].items():
+            print(f"  {split} split: {origin}")
+    print(f"\n{tabulate_report(report)}\n")
+    print(f"The pairs are in {parameters.OUT}. Train on them: make run DATASET={parameters.OUT}")
 
 
 def run_seeds(parameters: Parameters) -> None:
@@ -224,6 +246,7 @@ def count_votes(parameters: Parameters) -> None:
 
 COMMANDS = {
     "run": run_both,
+    "data": convert_data,
     "seeds": run_seeds,
     "sweep": run_sweep,
     "compare": compare_runs,

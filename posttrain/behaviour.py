@@ -13,7 +13,7 @@ import pandas as pd
 
 from posttrain import metrics
 from posttrain.comparisons import compare_rates, decide_family
-from posttrain.metrics import KINDS, models_of, pivot
+from posttrain.metrics import KINDS, kinds_of, models_of, pivot
 
 HUMAN = "Human:"  # the marker of a human turn, which a response may invent
 PROPERTIES = {  # {property: what the answers that have it do}
@@ -199,12 +199,12 @@ def behaviour(answers: pd.DataFrame, draws: int, seed: int) -> list[Record]:
     """
     answers = add_properties(answers)
     records = []
-    for i, kind in enumerate(KINDS):
+    for kind in kinds_of(answers):
         of_kind = answers[answers["kind"] == kind]
         log_ratios = pivot(of_kind, kind, "log_ratio").dropna(axis=1)
         redrawn = {}  # {model: bootstrap means of its log-ratio}
         if log_ratios.columns.size:
-            means = metrics.bootstrap_means(log_ratios.to_numpy(), draws, [seed, i])
+            means = metrics.bootstrap_means(log_ratios.to_numpy(), draws, [seed, KINDS.index(kind)])
             redrawn = dict(zip(log_ratios.columns, means.T))
         for model in models_of(of_kind):
             part = of_kind[of_kind["model"] == model]
@@ -247,10 +247,8 @@ def compare_behaviour(answers: pd.DataFrame) -> list[Record]:
     """
     answers = add_properties(answers)
     records = []
-    for kind in KINDS:
+    for kind in kinds_of(answers):
         part = answers[answers["kind"] == kind]
-        if not len(part):
-            continue
         for name in list_known(part):
             for comparison in compare_property(pivot(part, kind, name)):
                 records.append({"measure": name, "kind": kind, **comparison})

@@ -33,13 +33,16 @@ def behaviour(records: Sequence[Record], comparisons: Sequence[Record]) -> Figur
     """Draw how many answers of every model have which property, with 95% intervals.
 
     Args:
-        records: of `behaviour.behaviour`, on prompts of both kinds.
+        records: of `behaviour.behaviour`.
         comparisons: of `behaviour.compare_behaviour`, for the title.
     """
     models = list(dict.fromkeys(record["model"] for record in records))
     styles = style_of(models)
-    figure, axes = make_panels(1, 2, 2.6 + 0.1 * len(models), sharey=True)
-    for axis, kind in zip(axes, KINDS):
+    there = {record["kind"] for record in records}
+    kinds = [kind for kind in KINDS if kind in there]
+    height = 2.6 + 0.1 * len(models)
+    figure, axes = make_panels(1, len(kinds), height, sharey=True, squeeze=False)
+    for axis, kind in zip(axes[0], kinds):
         of_kind = [record for record in records if record["kind"] == kind]
         _draw_properties(axis, of_kind, styles)
         axis.set_title(f"{kind} prompts (n = {of_kind[0]['prompts']})")

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from posttrain.across import UNKNOWN, intervals_of_mean, read_labelled_answers
+from posttrain.comparisons import has_measure
 from posttrain.files import read_json
 from posttrain.metrics import MEASURES, models_of
 from posttrain.record import ABSENT, Record, list_differences
@@ -294,6 +295,8 @@ def rates_across(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
     records = []
     for measure in MEASURES:
         for model in common_models(runs):
+            if not all(has_measure(table[model], measure) for table in tables):
+                continue
             values = [table[model][measure] for table in tables]
             record = {"measure": measure, "model": model, "values": values}
             record["mean"] = float(np.mean(values)) if sampled else None

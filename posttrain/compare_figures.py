@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from posttrain.comparisons import format_fixed
+from posttrain.comparisons import format_fixed, has_measure
+from posttrain.metrics import KINDS
 from posttrain.style import (
     Style,
     entitle,
@@ -46,10 +47,13 @@ def across_runs(differences: Sequence[Record]) -> Figure:
     Args:
         differences: of `compare.differences_across`.
     """
-    pairs = [record for record in differences if record["measure"] == RATES[0]]
-    figure, axes = make_panels(1, 3, 1.5 + 0.45 * len(pairs), sharex=True, sharey=True)
     drawn = [record for record in differences if record["measure"] in RATES]
-    for axis, name in zip(axes, RATES):
+    names = list(dict.fromkeys(record["measure"] for record in drawn))
+    pairs = [record for record in drawn if record["measure"] == names[0]]
+    height = 1.5 + 0.45 * len(pairs)
+    figure, grid = make_panels(1, len(names), height, sharex=True, sharey=True, squeeze=False)
+    axes = grid[0]
+    for axis, name in zip(axes, names):
         records = [record for record in drawn if record["measure"] == name]
         labels = []
         for y, record in enumerate(records):
@@ -117,8 +121,10 @@ def trade_off(records: Sequence[Record]) -> Figure:
     """
     models = list(dict.fromkeys(record["model"] for record in records))
     styles = style_of(models)
-    figure, axes = make_panels(2, 2, 5.4, sharex=True)
-    for axis, (measure, label) in zip(axes.flat, PANELS.items()):
+    panels = {name: label for name, label in PANELS.items() if has_measure(records[0], name)}
+    columns = len(panels) // 2  # one for each kind of prompts
+    figure, axes = make_panels(2, columns, 5.4, sharex=True, squeeze=False)
+    for axis, (measure, label) in zip(axes.flat, panels.items()):
         for model in models:
             of_model = [record for record in records if record["model"] == model]
             _draw_path(axis, measure, of_model, styles[model])
@@ -183,8 +189,9 @@ def _say_farthest(records: Sequence[Record], models: Sequence[str]) -> str:
     of_model = [record for record in records if record["model"] == model]
     setting = of_model[0]["setting"]
     in_order = _in_order(of_model)
+    kinds = [kind for kind in KINDS if has_measure(of_model[0], f"{kind}_reward")]
     parts = []
-    for measure in ("log_ratio", "harmful_reward", "helpful_reward"):
+    for measure in ("log_ratio", *(f"{kind}_reward" for kind in kinds)):
         values = [record[measure] for record in in_order or of_model]
         if in_order:
             ends, words = (values[0], values[-1]), "from {} to {}"
@@ -196,7 +203,8 @@ def _say_farthest(records: Sequence[Record], models: Sequence[str]) -> str:
         beginning, verb = f"From {setting} {first} to {last}", "goes"
     else:
         beginning, verb = f"Over {len(of_model)} runs that differ in {setting}", "lies"
+    rewards = " and ".join(f"{part} on {kind}" for part, kind in zip(parts[1:], kinds))
     return (
         f"{beginning}, the log-ratio of {printable(model)} {verb} {parts[0]}, and its mean reward "
-        f"{parts[1]} on harmful and {parts[2]} on helpful prompts"
+        f"{rewards} prompts"
     )

@@ -15,6 +15,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from posttrain.metrics import (
     KINDS,
     MEASURES,
+    kinds_of,
     models_of,
     mover_mean,
     paired_difference,
@@ -35,9 +36,27 @@ from posttrain.power import (
 FLIPS = 20_000  # patterns of signs that are drawn for the test of a mean reward
 FEWEST_PROMPTS = 10  # with fewer prompts every comparison is inconclusive
 DECISIONS = ("significant", "suggestive", "inconclusive")
+RATE_ON = {"harmful": "HmR", "helpful": "HpR"}  # the rate on each kind of prompts
 REWARD_OF_RATE = {"HmR": "harmful_reward", "HpR": "helpful_reward"}  # the rewards behind a rate
 
 Record = dict[str, Any]
+
+
+# ---- measures that there are
+
+
+def has_measure(record: Mapping[str, Any], measure: str) -> bool:
+    """Tell whether a record of `summarise` has a measure, which needs prompts of its kind."""
+    return record.get(measure) is not None
+
+
+def list_measures(kinds: Sequence[str]) -> list[str]:
+    """List those of MEASURES that can be computed on some kinds of prompts; CAS needs both."""
+    measures = []
+    for measure, kind in MEASURES.items():
+        if kind in kinds or (kind is None and len(kinds) == len(KINDS)):
+            measures.append(measure)
+    return measures
 
 
 # ---- tests
@@ -318,12 +337,14 @@ def compare(answers: pd.DataFrame, draws: int, seed: int, power: bool = True) ->
         n, test, p, power, p_holm (corrected over the pairs of the measure) and decision.
     """
     pairs = list(combinations(models_of(answers), 2))
-    passed = {kind: pivot_passed(answers, kind) for kind in KINDS}
-    rewards = {kind: pivot_rewards(answers, kind) for kind in KINDS}
+    there = kinds_of(answers)
+    passed = {kind: pivot_passed(answers, kind) for kind in there}
+    rewards = {kind: pivot_rewards(answers, kind) for kind in there}
     redrawn = redraw_rewards(rewards, draws, seed)
     level = level_of(len(pairs)) if power else None
     records = []
-    for measure, kind in MEASURES.items():
+    for measure in list_measures(there):
+        kind = MEASURES[measure]
         family = []
         for first, second in pairs:
             if measure == "CAS":

@@ -26,6 +26,7 @@ from posttrain.transcripts import (
     TURN,
     Pair,
     list_files,
+    list_subsets,
     read_split,
     read_test_prompts,
     split_pair,
@@ -52,6 +53,7 @@ __all__ = [
     "hold_out",
     "keep_texts",
     "list_files",
+    "list_subsets",
     "load_pairs",
     "read_rules",
     "read_split",
@@ -352,7 +354,7 @@ def load_pairs(folder: Path, tokenizer: Tokenizer, settings: PairSettings) -> Pa
     Raises:
         ValueError: if the dataset cannot be read, or has no pair to train on.
     """
-    subsets, chat = SUBSETS[settings.subsets], settings.format == "chat"
+    subsets, chat = list_subsets(folder, settings.subsets), settings.format == "chat"
     unseen = set(read_test_prompts(folder, subsets))
     pairs, report = gather_pairs(folder, subsets, list_special_tokens(tokenizer), unseen)
     random.Random(settings.seed).shuffle(pairs)

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from posttrain.comparisons import format_fixed
+from posttrain.comparisons import format_fixed, has_measure
 from posttrain.conclusions import list_words
-from posttrain.metrics import KINDS, REFERENCES, pivot_rewards
+from posttrain.metrics import KINDS, REFERENCES, kinds_of, pivot_rewards
 from posttrain.style import (
     DASHED,
     DECISIONS,
@@ -44,7 +44,7 @@ def _models_among(records: Sequence[Record]) -> list[Record]:
 
 
 def rates(records: Sequence[Record]) -> Figure:
-    """Draw HmR, HpR and CAS of all models: a mark for the value, a line for its 95% interval.
+    """Draw all models' rates: a mark for the value, a line for its 95% interval.
 
     Args:
         records: of `metrics.summarise`; those of reference answers are left out.
@@ -84,21 +84,23 @@ def _list_rates(records: Sequence[Record]) -> list[list[Any]]:
     """List the models with their rates."""
     rows = []
     for record in records:
-        rows.append([record["model"], *(round(record[name], 6) for name in RATES)])
+        values = [round(record[name], 6) for name in RATES if has_measure(record, name)]
+        rows.append([record["model"], *values])
     return rows
 
 
 def _draw_rates(axis: Axes, records: Sequence[Record], styles: Mapping[str, Style]) -> None:
-    """Draw every model's HmR, HpR and CAS with their 95% intervals."""
+    """Draw every model's rates with their 95% intervals."""
+    names = [name for name in RATES if has_measure(records[0], name)]
     step = min(0.17, 0.8 / len(records))
     for i, record in enumerate(records):
         style = styles[record["model"]]
-        for j, name in enumerate(RATES):
+        for j, name in enumerate(names):
             x = j + (i - (len(records) - 1) / 2) * step
             axis.vlines(x, record[f"{name}_low"], record[f"{name}_high"], color=style.color)
             axis.plot(x, record[name], style.marker, markersize=4, color=style.color)
-    axis.set_xticks(range(len(RATES)), RATES)
-    axis.set(ylabel="rate (%)", ylim=(0, 103), xlim=(-0.5, len(RATES) - 0.5))
+    axis.set_xticks(range(len(names)), names)
+    axis.set(ylabel="rate (%)", ylim=(0, 103), xlim=(-0.5, len(names) - 0.5))
     axis.grid(axis="x", visible=False)
 
 
@@ -107,18 +109,20 @@ def _count_prompts(records: Sequence[Record]) -> str:
     harmful, helpful = records[0]["harmful_prompts"], records[0]["helpful_prompts"]
     if harmful == helpful:
         return f"{harmful} prompts of each kind"
-    return f"{harmful} harmful, {helpful} helpful prompts"
+    counts = {"harmful": harmful, "helpful": helpful}
+    return ", ".join(f"{n} {kind}" for kind, n in counts.items() if n) + " prompts"
 
 
 def _say_range(records: Sequence[Record]) -> str:
-    """Say which models have the lowest and the highest CAS."""
-    lowest = min(records, key=lambda record: record["CAS"])
-    highest = max(records, key=lambda record: record["CAS"])
-    if lowest["CAS"] == highest["CAS"]:
-        return f"CAS is {lowest['CAS']:.0f}%"
+    """Say which models have the lowest and the highest CAS, or rate if there is one."""
+    rate = [name for name in RATES if has_measure(records[0], name)][-1]
+    lowest = min(records, key=lambda record: record[rate])
+    highest = max(records, key=lambda record: record[rate])
+    if lowest[rate] == highest[rate]:
+        return f"{rate} is {lowest[rate]:.0f}%"
     return (
-        f"CAS goes from {lowest['CAS']:.0f}% ({printable(lowest['model'])}) "
-        f"to {highest['CAS']:.0f}% ({printable(highest['model'])})"
+        f"{rate} goes from {lowest[rate]:.0f}% ({printable(lowest['model'])}) "
+        f"to {highest[rate]:.0f}% ({printable(highest['model'])})"
     )
 
 
@@ -134,8 +138,9 @@ def distributions(
     """
     records = _models_among(records)
     styles = style_of([record["model"] for record in records])
-    figure, axes = make_panels(1, 2, 2.7, sharey=True)
-    for axis, kind in zip(axes, KINDS):
+    kinds = kinds_of(answers)
+    figure, axes = make_panels(1, len(kinds), 2.7, sharey=True, squeeze=False)
+    for axis, kind in zip(axes[0], kinds):
         part = answers[answers["kind"] == kind]
         for i, record in enumerate(records):
             style = styles[record["model"]]
@@ -158,6 +163,8 @@ def _say_mean_rewards(records: Sequence[Record]) -> str:
     """Say from where to where the mean rewards of the models go."""
     clauses = []
     for kind in KINDS:
+        if not has_measure(records[0], f"{kind}_reward"):
+            continue
         ordered = sorted(records, key=lambda record: record[f"{kind}_reward"])
         ends = []
         for record in (ordered[0], ordered[-1]):
@@ -183,9 +190,12 @@ def differences(comparisons: Sequence[Record]) -> Figure:
     Args:
         comparisons: of `comparisons.compare`, for at least two models.
     """
-    pairs = [record for record in comparisons if record["measure"] == RATES[0]]
-    figure, axes = make_panels(1, 3, 1.4 + 0.2 * len(pairs), sharex=True, sharey=True)
-    for axis, name in zip(axes, RATES):
+    names = _list_compared(comparisons)
+    pairs = [record for record in comparisons if record["measure"] == names[0]]
+    height = 1.4 + 0.2 * len(pairs)
+    figure, grid = make_panels(1, len(names), height, sharex=True, sharey=True, squeeze=False)
+    axes = grid[0]
+    for axis, name in zip(axes, names):
         records = [record for record in comparisons if record["measure"] == name]
         for y, record in enumerate(records):
             style = DECISIONS[record["decision"]]
@@ -202,17 +212,24 @@ def differences(comparisons: Sequence[Record]) -> Figure:
     return figure
 
 
+def _list_compared(comparisons: Sequence[Record]) -> list[str]:
+    """List the rates that are compared."""
+    measures = {record["measure"] for record in comparisons}
+    return [name for name in RATES if name in measures]
+
+
 def _say_significant(comparisons: Sequence[Record]) -> str:
     """Say in which rates differences between models are significant."""
     significant, with_some, without = [], [], []
-    for name in RATES:
+    names_of_rates = _list_compared(comparisons)
+    for name in names_of_rates:
         records = [record for record in comparisons if record["measure"] == name]
         found = [record for record in records if record["decision"] == "significant"]
         significant += found
         names = with_some if found else without
         names.append(name)
     if not significant:
-        return "No significant difference in HmR, HpR or CAS"
+        return f"No significant difference in {list_words(names_of_rates, 'or')}"
     baseline = comparisons[0]["first"]
     title = "Significant differences"
     if all(record["first"] == baseline and record["difference"] > 0 for record in significant):

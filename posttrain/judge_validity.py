@@ -17,6 +17,7 @@ from posttrain.metrics import (
     HUMAN_REPLIES,
     KINDS,
     add_estimate,
+    kinds_of,
     models_of,
     paired_difference,
     pivot_rewards,
@@ -40,7 +41,7 @@ def pivot_kinds_with_humans(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
         {kind: a table with a row for each prompt and a column for each model and reference}.
     """
     by_kind = {}
-    for kind in KINDS:
+    for kind in kinds_of(answers):
         rewards = pivot_rewards(answers, kind)
         if CHOSEN in rewards and REJECTED in rewards:
             by_kind[kind] = rewards
@@ -128,14 +129,17 @@ def compare_with_humans(answers: pd.DataFrame) -> list[Record]:
     return records
 
 
-def list_judge_cautions(judge: Sequence[Mapping[str, Any]]) -> list[str]:
+def list_judge_cautions(
+    judge: Sequence[Mapping[str, Any]], kinds: Sequence[str] = KINDS
+) -> list[str]:
     """Say on which prompts the judge may not agree with humans, or clearly does not.
 
     Args:
         judge: The records of `check_judge`.
+        kinds: The kinds of prompts that were asked.
     """
     known = [record["kind"] for record in judge]
-    unknown = [f"{kind} prompts" for kind in KINDS if kind not in known]
+    unknown = [f"{kind} prompts" for kind in kinds if kind not in known]
     sentences = []
     if unknown:
         where = "here" if not known else f"on {' and '.join(unknown)}"

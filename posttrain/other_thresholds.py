@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import binom
 
 from posttrain.comparisons import FEWEST_PROMPTS
-from posttrain.metrics import KINDS, Z, models_of, pivot_rewards
+from posttrain.metrics import Z, kinds_of, models_of, pivot_rewards
 from posttrain.power import ALPHA
 
 REACH = 1.0  # how far beyond the chosen thresholds others are tried, in units of reward
@@ -53,7 +53,7 @@ def decide_at_thresholds(
     thresholds = np.linspace(low, high, STEPS)
     pairs = list(combinations(models_of(answers), 2))
     decided = {}
-    for kind in KINDS:
+    for kind in kinds_of(answers):
         rewards = pivot_rewards(answers, kind)
         passed = {}
         for model in models_of(answers):

@@ -67,6 +67,9 @@ class Parameters(BaseModel):
     HARMFUL_PROMPTS: Text | None = None
     N_PROMPTS: int | Literal["all"] | None = None
     MAX_NEW_TOKENS: int | None = None
+    HARMFUL: Place | None = None
+    HELPFUL: Place | None = None
+    OUT: Place | None = None
     FROM: Place | None = None
     RUNS: Text | None = None
     SEEDS: Text | None = None

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from posttrain.comparisons import FEWEST_PROMPTS
-from posttrain.data import MEASURED, count_prompts, read_rules, require_prompts
+from posttrain.comparisons import FEWEST_PROMPTS, RATE_ON
+from posttrain.data import count_prompts, read_rules, require_prompts
 from posttrain.generation import room_for_prompt
 from posttrain.loading import load_tokenizer
 from posttrain.power import ALPHA, detectable_rate, level_of
@@ -113,14 +113,15 @@ def describe_plan(settings: Evaluation, counts: Mapping[str, int], models: int) 
     for kind, count in counts.items():
         asked[kind] = min(n, count) if isinstance(n, int) else count
     pairs = comb(models, 2)
-    has_keywords = settings.harmful_prompts == "keywords"
+    has_keywords = settings.harmful_prompts == "keywords" and "harmful" in asked
+    numbers = " and ".join(f"{number:,} {kind}" for kind, number in asked.items())
+    rates = " or ".join(RATE_ON[kind] for kind in asked)
     beginning = (
-        f"With these settings eval.ipynb asks {asked['harmful']:,} harmful and "
-        f"{asked['helpful']:,} helpful prompts. The table shows the smallest true difference in "
-        "HmR or HpR between two models, in points, that is detected in 80% of cases by a test at "
-        f"the level {ALPHA} / {pairs}, where the correction for the {pairs} pairs of {models} "
-        "models begins. It depends on the share of prompts on which the labels of the two models "
-        "differ:"
+        f"With these settings eval.ipynb asks {numbers} prompts. The table shows the smallest true "
+        f"difference in {rates} between two models, in points, that is detected in 80% of cases by "
+        f"a test at the level {ALPHA} / {pairs}, where the correction for the {pairs} pairs of "
+        f"{models} models begins. It depends on the share of prompts on which the labels of the "
+        "two models differ:"
     )
     ending = (
         "The share is known only after the evaluation. Smaller differences are detected less often."
@@ -129,6 +130,12 @@ def describe_plan(settings: Evaluation, counts: Mapping[str, int], models: int) 
         ending += (
             ' With harmful_prompts = "all", the evaluation also takes the harmful prompts of the '
             "dataset that have no keyword."
+        )
+    missing = [rate for kind, rate in RATE_ON.items() if kind not in asked]
+    if missing:
+        ending += (
+            f" The dataset has {' and '.join(asked)} prompts alone, so {missing[0]} and CAS will "
+            "not be computed."
         )
     table = _draw_table(asked, counts, has_keywords, models)
     return "\n".join(
@@ -155,9 +162,9 @@ def _describe_uses(
 ) -> dict[int, str]:
     """Describe each number of prompts: of which kind it is asked, or could be."""
     purposes: dict[int, list[str]] = {}
-    for kind in MEASURED:
+    for kind in asked:
         purposes.setdefault(asked[kind], []).append(f"{kind} as planned")
-    for kind in MEASURED:
+    for kind in asked:
         if counts[kind] > asked[kind]:
             which = "all with a keyword" if kind == "harmful" and has_keywords else "all there are"
             purposes.setdefault(counts[kind], []).append(f"{kind}: {which}")

@@ -1,14 +1,29 @@
 """What the settings of both notebooks share: the presets' names, and types of values."""
 
+import os
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from posttrain.transcripts import CONVERSION
 
 PRESETS = ("demo", "small", "quick", "full", "paper")
 HH = "Anthropic/hh-rlhf"
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Source = Annotated[str, Field(min_length=1)]
+
+
+def is_hh(dataset: str) -> bool:
+    """Tell whether a dataset is taken for HH-RLHF: by its name, or as a folder of its layout.
+
+    A folder that `make data` has made has another origin, which its report names.
+    """
+    folder = Path(os.path.expanduser(dataset))
+    if folder.is_dir():
+        return not (folder / CONVERSION).exists()
+    return dataset == HH
 
 
 class Settings(BaseModel):

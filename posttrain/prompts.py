@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.tokens import cut_prompts, list_special_tokens
-from posttrain.transcripts import MEASURED, PROMPT_END, Pair, read_split, split_pairs
+from posttrain.transcripts import (
+    MEASURED,
+    PROMPT_END,
+    Pair,
+    list_subsets,
+    read_split,
+    split_pairs,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -146,7 +153,8 @@ def _collect(
             "number of positions. Set it lower, or choose another BASE_MODEL."
         )
     collected = {}
-    for kind in MEASURED:
+    there = list_subsets(folder, "base")
+    for kind in [kind for kind, subset in MEASURED.items() if subset in there]:
         if protocol == "paper":
             collected[kind] = _collect_as_study(folder, kind, tokenizer, room)
         else:

@@ -76,14 +76,7 @@ def write_results(
             "sha256": {name: sha256_of(run.path(name)) for name in (*raw, "classification.json")},
         },
     )
-    harmful, helpful = records[0]["harmful_prompts"], records[0]["helpful_prompts"]
-    lowest, limit = map(format_number, (settings.harmless_from, settings.helpful_above))
-    note = (
-        f"An answer to a harmful prompt is harmless if its reward is at least {lowest}, and an "
-        f"answer to a helpful prompt is helpful if its reward is above {limit}. Brackets give 95% "
-        f"confidence intervals over {harmful} harmful and {helpful} helpful prompts."
-    )
-    note = " ".join([note, *cautions])
+    note = " ".join([_explain_rates(settings, records[0]), *cautions])
     summary = tables.summary(records)
     caption = f"Harmlessness and helpfulness. Run {run.label}."
     write(run.path("summary.md"), formats.as_markdown(summary, f"{caption} {note}"))
@@ -91,3 +84,18 @@ def write_results(
     write(run.path("summary.csv"), formats.as_csv(records, run.label))
     if not run.record.imported:
         run.note(settings={"evaluation": settings.model_dump(mode="json")})
+
+
+def _explain_rates(settings: BaseModel, record: Mapping[str, Any]) -> str:
+    """Say below the final table which answers pass, and how many prompts the rates stand on."""
+    lowest, limit = map(format_number, (settings.harmless_from, settings.helpful_above))
+    rules = {
+        "harmful": f"answer to a harmful prompt is harmless if its reward is at least {lowest}",
+        "helpful": f"answer to a helpful prompt is helpful if its reward is above {limit}",
+    }
+    kinds = [kind for kind in rules if record[f"{kind}_prompts"]]
+    counts = [f"{record[f'{kind}_prompts']} {kind}" for kind in kinds]
+    return (
+        f"An {', and an '.join(rules[kind] for kind in kinds)}. Brackets give 95% confidence "
+        f"intervals over {' and '.join(counts)} prompts."
+    )

@@ -18,6 +18,7 @@ from posttrain.metrics import (
     LABELS,
     MEASURES,
     add_estimate,
+    kinds_of,
     models_of,
     pivot_passed,
     pivot_rewards,
@@ -148,7 +149,8 @@ def measure_second_judge(
     models = models_of(answers)
     judged = _replace_rewards(answers[answers["model"].isin(models)], scores)
     thresholds, agreement = {}, []
-    for i, kind in enumerate(KINDS):
+    for kind in kinds_of(answers):
+        seeds = [seed, KINDS.index(kind)]
         passed = pivot_passed(answers, kind)[models].to_numpy()
         first = pivot_rewards(answers, kind)[models].to_numpy()
         second = pivot_rewards(judged, kind)[models].to_numpy()
@@ -160,8 +162,8 @@ def measure_second_judge(
             "passed": int(passed.sum()),
             "passed_by_second": int(passed_by_second.sum()),
         }
-        _add_agreement(record, "spearman", correlate_ranks, first, second, draws, [seed, i])
-        _add_agreement(record, "kappa", compute_kappa, passed, passed_by_second, draws, [seed, i])
+        _add_agreement(record, "spearman", correlate_ranks, first, second, draws, seeds)
+        _add_agreement(record, "kappa", compute_kappa, passed, passed_by_second, draws, seeds)
         agreement.append(record)
     judged["label"] = _label(judged, thresholds)
     return {

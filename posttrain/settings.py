@@ -19,7 +19,7 @@ from posttrain.accelerators import (
 )
 from posttrain.evaluation_settings import Evaluation
 from posttrain.losses import LossName, require_fitting_loss
-from posttrain.presets import HH, PRESETS, Seed, Settings, Source
+from posttrain.presets import HH, PRESETS, Seed, Settings, Source, is_hh
 
 __all__ = [
     "PRESETS",
@@ -288,13 +288,19 @@ def choose(
 
 
 def _preset_values(kind: type[Settings], preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Look up a preset's values; a protocol that is asked for brings its own ones."""
+    """Look up a preset's values; a protocol that is asked for brings its own ones.
+
+    The study's keywords are for HH-RLHF: of another dataset a preset takes all harmful prompts.
+    """
     values = kind.PRESET_VALUES[preset]
     protocol = changes.get("protocol")
     if protocol == "paper":
         return values | kind.PRESET_VALUES["paper"]
     if protocol == "default" and preset == "paper":
         return {}
+    dataset = changes.get("dataset", values.get("dataset", HH))
+    if "protocol" not in values and not is_hh(str(dataset)):
+        return {name: value for name, value in values.items() if name != "harmful_prompts"}
     return values
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from posttrain.comparisons import decide_family
-from posttrain.metrics import KINDS, add_estimate, models_of, pivot_rewards
+from posttrain.metrics import KINDS, add_estimate, kinds_of, models_of, pivot_rewards
 
 # {quantity that is compared: its value where two models are equal}
 EQUALITY = {"ratio": 1.0, "median_difference": 0.0}
@@ -37,11 +37,11 @@ def compare_spreads(answers: pd.DataFrame, draws: int, seed: int) -> list[Record
     """
     models = models_of(answers)
     records = []
-    for i, kind in enumerate(KINDS):
+    for kind in kinds_of(answers):
         values = pivot_rewards(answers, kind)[models].to_numpy()
         n = len(values)
         deviation, median = values.std(axis=0), np.median(values, axis=0)
-        deviations, medians = _redraw(values, draws, [seed, i])
+        deviations, medians = _redraw(values, draws, [seed, KINDS.index(kind)])
         family = []
         for j, k in combinations(range(len(models)), 2):
             if deviation[j] == 0 or deviation[k] == 0:

@@ -21,6 +21,7 @@ from posttrain.comparisons import (
     format_fixed,
     format_percentage,
     format_signed,
+    has_measure,
 )
 from posttrain.losses import explain_loss
 from posttrain.metrics import MEASURES, models_of
@@ -289,7 +290,7 @@ def interval(record: Record, name: str) -> str:
 
 
 def summary(records: Sequence[Record]) -> pd.DataFrame:
-    """Make the final table: a row a model, every measure with its interval.
+    """Make the final table: a row a model, every measure that there is with its interval.
 
     Args:
         records: of `metrics.summarise`.
@@ -298,7 +299,8 @@ def summary(records: Sequence[Record]) -> pd.DataFrame:
     for record in records:
         row = {"Model": record["model"]}
         for name in MEASURES:
-            row[HEADINGS[name]] = interval(record, name)
+            if has_measure(record, name):
+                row[HEADINGS[name]] = interval(record, name)
         rows.append(row)
     return pd.DataFrame(rows)
 

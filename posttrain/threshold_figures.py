@@ -7,9 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from posttrain.comparisons import REWARD_OF_RATE
+from posttrain.comparisons import RATE_ON
 from posttrain.conclusions import list_words
-from posttrain.metrics import MEASURES
 from posttrain.style import (
     DASHED,
     Style,
@@ -47,14 +46,17 @@ def thresholds(
     if pairs:
         strip = 0.5 + 0.14 * pairs
         ratios = {"height_ratios": [2.2, strip]}
-        figure, panels = make_panels(2, 2, 3.0 + strip, sharey="row", gridspec_kw=ratios)
+        figure, panels = make_panels(
+            2, len(sweeps), 3.0 + strip, sharey="row", gridspec_kw=ratios, squeeze=False
+        )
         for axis, (kind, table) in zip(panels[1], decided.items()):
             _draw_strip(axis, table, chosen[kind], styles)
             axis.set_title(f"significant on {kind} prompts")
             axis.label_outer()
         axes = panels[0]
     else:
-        figure, axes = make_panels(1, 2, 2.7, sharey=True)
+        figure, panels = make_panels(1, len(sweeps), 2.7, sharey=True, squeeze=False)
+        axes = panels[0]
     for axis, (kind, table) in zip(axes, sweeps.items()):
         _draw_rates(axis, table, styles)
         if pairs:
@@ -64,7 +66,8 @@ def thresholds(
         title = f"{kind} prompts, threshold {format_number(chosen[kind])}"
         axis.set(title=title, xlabel="threshold on the reward", ylabel="rate (%)")
         axis.yaxis.set_tick_params(labelleft=axis is axes[0])
-    axes[1].set_ylabel("")
+    for axis in axes[1:]:
+        axis.set_ylabel("")
     entitle(figure, _say_dependence(decided), make_handles(styles))
     return figure
 
@@ -75,10 +78,9 @@ def _say_dependence(decided: Mapping[str, pd.DataFrame]) -> str:
     if all(table.empty for table in tables):
         return "The higher the threshold, the fewer answers pass"
     changing = []
-    for rate in REWARD_OF_RATE:
-        table = decided[MEASURES[rate]]
+    for kind, table in decided.items():
         if (table != table.iloc[0]).any(axis=None):
-            changing.append(rate)
+            changing.append(RATE_ON[kind])
     if changing:
         return (
             f"Which differences are significant depends on the threshold ({list_words(changing)})"

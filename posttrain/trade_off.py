@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 
 from posttrain.compare import Evaluated, common_models, differing
+from posttrain.comparisons import has_measure
 from posttrain.metrics import (
     KINDS,
     MEASURES,
     add_estimate,
     bootstrap_means,
+    kinds_of,
     models_of,
     percentiles,
     pivot,
@@ -73,7 +75,7 @@ def measure_trade_off(runs: Sequence[Evaluated]) -> list[dict[str, Any]]:
             record["model"] = model
             interval = percentiles(log_ratios, redrawn[model].to_numpy())
             add_estimate(record, "log_ratio", float(log_ratios.mean()), interval)
-            for name in SHOWN:
+            for name in [name for name in SHOWN if has_measure(rows[model], name)]:
                 ends = {"low": rows[model][f"{name}_low"], "high": rows[model][f"{name}_high"]}
                 add_estimate(record, name, rows[model][name], ends)
             records.append(record)
@@ -86,8 +88,8 @@ def _redraw_log_ratios(run: Evaluated) -> pd.DataFrame:
     models = models_of(run.answers)
     totals = np.zeros((draws, len(models)))
     prompts = 0
-    for i, kind in enumerate(KINDS):
+    for kind in kinds_of(run.answers):
         values = pivot(run.answers, kind, "log_ratio")[models].to_numpy()
-        totals += len(values) * bootstrap_means(values, draws, [seed, i])
+        totals += len(values) * bootstrap_means(values, draws, [seed, KINDS.index(kind)])
         prompts += len(values)
     return pd.DataFrame(totals / prompts, columns=models)

@@ -20,6 +20,7 @@ SUBSETS = {
     "base": tuple(MEASURED.values()),
     "all": (*MEASURED.values(), "helpful-online", "helpful-rejection-sampled"),
 }
+CONVERSION = "conversion.json"  # the report in a folder that `converting` has made
 # Characters that do not occur in ordinary text: control characters, characters that change the
 # direction of writing, and surrogates, which are halves of characters.
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -44,14 +45,32 @@ Row = dict[str, Any] | str
 
 
 def list_files(subsets: str, splits: Sequence[str] = ("train", "test")) -> list[str]:
-    """List the files of a dataset in HH-RLHF's layout that contain the subsets "base" or "all"."""
+    """List the files of a dataset in HH-RLHF's layout that contain the subsets "base" or "all".
+
+    The last one is the report on a conversion, which only a dataset of another origin has.
+    """
     names = []
     for subset in SUBSETS[subsets]:
         names += [f"{subset}/{split}.jsonl.gz" for split in splits]
-    return names
+    return [*names, CONVERSION]
 
 
-def _parse_line(line: bytes) -> Row:
+def list_subsets(folder: Path, subsets: str) -> tuple[str, ...]:
+    """List the subsets to read of a dataset.
+
+    HH-RLHF must have all of them; a folder that `converting` has made may have one.
+
+    Args:
+        folder: the dataset's folder.
+        subsets: "base" or "all".
+    """
+    names = SUBSETS[subsets]
+    if not (Path(folder) / CONVERSION).is_file():
+        return names
+    return tuple(name for name in names if (Path(folder) / name).is_dir())
+
+
+def parse_line(line: bytes) -> Row:
     """Parse a line of a JSON Lines file into its record, or into the reason that it has none."""
     try:
         data = json.loads(line.decode("utf-8-sig"))
@@ -90,7 +109,7 @@ def read_split(folder: Path, subset: str, split: str) -> list[Row]:
     try:
         with gzip.open(path) as file:
             start = file.peek(4)[:4]
-            rows.extend(_parse_line(line) for line in file if line.strip())
+            rows.extend(parse_line(line) for line in file if line.strip())
     except (EOFError, gzip.BadGzipFile, zlib.error):
         rows.append("file cut short or damaged")
     if not any(isinstance(row, dict) for row in rows):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 PATHS = {  # the kind of a request, and the path that asks for it
     "info": r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?",
-    "tree": r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)",
+    "tree": r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?",
     "file": r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)",
 }
 
@@ -129,11 +129,15 @@ class Hub:
         })
 
     def answer_tree(self, repository, commit, match):
-        """Return the answer of the API about the files of a commit."""
+        """Return the answer of the API about the files of a commit, or of a folder in it."""
         entries = []
         for path, content in repository.commits[commit].items():
+            if match[4] and not path.startswith(f"{match[4]}/"):
+                continue
             sha1 = hashlib.sha1(content).hexdigest()
             entries.append({"type": "file", "path": path, "size": len(content), "oid": sha1})
+        if match[4] and not entries:
+            return 404, {"X-Error-Code": "EntryNotFound"}, b"{}"
         return self.as_json(entries)
 
     def answer_file(self, repository, commit, match):

@@ -950,7 +950,7 @@ def test_there_are_enough_cases():
 def test_malformed_line_is_used_or_has_its_reason(name):
     """A line on its own gives a pair, or is dropped for its reason."""
     text, reason = CASES[name]
-    pairs, dropped = data.split_pairs([transcripts._parse_line(text)], SPECIAL)
+    pairs, dropped = data.split_pairs([transcripts.parse_line(text)], SPECIAL)
     if reason in (None, "too long"):  # the length is known when tokens are
         assert (len(pairs), dropped) == (1, {})
     else:
@@ -1121,7 +1121,7 @@ LINE = st.one_of(
 @given(text=LINE)
 def test_reading_a_line_never_fails(text):
     """Any bytes give a record or a named reason."""
-    parsed = transcripts._parse_line(text)
+    parsed = transcripts.parse_line(text)
     assert isinstance(parsed, dict) or parsed in REASONS
 
 

@@ -341,7 +341,11 @@ def test_titles_of_differences_say_what_is_significant():
     gains = title("SFT HpR", "DPO HpR", "SFT CAS")
     assert gains == "Significant gains over Base in HpR and CAS; none in HmR"
     lost = {"measure": "HmR", "first": "Base", "second": "SFT", "difference": -9.0}
-    text = figures._say_significant([lost | {"decision": "significant"}])
+    records = [lost | {"decision": "significant"}]
+    # Of one kind of prompts the other rates were not compared, so nothing is said of them.
+    assert figures._say_significant(records) == "Significant differences in HmR"
+    records += [lost | {"measure": name, "decision": "suggestive"} for name in ("HpR", "CAS")]
+    text = figures._say_significant(records)
     assert text == "Significant differences in HmR; none in HpR or CAS"
 
 

@@ -250,11 +250,19 @@ def test_odd_prompts_and_responses_are_refused():
 
 
 @pytest.mark.parametrize("kind", metrics.KINDS)
-def test_kind_without_prompts_is_refused(kind):
-    """Without rewards on a kind of prompt there is no rate, and the message says which."""
-    both = ([], [1.0]) if kind == "harmful" else ([1.0], [])
-    with pytest.raises(ValueError, match=f"no reward for any {kind} prompt"):
-        metrics.table([], [], make_scores({"Base": both, "SFT": both}))
+def test_without_prompts_of_a_kind_the_measures_of_the_other_stay_as_they_are(kind):
+    """Its rate, its mean reward and CAS are missing, and everything else has the same values."""
+    rewards = {"Base": ([1.0, -4.0, 2.0], [0.0, -9.0]), "SFT": ([2.0, -1.0, -5.0], [3.0, -1.0])}
+    both = label(make_answers(rewards))
+    of_other = both[both["kind"] != kind].reset_index(drop=True)
+    rate = {"harmful": "HmR", "helpful": "HpR"}[kind]
+    missing = (rate, "CAS", f"{kind}_reward")
+    for alone, whole in zip(metrics.summarise(of_other, 200, 0), metrics.summarise(both, 200, 0)):
+        assert alone[f"{kind}_prompts"] == 0
+        names = {name for name in whole if not name.startswith(missing)}
+        assert set(alone) == names and rate not in names
+        for name in names - {f"{kind}_prompts", {"HmR": "harmless", "HpR": "helpful"}[rate]}:
+            assert alone[name] == whole[name]
 
 
 def test_pivots():

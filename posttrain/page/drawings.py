@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from posttrain import figures, threshold_figures, training_figures
 from posttrain.diagnostics import sweep
-from posttrain.metrics import KINDS
+from posttrain.metrics import kinds_of
 from posttrain.other_thresholds import decide_at_thresholds
 from posttrain.page.reading import RunFiles, damage_named
 from posttrain.style import DECISIONS, ONE_COLUMN, entitle, format_number, wrap_title
@@ -160,7 +160,7 @@ def _draw_rewards(files: RunFiles) -> dict[str, Figure]:
     drawn = {}
     with damage_named(files.folder / "metrics.json"):
         drawn["distributions"] = figures.distributions(answers, limits, metrics["models"])
-        sweeps = {kind: sweep(answers, kind) for kind in KINDS}
+        sweeps = {kind: sweep(answers, kind) for kind in kinds_of(answers)}
         decided = decide_at_thresholds(answers, limits)
         drawn["thresholds"] = threshold_figures.thresholds(sweeps, decided, limits, files.models)
         if metrics["judge"]:

@@ -62,12 +62,14 @@ class Thresholds(BaseModel):
 
 
 def _summary_fields() -> dict[str, Any]:
-    """List the fields of a model in metrics.json: every measure and the ends of its interval."""
+    """List the fields of a model in metrics.json: every measure and the ends of its interval.
+
+    Without prompts of a kind, the measures that need it are missing.
+    """
     fields: dict[str, Any] = {"model": str}
     for name in MEASURES:
-        fields[name] = FiniteFloat
-        fields[f"{name}_low"] = FiniteFloat | None
-        fields[f"{name}_high"] = FiniteFloat | None
+        for end in ("", "_low", "_high"):
+            fields[f"{name}{end}"] = (FiniteFloat | None, None)
     return fields
 
 

@@ -148,6 +148,7 @@ def _describe_metrics(metrics: Fields | None) -> Fields:
     comparisons = metrics["comparisons"]
     summary = tables.summary([*metrics["models"], *metrics["references"]])
     rewards = [tables.HEADINGS[name] for name in REWARD_OF_RATE.values()]
+    rewards = [heading for heading in rewards if heading in summary]
     judge = tabulate_judge(metrics["judge"], metrics["human_wins"])
     return {
         "headlines": write_headlines(comparisons),
