@@ -4,7 +4,6 @@ A notebook needs this module only. It builds on `evaluation_settings`, which has
 eval.ipynb, and on `presets`, which has what both share.
 """
 
-import importlib.util
 import re
 import shutil
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 
+from posttrain import trackers
 from posttrain.evaluation_settings import Evaluation
 from posttrain.presets import HH, PRESETS, Seed, Settings, Source
 
@@ -142,10 +142,10 @@ class Training(Settings):
 
     @field_validator("report_to")
     @classmethod
-    def _is_installed(cls, tracker: str) -> str:
-        """Refuse a tracker that is not installed before anything is trained."""
-        if tracker != "none" and importlib.util.find_spec(tracker) is None:
-            raise ValueError(f"it is not installed: pip install {tracker}")
+    def _can_be_used(cls, tracker: str) -> str:
+        """Refuse a tracker that cannot be used before any data is read."""
+        if tracker != "none":
+            trackers.require_tracker(tracker)
         return tracker
 
 
