@@ -6,12 +6,14 @@ lists what is replaced before. Nothing is installed, and what a package is missi
 skipped.
 """
 
+import copy
 import dataclasses
 import importlib.util
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +47,7 @@ STAND_INS = [
     (r"\bBASE_MODEL=\S+", "BASE_MODEL=demo/hub/opt"),
     (r"\bDATASET=\S+", "DATASET=demo/hub/hh-rlhf"),
     (r"\bREWARD_MODEL=\S+", "REWARD_MODEL=demo/hub/reward-model"),
+    (r"\bSECOND_JUDGE=\S+", "SECOND_JUDGE=second-judge"),
     (r"facebook/opt-350m", "demo/hub/opt"),
     # a preset that needs a GPU, and the name of its run: the demo's
     (r"\b(quick|full)\b", "demo"),
@@ -92,10 +95,19 @@ def commands(program):
     return found
 
 
+def name_block(block):
+    """Name a block by the heading above it and its first line."""
+    heading = re.findall(r"^## (.*)$", TEXT[: TEXT.index(block)], re.MULTILINE)[-1]
+    return f"{heading}: {block.splitlines()[0]}"
+
+
 def make_folder(folder):
     """Make a folder that looks like the repository's to the commands of the page."""
     (folder / "demo").symlink_to(ROOT / "demo")
     (folder / ".venv").symlink_to(sys.prefix)
+    shutil.copytree(HUB / "reward-model", folder / "second-judge")
+    config = json.loads((folder / "second-judge" / "config.json").read_text(encoding="utf-8"))
+    write(folder / "second-judge" / "config.json", config | {"note": "not the first judge"})
     (folder / "bin").mkdir()
     (folder / "bin" / "make").write_text(MAKE, encoding="utf-8")
     (folder / "bin" / "make").chmod(0o755)
@@ -113,7 +125,9 @@ def test_parameters_of_make_are_accepted(words, monkeypatch, tmp_path):
     read_parameters(arguments)
     if target != "run":
         return
+    # These are checked elsewhere: they start processes, and need packages that are not installed.
     arguments = [word for word in arguments if not re.match("PROCESSES|REPORT_TO", word)]
+    monkeypatch.chdir(make_folder(tmp_path))
     executed = []
 
     def note(notebook, folder, parameters):
@@ -121,7 +135,7 @@ def test_parameters_of_make_are_accepted(words, monkeypatch, tmp_path):
         write(folder / "summary.md", "")
 
     monkeypatch.setattr(command_line, "execute", note)
-    main([target, *arguments, f"RESULTS={tmp_path}", "N_PROMPTS=6"])
+    main([target, *arguments, f"RESULTS={tmp_path / 'results'}", "N_PROMPTS=6"])
     assert executed == ["main.ipynb", "eval.ipynb"]
 
 
@@ -197,7 +211,7 @@ def test_trl_is_configured_as_in_the_notebook(notebook, name):
     assert list_differences(lora, trainer["peft_config"]) == {"target_modules", "exclude_modules"}
     adapted = []
     for chosen in (lora, trainer["peft_config"]):
-        base = get_peft_model(models.load_base(HUB / "opt"), chosen)
+        base = get_peft_model(models.load_base(HUB / "opt"), copy.deepcopy(chosen))
         adapted.append([layer for layer, _ in base.named_parameters() if "lora_A" in layer])
     assert adapted[0] == adapted[1] != []
     names_in_text = choose(Training, "quick").base_model
@@ -292,7 +306,7 @@ def execute(folder, text):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", SHELL, ids=lambda block: block.splitlines()[-1][:40])
+@pytest.mark.parametrize("block", SHELL, ids=name_block)
 def test_block_is_executed(place, block):
     text = replace(block)
     (tracker,) = re.findall(r"REPORT_TO=(wandb|trackio)", text) or [None]
