@@ -49,8 +49,8 @@ def _require_login() -> None:
     )
 
 
-def set_folder(trainer: "Trainer", folder: Path) -> None:
-    """Let the tracker of a trainer keep its files in a folder.
+def start(trainer: "Trainer", folder: Path) -> None:
+    """Let the tracker of a trainer keep its files in a folder. `finish` must follow.
 
     Trackio is left out: all its projects lie in one folder, where its dashboard looks for them.
 
@@ -60,13 +60,17 @@ def set_folder(trainer: "Trainer", folder: Path) -> None:
     """
     from transformers.integrations import TensorBoardCallback
 
-    os.environ["WANDB_DIR"] = str(folder)
-    if "wandb" in trainer.args.report_to:
-        # Without the folder W&B uses a temporary one.
-        processes.on_main(folder.mkdir, parents=True, exist_ok=True)
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
             callback.logging_dir = str(folder)
+    if processes.is_main() and "wandb" in trainer.args.report_to:
+        import wandb
+
+        # W&B reads the environment only once in a process, so WANDB_DIR could not name a folder
+        # for each model. The trainer's callback goes on with a run that is open.
+        folder.mkdir(parents=True, exist_ok=True)  # otherwise W&B uses a temporary one
+        project = os.environ.get("WANDB_PROJECT", "huggingface")  # as the callback has it
+        wandb.init(project=project, name=trainer.args.run_name, dir=str(folder))
 
 
 def finish(trainer: "Trainer") -> None:

@@ -188,6 +188,7 @@ def _train_and_save(
         trainer.add_callback(FirstLoss(expected_first_loss(trainer)))
     trainer.args.eval_on_start = trainer.args.eval_on_start and checkpoint is None
     try:
+        trackers.start(trainer, run.path(f"logs/{slug(name)}"))
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     except NotFiniteError:
         run.forget(checkpoints)  # with another learning rate they could not be continued
@@ -242,7 +243,6 @@ def _prepare(trainer: Trainer, run: Run, name: str, inputs: Mapping[str, Any]) -
     validation = str(getattr(args.eval_strategy, "value", args.eval_strategy))
     if validation == "epoch":
         args.eval_strategy = "no"  # `Checkpoints` evaluates, at the last step of an epoch
-    trackers.set_folder(trainer, run.path(f"logs/{slug(name)}"))
     for bar in (NotebookProgressCallback, ProgressCallback, PrinterCallback):
         trainer.remove_callback(bar)
     trainer.add_callback(Progress(name))

@@ -1,6 +1,5 @@
 """Trackers of training curves. W&B and Trackio are stand-ins, which behave as 0.31 and 0.43 do."""
 
-import os
 import sys
 import types
 from pathlib import Path
@@ -71,10 +70,12 @@ def train_with_wandb(run, name, **changes):
 def test_each_training_is_a_run_of_wandb_in_a_folder_of_its_own(tmp_path, wandb):
     """A training that stops with an error ends its run too, so that the next has its own."""
     run = begin_run(tmp_path)
-    folders = []
-    wandb.finish = lambda: folders.append(Path(os.environ["WANDB_DIR"]))
+    calls = []
+    wandb.init = lambda project, name, dir: calls.append((name, Path(dir).is_dir() and dir))
+    wandb.finish = lambda: calls.append("finished")
     with pytest.raises(RuntimeError, match="no finite numbers"):
         train_with_wandb(run, "SFT", learning_rate=1e38)
     train_with_wandb(run, "SFT 2")
-    assert folders == [run.path("logs/sft"), run.path("logs/sft_2")]
-    assert all(folder.is_dir() for folder in folders)
+    first = ("demo SFT", str(run.path("logs/sft")))
+    second = ("demo SFT 2", str(run.path("logs/sft_2")))
+    assert calls == [first, "finished", second, "finished"]
