@@ -4,7 +4,6 @@ A notebook needs this module only. It builds on `evaluation_settings`, which has
 eval.ipynb, and on `presets`, which has what both share.
 """
 
-import importlib.util
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from posttrain import trackers
 from posttrain.accelerators import (
     is_accelerator_visible,
     is_apple_gpu_visible,
@@ -163,10 +163,10 @@ class Training(Settings):
 
     @field_validator("report_to")
     @classmethod
-    def _is_installed(cls, tracker: str) -> str:
-        """Refuse a tracker that is not installed before anything is trained."""
-        if tracker != "none" and importlib.util.find_spec(tracker) is None:
-            raise ValueError(f"it is not installed: pip install {tracker}")
+    def _can_be_used(cls, tracker: str) -> str:
+        """Refuse a tracker that cannot be used before any data is read."""
+        if tracker != "none":
+            trackers.require_tracker(tracker)
         return tracker
 
     @model_validator(mode="after")

@@ -1,8 +1,6 @@
 """Train a model with any trainer of TRL: reuse a finished one, resume, check and save."""
 
-import importlib
 import math
-import os
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -15,10 +13,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch.nn import Module
 from transformers import PrinterCallback, ProgressCallback, Trainer
-from transformers.integrations import TensorBoardCallback
 from transformers.utils.notebook import NotebookProgressCallback
 
-from posttrain import processes
+from posttrain import processes, trackers
 from posttrain.callbacks import (
     FiniteLoss,
     FirstLoss,
@@ -191,6 +188,7 @@ def _train_and_save(
         trainer.add_callback(FirstLoss(expected_first_loss(trainer)))
     trainer.args.eval_on_start = trainer.args.eval_on_start and checkpoint is None
     try:
+        trackers.start(trainer, run.path(f"logs/{slug(name)}"))
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     except NotFiniteError:
         run.forget(checkpoints)  # with another learning rate they could not be continued
@@ -200,7 +198,8 @@ def _train_and_save(
             f"{checkpoint} contains objects that a checkpoint does not have, which could execute "
             f"code. Move this folder away. {error}"
         ) from error
-    _finish_tracker(trainer)
+    finally:
+        trackers.finish(trainer)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     is_lora = any("lora_B" in weight for weight, _ in model.named_parameters())
     if is_lora and fingerprint_adapter(model) is None:
@@ -244,14 +243,6 @@ def _prepare(trainer: Trainer, run: Run, name: str, inputs: Mapping[str, Any]) -
     validation = str(getattr(args.eval_strategy, "value", args.eval_strategy))
     if validation == "epoch":
         args.eval_strategy = "no"  # `Checkpoints` evaluates, at the last step of an epoch
-    logs = run.path(f"logs/{slug(name)}")
-    os.environ["WANDB_DIR"] = str(logs)
-    if "wandb" in args.report_to:
-        # Without the folder W&B uses a temporary one.
-        processes.on_main(logs.mkdir, parents=True, exist_ok=True)
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, TensorBoardCallback):
-            callback.logging_dir = str(logs)
     for bar in (NotebookProgressCallback, ProgressCallback, PrinterCallback):
         trainer.remove_callback(bar)
     trainer.add_callback(Progress(name))
@@ -259,13 +250,6 @@ def _prepare(trainer: Trainer, run: Run, name: str, inputs: Mapping[str, Any]) -
     checkpoints = Checkpoints(run, f"checkpoints/{slug(name)}", inputs, validation)
     trainer.add_callback(checkpoints)
     trainer._load_rng_state = partial(checkpoints.restore, trainer, trainer._load_rng_state)
-
-
-def _finish_tracker(trainer: Trainer) -> None:
-    """End the tracker's run, so that the next training starts a run of its own."""
-    for tracker in ("wandb", "trackio"):
-        if processes.is_main() and tracker in trainer.args.report_to:
-            importlib.import_module(tracker).finish()
 
 
 def _spend(trainer: Trainer, inputs: dict[str, Any]) -> None:

@@ -101,8 +101,8 @@ def test_run_is_refused_before_anything_is_trained(tmp_path, executed, arguments
 
 
 def test_tracker_that_is_not_installed_is_refused(tmp_path, executed, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="REPORT_TO = 'wandb': .*not installed: pip install wandb"):
+    monkeypatch.setattr("posttrain.trackers.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="REPORT_TO = 'wandb': .*not installed. Install it with"):
         main(["run", "PRESET=demo", f"RESULTS={tmp_path}", "REPORT_TO=wandb"])
     assert executed == []
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import HUB
 
-from posttrain import losses, settings
+from posttrain import losses, settings, trackers
 from posttrain.settings import PRESETS, Evaluation, Training, choose
 
 BOTH = pytest.mark.parametrize("kind", [Training, Evaluation])
@@ -148,12 +148,12 @@ def test_a_setting_that_is_no_parameter_is_left_out_to_take_the_presets_value():
 
 
 def test_a_tracker_that_is_not_installed_is_refused_with_what_to_do(monkeypatch):
-    monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: None)
-    message = "^REPORT_TO = 'wandb': .*it is not installed: pip install wandb"
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    message = "^REPORT_TO = 'wandb': .*it is not installed. Install it with .* -m pip install wandb"
     with pytest.raises(ValueError, match=message):
         choose(Training, "demo", REPORT_TO="wandb")
     assert choose(Training, "demo", REPORT_TO="none").report_to == "none"
-    monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(trackers, "require_tracker", lambda name: None)
     assert choose(Training, "demo", REPORT_TO="wandb").report_to == "wandb"
 
 
