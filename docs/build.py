@@ -23,6 +23,7 @@ from docs import (
 from docs.benchmark_tables import BENCHMARKS, ROOT
 from docs.study_tables import PUBLISHED
 from posttrain.files import read_json, write
+from posttrain.known_judges import list_known_judges
 
 BEGIN = ", written by docs/build.py -->"
 PART = re.compile(rf"(<!-- ([^\n]+){BEGIN}\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
@@ -77,6 +78,7 @@ def list_parts(
         "preset small": benchmark_tables.write_preset_small,
         "seeds setup": partial(benchmark_tables.write_machine, "seeds"),
         "demo run setup": partial(benchmark_tables.write_machine, "demo_run"),
+        "known judges": list_known_judges,
         "processes setup": partial(benchmark_tables.write_machine, "processes"),
         "growth setup": partial(benchmark_tables.write_machine, "growth"),
         "speed setup": partial(benchmark_tables.write_speed_setup, "speed"),

@@ -18,10 +18,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
 from conftest import HUB, ROOT, Session
+from datasets import Dataset
 from jinja2 import Template
 from packaging.requirements import Requirement
 from peft import get_peft_model
@@ -35,17 +37,20 @@ from posttrain.__main__ import main
 from posttrain.files import write
 from posttrain.parameters import read_parameters
 from posttrain.settings import Training, choose
+from posttrain.transcripts import read_split
 
 TEXT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 SHELL = [text for language, text in BLOCKS if language == "sh"]
-(EXPORT,) = [text for language, text in BLOCKS if language == "python"]
+(RENAME, EXPORT) = [text for language, text in BLOCKS if language == "python"]
 
 # What stands in for what: a pattern, and what is written in its place, in this order.
 STAND_INS = [
     # a model, dataset or judge on the hub, or the reader's own: the demo's
-    (r"\bBASE_MODEL=\S+", "BASE_MODEL=demo/hub/opt"),
-    (r"\bDATASET=\S+", "DATASET=demo/hub/hh-rlhf"),
+    (r"\bBASE_MODEL=\S+ FORMAT=chat PRESET=small", "BASE_MODEL=chat-base FORMAT=chat PRESET=demo"),
+    (r"\bBASE_MODEL=(?!chat-base)\S+", "BASE_MODEL=demo/hub/opt"),
+    (r"\bDATASET=(?!mydata)\S+", "DATASET=demo/hub/hh-rlhf"),
+    (r"\bHARMFUL=\S+ HELPFUL=\S+", "HARMFUL=demo/hub/hh-rlhf/harmless-base HELPFUL=pairs.parquet"),
     (r"\bREWARD_MODEL=\S+", "REWARD_MODEL=demo/hub/reward-model"),
     (r"\bSECOND_JUDGE=\S+", "SECOND_JUDGE=second-judge"),
     (r"facebook/opt-350m", "demo/hub/opt"),
@@ -63,6 +68,10 @@ STAND_INS = [
     (r"^\.venv/bin/lm_eval .*arc_easy(.*\\\n)+.*\n", ""),
 ]
 FEW = ("MAX_PAIRS=60", "N_PROMPTS=6", "MAX_NEW_TOKENS=12")  # for `make run` and `make sweep`
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}"
+    "{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
 # Stands in for make, whose targets pass their parameters on to this command. (make would install.)
 MAKE = f"""#!{sys.executable}
 import os, sys
@@ -108,6 +117,12 @@ def make_folder(folder):
     shutil.copytree(HUB / "reward-model", folder / "second-judge")
     config = json.loads((folder / "second-judge" / "config.json").read_text(encoding="utf-8"))
     write(folder / "second-judge" / "config.json", config | {"note": "not the first judge"})
+    shutil.copytree(HUB / "opt", folder / "chat-base")
+    tokenizer = models.load_tokenizer(folder / "chat-base")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder / "chat-base")
+    pairs = read_split(HUB / "hh-rlhf", "helpful-base", "train")
+    pd.DataFrame(pairs).to_parquet(folder / "pairs.parquet")
     (folder / "bin").mkdir()
     (folder / "bin" / "make").write_text(MAKE, encoding="utf-8")
     (folder / "bin" / "make").chmod(0o755)
@@ -121,6 +136,7 @@ def make_folder(folder):
 def test_parameters_of_make_are_accepted(words, monkeypatch, tmp_path):
     """The command line takes them; for `run` it also checks the settings and the sources."""
     target, *arguments = words
+    arguments = [re.sub("DATASET=mydata", "DATASET=demo/hub/hh-rlhf", word) for word in arguments]
     assert target in command_line.COMMANDS
     read_parameters(arguments)
     if target != "run":
@@ -144,6 +160,22 @@ def test_what_is_installed_is_named_as_pip_reads_it():
     for line in re.findall(r"-m pip install (.*)", TEXT):
         names += [Requirement(word).name for word in shlex.split(line)]
     assert names == ["tensorboard", "wandb", "trackio", "lm_eval"]
+
+
+def test_columns_are_renamed_for_make_data(monkeypatch, tmp_path):
+    """The snippet for SafeRLHF, on rows with the columns that it names."""
+    rows = [
+        {"prompt": "a", "response_0": "b", "response_1": "c", "safer_response_id": 1},
+        {"prompt": "d", "response_0": "e", "response_1": "f", "safer_response_id": 0},
+    ]
+    loaded = Dataset.from_list(rows)
+    monkeypatch.setattr("datasets.load_dataset", lambda name, split: loaded)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(RENAME, "rename.py", "exec"), {"__name__": "__main__"})
+    assert pd.read_parquet("safe.parquet").to_dict("records") == [
+        {"prompt": "a", "chosen": "c", "rejected": "b"},
+        {"prompt": "d", "chosen": "e", "rejected": "f"},
+    ]
 
 
 # ---- TRL's command line
@@ -223,7 +255,7 @@ def test_precision_of_trl_is_the_notebooks_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(device, "choose_precision", lambda wanted: "bf16")
     options = device.device_options("auto")
-    dtype = device.choose_dtype("auto", frozen=True, stored=torch.float16)
+    dtype = device.choose_dtype(HUB / "opt", "auto", frozen=True)
     for script in (trl_sft, trl_dpo):
         given = script.make_parser().parse_args(["--dtype", "bfloat16", "--bf16", "true"])
         assert {name: getattr(given, name) for name in options} == options
@@ -306,6 +338,7 @@ def execute(folder, text):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("recipes")  # some begin with the run of an earlier one
 @pytest.mark.parametrize("block", SHELL, ids=name_block)
 def test_block_is_executed(place, block):
     text = replace(block)
