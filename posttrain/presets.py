@@ -1,6 +1,7 @@
 """What the settings of both notebooks share: the presets' names, and types of values."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -18,12 +19,14 @@ Source = Annotated[str, Field(min_length=1)]
 def is_hh(dataset: str) -> bool:
     """Tell whether a dataset is taken for HH-RLHF: by its name, or as a folder of its layout.
 
-    A folder that `make data` has made has another origin, which its report names.
+    A folder that `make data` has made has another origin, which its report names. A folder that is
+    no longer there, although a run names it, is taken for HH-RLHF's layout.
     """
     folder = Path(os.path.expanduser(dataset))
     if folder.is_dir():
         return not (folder / CONVERSION).exists()
-    return dataset == HH
+    is_name_on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", dataset) is not None
+    return dataset == HH or not is_name_on_hub
 
 
 class Settings(BaseModel):

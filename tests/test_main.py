@@ -475,7 +475,7 @@ def test_letters_that_the_output_cannot_represent_end_no_command(tmp_path):
 
 
 def test_unknown_command_names_those_that_there_are():
-    with pytest.raises(SystemExit, match="There is no command train. The commands are run, se"):
+    with pytest.raises(SystemExit, match="There is no command train. The commands are run, data, se"):
         main(["train"])
 
 
@@ -495,7 +495,7 @@ def test_help_of_a_command_does_nothing(name, executed, capsys):
 
 def test_makefile_and_command_line_offer_the_same():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    (line,) = [line for line in makefile.splitlines() if line.startswith("run seeds")]
+    (line,) = [line for line in makefile.splitlines() if line.startswith("run data")]
     assert line == f"{' '.join(command_line.COMMANDS)}: install"
 
 
