@@ -475,7 +475,8 @@ def test_letters_that_the_output_cannot_represent_end_no_command(tmp_path):
 
 
 def test_unknown_command_names_those_that_there_are():
-    with pytest.raises(SystemExit, match="There is no command train. The commands are run, data, se"):
+    message = "There is no command train. The commands are run, data, seeds"
+    with pytest.raises(SystemExit, match=message):
         main(["train"])
 
 
