@@ -20,7 +20,8 @@ def texts_at_once(model: PreTrainedModel | PeftModel, tokens: int) -> int:
     """Choose how many texts a model reads at once: on a GPU, as many as its free memory holds.
 
     A text takes the keys and values of its tokens in every layer, twice, since the cache is copied
-    when it grows. A batch that does not fit all the same is halved later.
+    when it grows. A batch that does not fit all the same is halved later. Several processes take
+    the number that fits on all their GPUs, since they share the same batches.
 
     Args:
         model: a causal language model.
@@ -31,7 +32,7 @@ def texts_at_once(model: PreTrainedModel | PeftModel, tokens: int) -> int:
     size = read_size(model.config)
     keys_and_values = 2 * size.layers * size.width * tokens * model.dtype.itemsize
     free, _ = torch.cuda.mem_get_info(model.device)
-    fitting = 0.8 * free / (2 * keys_and_values)
+    fitting = min(processes.gather(0.8 * free / (2 * keys_and_values)))
     fewest, most = ON_GPU
     return min(most, max(fewest, 2 ** int(math.log2(max(1, fitting)))))
 

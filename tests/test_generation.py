@@ -357,6 +357,16 @@ def test_a_gpu_reads_as_many_texts_as_its_free_memory_holds(monkeypatch, gibibyt
     assert batches.texts_at_once(on_cpu, tokens) == batches.ON_CPU
 
 
+def test_processes_take_batches_that_fit_on_all_their_gpus(monkeypatch):
+    """They deal out the same batches, so that no text is read twice or by none."""
+    config = OPTConfig(hidden_size=1024, num_hidden_layers=24)
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, config=config)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70 * 2**30, 80 * 2**30))
+    assert batches.texts_at_once(on_gpu, 640) == 128
+    monkeypatch.setattr(batches.processes, "gather", lambda value: [value, value / 4])
+    assert batches.texts_at_once(on_gpu, 640) == 32
+
+
 def test_answers_do_not_need_a_batch_size(run, tmp_path):
     """None takes what suits the device, with the same answers."""
     assert answer(run, batch_size=None) == answer(make_run(tmp_path), batch_size=2)
