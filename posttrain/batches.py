@@ -95,6 +95,8 @@ def in_batches(
         values.update(zip(batch, _in_halves(function, batch)))
     for part in processes.gather(values):
         values.update(part)
+    if len(values) != sum(len(batch) for batch in batches):
+        raise RuntimeError(f"{label}: the processes have dealt out different batches.")
     return [values[i] for i in sorted(values)]
 
 

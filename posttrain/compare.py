@@ -24,7 +24,7 @@ INDIFFERENT = {
 }
 # Inputs of a trainer that follow from a setting of another name.
 ARGUMENTS = {
-    "batch_size": ("pairs_in_a_step",),
+    "batch_size": ("pairs_in_a_step", "pairs_in_a_pass"),
     "dpo_epochs": ("num_train_epochs",),
     "dpo_learning_rate": ("learning_rate",),
     "dropout": ("share_prompts",),
@@ -174,6 +174,11 @@ def _require_comparable(runs: Sequence[Evaluated]) -> None:
     first = runs[0]
     varied = list(differing(runs).index)
     settings = varied
+    if "format" in varied:
+        raise ValueError(
+            "RUNS: these runs differ in format, so even Base was asked in another way in each of "
+            "them. Read their final tables next to each other."
+        )
     if JUDGE in varied:  # thresholds belong to their judge
         settings = [name for name in varied if name not in THRESHOLDS]
     if len(settings) > 1:

@@ -187,9 +187,12 @@ def conclude(records: Sequence[dict[str, Any]], runs: Sequence[Evaluated]) -> li
     Returns:
         A paragraph for each pair of models, and a last one that says what is not claimed.
     """
+    measures = [record["measure"] for record in records]
+    # Of answers to one kind of prompts there is no CAS, but their rate.
+    described = [measure for measure in ("CAS", "HmR", "HpR") if measure in measures][:1]
     paragraphs = []
     for record in records:
-        if record["measure"] == "CAS":
+        if record["measure"] in described:
             paragraphs.append(_describe_pair(record))
     if are_sample(runs):
         return [
@@ -215,7 +218,7 @@ def _describe_pair(record: Mapping[str, Any]) -> str:
     above = sum(value > 0 for value in values)
     alone = sum(decision == "significant" for decision in decisions)
     shown = ", ".join(format_signed(value, 1) for value in values)
-    pair = f"{record['second']} − {record['first']} in CAS"
+    pair = f"{record['second']} − {record['first']} in {record['measure']}"
     counts = f"above zero in {above} of them and significant by its own test in {alone}."
     if record["averaged_low"] is None:  # the runs are no sample
         return f"{pair}: {shown} points in the {len(values)} runs, {counts}"

@@ -134,8 +134,8 @@ def _divide(pairs: list[Pair]) -> tuple[dict[str, list[Pair]], int]:
 
 
 def _hash(text: str) -> bytes:
-    """Compute the sha256 of a text, which may contain halves of characters."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    """Compute the sha256 of a text."""
+    return hashlib.sha256(text.encode()).digest()
 
 
 def _separate(pairs: dict[str, dict[str, list[Pair]]], kinds: dict[str, Report]) -> None:

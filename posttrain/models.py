@@ -6,6 +6,7 @@ A notebook needs this module only. It builds on `loading`, which loads bases and
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.checks import PROBES
@@ -151,11 +153,32 @@ def switched_to(model: PreTrainedModel | PeftModel, name: str) -> Iterator[None]
             yield
     else:
         model.set_adapter(key)
-        if isinstance(model.base_model, LoraModel):
+        if _can_merge(model):
             with _merged(model):
                 yield
-        else:  # prompt tuning, for example, has nothing to merge
+        else:
             yield
+
+
+def _can_merge(model: PeftModel) -> bool:
+    """Tell whether merging changes the adapted layers alone.
+
+    Prompt tuning, for example, has nothing to merge. An embedding whose weights are those of the
+    head too would change the head with it.
+    """
+    if not isinstance(model.base_model, LoraModel):
+        return False
+    owners = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    return all(owners[id(weight)] == 1 for weight in _list_adapted(model))
+
+
+def _list_adapted(model: PeftModel) -> list[Parameter]:
+    """List the weights of the base to which adapters add a change."""
+    weights = []
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            weights += layer.get_base_layer().parameters()
+    return weights
 
 
 @contextmanager
@@ -164,11 +187,7 @@ def _merged(model: PeftModel) -> Iterator[None]:
 
     peft itself subtracts the adapter again, which leaves rounding errors in the base's weights.
     """
-    originals = []
-    for layer in model.modules():
-        if isinstance(layer, BaseTunerLayer):
-            for parameter in layer.get_base_layer().parameters():
-                originals.append((parameter, parameter.detach().clone()))
+    originals = [(weight, weight.detach().clone()) for weight in _list_adapted(model)]
     model.merge_adapter(safe_merge=True)
     try:
         yield

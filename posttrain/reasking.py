@@ -265,7 +265,7 @@ def choose_training(parameters: Parameters, source: Run) -> settings.Training:
         The settings, of which all others have their presets' values.
     """
     trained = source.record.settings.get("training", {})
-    checked = ("base_model", "max_length", "dropout")
+    checked = ("base_model", "format", "max_length", "dropout")
     values = {name: trained[name] for name in checked if name in trained}
     if parameters.BASE_MODEL:
         values["base_model"] = parameters.BASE_MODEL

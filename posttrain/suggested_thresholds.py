@@ -9,7 +9,7 @@ from posttrain.comparisons import format_signed
 from posttrain.evaluation_settings import Evaluation
 from posttrain.judge_validity import CHOSEN, REJECTED, pivot_kinds_with_humans
 from posttrain.known_judges import find_judge
-from posttrain.metrics import add_estimate, paired_difference
+from posttrain.metrics import add_estimate, kinds_of, paired_difference
 
 # {kind of prompts: the setting with its threshold}
 SETTINGS = {"harmful": "harmless_from", "helpful": "helpful_above"}
@@ -73,21 +73,21 @@ def describe_thresholds(answers: pd.DataFrame, evaluation: Evaluation) -> list[s
         One sentence if the thresholds were named or are known for the judge; otherwise sentences
         with the suggestions of `suggest_thresholds`, none of which is used.
     """
-    unnamed = [
-        kind for kind, name in SETTINGS.items() if name not in evaluation.model_fields_set
-    ]
+    unnamed = []
+    for kind in kinds_of(answers):
+        if SETTINGS[kind] not in evaluation.model_fields_set:
+            unnamed.append(kind)
     if not unnamed:
-        return ["Both thresholds were named in the parameters of this notebook."]
+        return ["The thresholds were named in the parameters of this notebook."]
+    names = [SETTINGS[kind] for kind in unnamed]
+    used = [f"{name.upper()} = {getattr(evaluation, name):g}" for name in names]
+    verb = "comes" if len(used) == 1 else "come"
     known = find_judge(evaluation.reward_model)
     if known is not None and known.thresholds_from:
-        return [f"The thresholds of this judge come from {known.thresholds_from}."]
-    used = []
-    for kind in unnamed:
-        name = SETTINGS[kind]
-        used.append(f"{name.upper()} = {getattr(evaluation, name):g}")
+        return [f"{' and '.join(used)} {verb} from {known.thresholds_from}."]
     sentences = [
         f"No thresholds are known for the judge {evaluation.reward_model}. "
-        f"{' and '.join(used)} of the study's judge are used, although the rewards of this judge "
+        f"{' and '.join(used)} {verb} from the study's judge, although the rewards of this judge "
         "may have other units."
     ]
     suggestions = [record for record in suggest_thresholds(answers) if record["kind"] in unnamed]

@@ -34,6 +34,9 @@ from posttrain.run import Run
 from posttrain.sharing import require_alike, require_sharable
 from posttrain.values import fingerprint_weights
 
+# Measures of held-out pairs that TRL averages over tokens and not over pairs
+PER_TOKEN = ("eval_entropy", "eval_logits/", "eval_mean_token_accuracy")
+
 
 def train(
     trainer: Trainer, run: Run, name: str, check_first_loss: bool = True
@@ -266,8 +269,9 @@ def _spend(trainer: Trainer, inputs: dict[str, Any]) -> None:
 def clean_log(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Remove from a trainer's log what would differ if the same training were repeated.
 
-    This removes times, the totals at the end, and TRL's count of tokens, which starts over when a
-    training is resumed. Values that are not finite become None, since JSON has no infinity and in
+    This removes times, the totals at the end, TRL's count of tokens, which starts over when a
+    training is resumed, and means over the tokens of a batch of held-out pairs, which depend on how
+    many pairs are read at once. Values that are not finite become None, since JSON has no infinity and in
     fp16 a first gradient may overflow. The names are sorted, as in a checkpoint.
 
     Args:
@@ -281,8 +285,10 @@ def clean_log(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if "train_runtime" in record:
             continue
         kept = {}
+        of_batches = PER_TOKEN if "eval_rewards/margins" in record else ()
         for name in sorted(record):
-            if not name.endswith(("runtime", "per_second", "num_tokens")):
+            is_time = name.endswith(("runtime", "per_second", "num_tokens"))
+            if not is_time and not name.startswith(of_batches):
                 kept[name] = record[name] if math.isfinite(record[name]) else None
         cleaned.append(kept)
     return cleaned

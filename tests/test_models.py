@@ -136,6 +136,28 @@ def test_merging_leaves_the_base_as_it_was(trained, tokenizer):
         assert torch.equal(logits_of(model, tokenizer, PROBES), bare_logits)
 
 
+def test_adapter_of_a_tied_embedding_is_not_merged(run, tokenizer):
+    """Its weights are the head's too, which would change with it."""
+    torch.manual_seed(3)
+    config = LoraConfig(**{**LORA, "target_modules": ["q_proj", "embed_tokens"]})
+    adapted = get_peft_model(models.load_base(OPT), config)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_" in name:
+                weight.normal_(std=0.1)
+    expected = logits_of(adapted, tokenizer, PROBES)
+
+    def save(target):
+        models.save_trained(adapted, target, OPT, "demo/hub/opt", None, tokenizer)
+
+    run.stage("adapters/tied", save, {})
+    run.add_model(Model(name="Tied", base="demo/hub/opt", adapter="adapters/tied", parent=None))
+    loaded = models.load_models(run, OPT)
+    with switched_to(loaded["Tied"], "Tied"):
+        logits = logits_of(loaded["Tied"], tokenizer, PROBES)
+    assert torch.allclose(logits, expected, **LIMIT)
+
+
 def test_some_models_alone(trained):
     """They keep the order asked for; for an unknown model the message lists those of the run."""
     loaded = models.load_models(trained, OPT, ["DPO"])

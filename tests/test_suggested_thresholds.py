@@ -74,7 +74,7 @@ def choose(judge, **changes):
 def test_thresholds_of_a_known_judge_are_explained():
     answers = make_answers(draw_replies(20, 0))
     (sentence,) = describe_thresholds(answers, settings.choose(Evaluation, "full"))
-    assert sentence.startswith("The thresholds of this judge come from the study")
+    assert sentence.startswith("HARMLESS_FROM = -3 and HELPFUL_ABOVE = -2 come from the study (")
     (sentence,) = describe_thresholds(answers, settings.choose(Evaluation, "demo"))
     assert "demo/build.py" in sentence
 
@@ -138,3 +138,13 @@ def test_defaults_are_the_thresholds_of_the_default_judge():
         known.harmless_from,
         known.helpful_above,
     )
+
+
+def test_thresholds_of_prompts_that_were_not_asked_are_not_spoken_of():
+    answers = make_answers(draw_replies(20, 0))
+    helpful = answers[answers["kind"] == "helpful"]
+    named = describe_thresholds(helpful, choose("someone/a-judge", helpful_above=0.0))
+    assert named == ["The thresholds were named in the parameters of this notebook."]
+    first = describe_thresholds(helpful, choose("someone/a-judge"))[0]
+    assert "HELPFUL_ABOVE = -2 comes from the study's judge" in first
+    assert "HARMLESS_FROM" not in first

@@ -85,6 +85,14 @@ def test_runs_with_another_loss_may_differ_in_the_passes_that_it_depends_on(tmp_
     assert list(compare.differing(runs).index) == ["loss_type"]
 
 
+def test_runs_in_two_formats_are_not_compared(tmp_path):
+    """Base itself was asked in another way."""
+    for name, way in (("a", "transcript"), ("b", "chat")):
+        write_evaluated(tmp_path, name, format=way)
+    with pytest.raises(ValueError, match="differ in format, so even Base was asked in another"):
+        compare.load_runs(tmp_path, ["a", "b"])
+
+
 def test_trade_off_of_a_run_from_before_a_setting_has_its_default(tmp_path):
     write_evaluated(tmp_path, "a", sft_loss="transcript")
     write_evaluated(tmp_path, "b")
