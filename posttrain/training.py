@@ -271,8 +271,8 @@ def clean_log(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     This removes times, the totals at the end, TRL's count of tokens, which starts over when a
     training is resumed, and means over the tokens of a batch of held-out pairs, which depend on how
-    many pairs are read at once. Values that are not finite become None, since JSON has no infinity and in
-    fp16 a first gradient may overflow. The names are sorted, as in a checkpoint.
+    many pairs are read at once. Values that are not finite become None, since JSON has no infinity
+    and in fp16 a first gradient may overflow. The names are sorted, as in a checkpoint.
 
     Args:
         records: the log of the trainer, `trainer.state.log_history`.
