@@ -86,7 +86,7 @@ def convert_data(parameters: Parameters) -> None:
         print(f"{kind}: {part['source']} ({part['version']})")
         for split, origin in part["splits"].items():
             print(f"  {split} split: {origin}")
-    print(f"\n{tabulate_report(report)}\n")
+    print(f"\n{tabulate_report(report).to_string()}\n")
     print(f"The pairs are in {parameters.OUT}. Train on them: make run DATASET={parameters.OUT}")
 
 

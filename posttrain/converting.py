@@ -48,6 +48,11 @@ def convert(sources: Mapping[str, str], out: Path) -> Report:
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"OUT: {out} exists already and is not empty. Choose another folder.")
+    if len(set(sources.values())) < len(sources):
+        raise ValueError(
+            "HARMFUL, HELPFUL: both name the same source, so the same prompts would be harmful and "
+            "helpful. Name another one, or give one of the two alone."
+        )
     pairs, kinds = {}, {}
     for kind, name in sources.items():
         source = read_source(kind.upper(), name)

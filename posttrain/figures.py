@@ -75,7 +75,7 @@ def beside_published(records: Sequence[Record], published: Sequence[Record]) -> 
         _draw_rates(axis, shown, styles)
         axis.set_title(f"{title}, {_count_prompts(shown)}:\n{_say_range(shown)}")
         axis.label_outer()
-    title = "This run beside the published study; only the same base and judge can be compared"
+    title = "This run beside the study; only the same base, judge and prompts can be compared"
     entitle(figure, title, make_handles(styles, lines=False))
     return figure
 

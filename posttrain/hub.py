@@ -47,6 +47,11 @@ def fetch(
             weights, or if pointers of Git LFS stand in the place of files.
     """
     folder = Path(os.path.expanduser(name))
+    if setting == "DATASET" and folder.is_file():
+        raise ValueError(
+            f"DATASET = {name!r} is a file. Write its pairs into a folder first, with make data "
+            f"HELPFUL={name} OUT=folder (or HARMFUL), and then give that folder."
+        )
     try:
         if not folder.is_dir():
             folder = _download(name, files, commit)

@@ -58,9 +58,9 @@ def read_rules(settings: Any, chat: bool = False) -> PromptRules:
     """
     if chat and settings.prompt_tail == "human":
         raise ValueError(
-            "SETTINGS = {'prompt_tail': 'human'}, which PROTOCOL = 'paper' has too, ends prompts "
-            "as the study did, but with FORMAT = 'chat' the base's chat template ends them. Leave "
-            "it out, or train with FORMAT = 'transcript'."
+            "PROTOCOL = 'paper' and SETTINGS = {'prompt_tail': 'human'} end prompts as the study "
+            "did, but with FORMAT = 'chat' the base's chat template ends them. Leave them out, or "
+            "train with FORMAT = 'transcript'."
         )
     return PromptRules(settings.harmful_prompts, settings.keyword_rule, settings.prompt_tail, chat)
 
@@ -201,9 +201,15 @@ def require_prompts(n: int | str | None, counts: dict[str, int], folder: Path) -
     """
     for kind, count in counts.items():
         if count == 0:
+            keywords = ""
+            if kind == "harmful":
+                keywords = (
+                    " HARMFUL_PROMPTS = 'all' also takes prompts without a keyword, which "
+                    "HARMFUL_PROMPTS = 'keywords' and PROTOCOL = 'paper' leave out."
+                )
             raise ValueError(
                 f"DATASET: the test split of {MEASURED[kind]} in {folder} has no usable {kind} "
-                f"prompt, so the rate on {kind} prompts cannot be computed."
+                f"prompt, so the rate on {kind} prompts cannot be computed.{keywords}"
             )
         if isinstance(n, int) and n > count:
             raise ValueError(

@@ -1,5 +1,6 @@
 """Read preference data by `datasets`: a name on the hub, a folder, or a file."""
 
+import csv
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain import hub
 from posttrain.files import sha256_of
-from posttrain.transcripts import Row, parse_line
+from posttrain.transcripts import CONVERSION, MEASURED, Row, parse_line
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -61,6 +62,7 @@ def read_source(parameter: str, name: str) -> Source:
     place, config, split = _take_apart(name)
     options: dict[str, Any] = {"path": place, "name": config}
     path = Path(place)
+    _refuse_both_kinds(parameter, name, path)
     if path.exists():
         version = f"sha256 {sha256_of(path)}"
         if path.is_file():
@@ -73,12 +75,26 @@ def read_source(parameter: str, name: str) -> Source:
     with tempfile.TemporaryDirectory() as cache:  # the hub's files are kept in its own cache
         try:
             tables = _load(options | {"cache_dir": cache})
-        except (OSError, ValueError, RuntimeError, StopIteration, DatasetsError) as error:
+        except (
+            OSError, ValueError, RuntimeError, StopIteration, csv.Error, DatasetsError,
+        ) as error:  # fmt: skip
             raise ValueError(f"{parameter} = {name!r} cannot be read. {_explain(error)}") from error
         splits = _choose_splits(parameter, name, split, list(tables))
         rows = {part: _list_rows(tables[chosen]) for part, chosen in splits.items()}
     _require_columns(parameter, name, rows)
     return Source(name, version, splits, rows)
+
+
+def _refuse_both_kinds(parameter: str, name: str, path: Path) -> None:
+    """Refuse a folder with prompts of both kinds, which would all be read as of one kind."""
+    subsets = [subset for subset in MEASURED.values() if (path / subset).is_dir()]
+    below = [folder.parent for folder in path.glob(f"*/{CONVERSION}")] if path.is_dir() else []
+    if len(subsets) > 1 or below:
+        parts = [path / subset for subset in subsets] or below
+        raise ValueError(
+            f"{parameter} = {name!r} contains several datasets, {', '.join(map(str, parts))}. Name "
+            "one of them."
+        )
 
 
 def _take_apart(name: str) -> tuple[str, str | None, str | None]:
@@ -114,7 +130,7 @@ def _load(options: dict[str, Any]) -> dict[str, Any]:
         tables = datasets.load_dataset(**options)
         if not isinstance(builder, Json) or not _has_mixed_types(tables):
             return tables
-    except datasets.exceptions.DatasetGenerationError:
+    except (datasets.exceptions.DatasetGenerationError, ValueError):
         if not isinstance(builder, Json):
             raise
     lines = datasets.load_dataset(
@@ -144,6 +160,7 @@ def _load_csv(options: dict[str, Any]) -> "DatasetDict":
     """Load CSV files, in which every cell is a text; a line with too many cells becomes empty."""
     import datasets
 
+    csv.field_size_limit(2**31 - 1)  # a cell may be longer than the 131,072 characters of Python
     tolerant = {"engine": "python", "on_bad_lines": _empty_line}
     streamed = datasets.load_dataset(**options, **tolerant, streaming=True)
     names = list(next(iter(next(iter(streamed.values())))))
@@ -218,4 +235,13 @@ def _explain(error: Exception) -> str:
         )
     if type(error).__name__ == "EmptyDatasetError":
         return "There is no file with data in it."
+    if "codec can't decode" in text:
+        return f"It is not UTF-8 ({text}). Save it as UTF-8."
+    if "BuilderConfig" in text:
+        return f"{text.rstrip('.')}. To name a split without a configuration, write name::split."
+    if isinstance(error, csv.Error):
+        return (
+            f"Its quotes or separators are not those of a CSV file ({text}). Save it as JSON Lines "
+            "or Parquet."
+        )
     return f"{type(error).__name__}: {text}"

@@ -310,7 +310,10 @@ def _explain(error: ValidationError, parameters: Mapping[str, Any]) -> str:
     if not first["loc"]:  # settings that do not fit together explain themselves
         return str(first["ctx"]["error"])
     name = str(first["loc"][0])
-    reasons = dict.fromkeys(item["msg"] for item in error.errors() if item["loc"][0] == name)
+    reasons: dict[str, None] = {}
+    for item in error.errors():
+        if item["loc"][0] == name:
+            reasons[item["msg"].removeprefix("Value error, ")] = None
     way_out = "None takes" if name.upper() in parameters else "Leave it out to take"
     return (
         f"{name.upper()} = {first['input']!r}: {' or: '.join(reasons)}. {way_out} the preset's "

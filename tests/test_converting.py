@@ -9,13 +9,14 @@ import zipfile
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_dataset
 from datasets import Dataset, DatasetDict
 from loopback import Hub
 
-from posttrain import data
+from posttrain import data, hub
 from posttrain.conversations import FOLDED, SHARED, convert_row
 from posttrain.converting import convert, tabulate_report
+from posttrain.reading import read_source
 from posttrain.settings import evaluation
 from posttrain.transcripts import CONVERSION
 
@@ -552,3 +553,48 @@ def test_whole_run_on_converted_data(tmp_path, kinds):
     prompts = json.loads((run / "prompts.json").read_text())
     assert {prompt["kind"] for prompt in prompts} == set(kinds) and len(prompts) == 10 * len(kinds)
     assert "report.html" in done.stdout and (run / "report.html").stat().st_size > 50_000
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('What?,"He said "yes" to me",no', "quotes or separators are not those of a CSV file"),
+        ('What?,"He said', "quotes or separators are not those of a CSV file"),
+    ],
+)
+def test_broken_quotes_of_a_csv_file_are_explained(tmp_path, line, message):
+    path = tmp_path / "pairs.csv"
+    path.write_text("prompt,chosen,rejected\n" + "Why?,So.,No.\n" * 300 + line, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"HELPFUL = .*pairs.csv' cannot be read.*{message}"):
+        read_source("HELPFUL", str(path))
+
+
+def test_long_cell_of_a_csv_file_is_read(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text(f"prompt,chosen,rejected\nWhy?,{'So ' * 50_000},No.\n", encoding="utf-8")
+    (row,) = read_source("HELPFUL", str(path)).rows["train"]
+    assert len(row["chosen"]) == 150_000
+
+
+def test_broken_line_among_many_is_counted(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    good = json.dumps({"prompt": "Why?", "chosen": "So.", "rejected": "No."})
+    path.write_text(f"{good}\n" * 310 + "{this is not json\n", encoding="utf-8")
+    rows = read_source("HELPFUL", str(path)).rows["train"]
+    assert len(rows) == 311
+    assert [row for row in rows if isinstance(row, str)] == ["not JSON"]
+
+
+def test_both_kinds_are_not_read_as_one(tmp_path):
+    folder = write_dataset(tmp_path / "hh", [], [])
+    with pytest.raises(ValueError, match="contains several datasets, .*harmless-base, .*Name one"):
+        read_source("HELPFUL", str(folder))
+    source = str(folder / "harmless-base")
+    with pytest.raises(ValueError, match="both name the same source"):
+        convert({"harmful": source, "helpful": source}, tmp_path / "out")
+
+
+def test_file_in_the_place_of_a_dataset_is_to_be_converted(tmp_path):
+    (tmp_path / "pairs.parquet").touch()
+    with pytest.raises(ValueError, match="is a file. Write its pairs into a folder first"):
+        hub.fetch("DATASET", str(tmp_path / "pairs.parquet"), ["a"])

@@ -112,7 +112,7 @@ def test_every_figure_shows_the_fifth_model(drawn, name):
         ("training", "Held-out loss fell for 4 of 4 trained models"),
         ("log_probabilities", "The chosen replies became less likely for SFT+DPO and SimPO, β 2.5"),
         ("rates", "CAS goes from 10% (Base) to 90% (SimPO, β 2.5)"),
-        ("beside_published", "This run beside the published study"),
+        ("beside_published", "This run beside the study"),
         ("distributions", "Mean reward from"),
         ("differences", "of 10 significant"),
         ("thresholds", "Which differences are significant depends on the threshold (HmR and HpR)"),
