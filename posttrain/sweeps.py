@@ -81,8 +81,8 @@ def _explain_refusal(setting: str, varied: list[str]) -> str:
     elif setting in SHARED:
         reason = (
             f"SETTING: with another {setting} the prompts or Base itself would change as well, and "
-            "not the training alone. Train such runs with make run, and put them side by side with "
-            "make compare."
+            "not the training alone. Train such runs with make run, and read their final tables "
+            "next to each other."
         )
     elif setting in Training.model_fields:
         reason = f"SETTING: no result depends on the training's {setting}."
