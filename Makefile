@@ -2,6 +2,8 @@
 SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
+# pip's settings that say where packages come from. uv does not know them, so pip is used with them.
+SOURCES := index|find-links|constraint|proxy|cert|trusted
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # The parameters that are named on the command line (whatever is named there, so that a misspelt one
 # is refused), and those that the environment contains. make passes their values on in the
@@ -50,12 +52,13 @@ Commands to work on the repository
 make test               Check the style and run the tests, which takes about five minutes.
 make test-slow          Run the slow tests: the page in Chromium, interruptions, Colab, real text.
 make browser            Install Debian's Chromium for the tests of the page if there is none.
+make lock               Resolve requirements.lock again, with uv, after a change of a pin.
 make notebooks          Make the committed outputs, Colab notebooks and documents again.
 endef
 export HELP
 
 .PHONY: help run data seeds sweep compare import reask rejudge report votes install test test-slow \
-  browser notebooks
+  browser lock notebooks
 
 help:
 	@echo "$$HELP"
@@ -83,9 +86,26 @@ notebooks: install
 	$(BIN)/python colab/build.py
 	$(BIN)/python -m docs.build
 
-.venv/installed: requirements.txt requirements-dev.txt
+lock:
+	@command -v uv >/dev/null || \
+	  { echo 'make lock needs uv: https://docs.astral.sh/uv/getting-started/installation'; exit 1; }
+	UV_CUSTOM_COMPILE_COMMAND='make lock (torch is that of PyPI, with CUDA on Linux)' \
+	  uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
+	  requirements-dev.txt --output-file requirements.lock
+
+# uv checks the hashes of the lock. pip takes its versions alone, since it may be set to install
+# local wheels, which have other hashes. Both keep a torch that is installed already.
+.venv/installed: requirements.txt requirements-dev.txt requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
 	  { echo 'Python 3.11 to 3.14 is needed. Name one: make run PYTHON=python3.12'; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -r requirements-dev.txt
+	@if command -v uv >/dev/null && ! $(BIN)/pip config list | grep -qE '$(SOURCES)'; then \
+	  echo 'Installing with uv.' && \
+	  uv pip install --quiet --no-config --python $(BIN)/python -r requirements-dev.txt \
+	    --constraints requirements.lock; \
+	else \
+	  echo 'Installing with pip.' && \
+	  grep -E '^[a-z0-9]' requirements.lock | tr -d '\\' > .venv/versions.txt && \
+	  $(BIN)/pip install --quiet -r requirements-dev.txt -c .venv/versions.txt; \
+	fi
 	touch $@
