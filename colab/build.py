@@ -1,16 +1,24 @@
-"""Generate colab/*.ipynb: the notebooks of the repository's root with the package inside.
+"""Generate colab/*.ipynb: the notebooks of the repository's root, which run when opened in Colab.
 
     python colab/build.py
 
-Colab opens a single file. So each notebook gets a section after its title that installs missing
-packages and writes the package `posttrain` into a folder beside the notebook. A cell after the
-parameters mounts Google Drive if a folder is on it. Outputs are left out.
+Colab opens a single file. So the parameters come first, and after them one cell, folded, installs
+what is missing, fetches the package `posttrain`, and mounts Google Drive if a folder is on it. If
+the repository has an https address (its git remote `origin`), the cell clones the last commit that
+changed the package. Otherwise it contains the package in compressed form. Outputs are left out.
 
 All files of the package are included, even those that no notebook imports. A run's record contains
 the sha256 of the package's code, and this makes it the same in Colab as elsewhere.
 """
 
+import base64
+import hashlib
+import io
+import lzma
 import re
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import nbformat
@@ -23,33 +31,8 @@ WITHOUT_GPU = ("compare.ipynb",)
 SUFFIXES = (".py", ".json", ".html", ".css", ".js")  # of the package's files
 KEPT = ("torch", "numpy", "scipy", "pandas", "matplotlib")  # Colab's versions are kept
 ANY_VERSION = ("jupyter", "psutil", "tqdm")  # Colab has them, and any version is good enough
-
-PACKAGE = """\
-### The package
-
-The next cells write the files of `posttrain/`, as they are in the repository. To change one of
-them, edit its cell, then choose Runtime > Run all."""
-
-FORGET = """\
-# Forget modules that were imported before, so that the files above are imported as they are now.
-import importlib
-import sys
-
-for name in list(sys.modules):
-    if name.split(".")[0] == "posttrain":
-        del sys.modules[name]
-importlib.invalidate_caches()"""
-
-MOUNT = """\
-import sys
-from pathlib import Path
-
-if "google.colab" in sys.modules:
-    from google.colab import drive
-
-    folders = [Path(folder).absolute() for folder in (RESULTS, FIGURES) if folder]
-    if any(folder.is_relative_to("/content/drive") for folder in folders):
-        drive.mount("/content/drive")"""
+TITLE = "#@title Set up: install what is missing and fetch the package"
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # in Colab, in JupyterLab
 
 
 def read_pins() -> dict[str, str]:
@@ -66,43 +49,69 @@ def read_pins() -> dict[str, str]:
     return pins
 
 
-def read_package() -> dict[str, str]:
-    """Read the files of the package and its subpackages.
+def pack() -> tuple[str, str]:
+    """Pack the files of the package and its subpackages; the same files give the same text.
 
     Returns:
-        {path relative to the root: text}.
+        The xz-compressed tar archive as base85 text, and the archive's sha256.
     """
-    files = {}
-    for path in sorted((ROOT / "posttrain").rglob("*")):
-        if path.suffix in SUFFIXES:
-            files[path.relative_to(ROOT).as_posix()] = path.read_text(encoding="utf-8")
-    return files
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for path in sorted((ROOT / "posttrain").rglob("*")):
+            if path.suffix not in SUFFIXES:
+                continue
+            content = path.read_bytes()
+            entry = tarfile.TarInfo(path.relative_to(ROOT).as_posix())
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    compressed = lzma.compress(packed.getvalue(), preset=9)
+    return base64.b85encode(compressed).decode(), hashlib.sha256(compressed).hexdigest()
 
 
-def setup_cells() -> list[NotebookNode]:
-    """Make the section after the title, which has the installation and the package."""
-    setup = (ROOT / "colab" / "setup.md").read_text(encoding="utf-8")
-    install = (ROOT / "colab" / "install.py").read_text(encoding="utf-8")
+def find_commit() -> str:
+    """Find the last commit that changed the package or the demo's stand-ins."""
+    command = ["git", "-C", str(ROOT), "log", "-1", "--format=%H", "--", "posttrain", "demo"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def read_part(name: str, **values: str) -> str:
+    """Read a part of the setup cell from this folder, and put values in the place of its own."""
+    text = (ROOT / "colab" / name).read_text(encoding="utf-8").strip()
+    for variable, value in values.items():
+        text, count = re.subn(rf"^{variable} = .*$", f"{variable} = {value}", text, flags=re.M)
+        if count != 1:
+            raise ValueError(f"colab/{name} assigns {variable} {count} times, not once.")
+    return text
+
+
+def write_setup(address: str | None, commit: str | None = None) -> str:
+    """Write the cell that sets up a session.
+
+    Args:
+        address: from which the repository is cloned; None puts the package into the cell.
+        commit: what is checked out of the clone.
+    """
     pins = "".join(f'    "{package}": "{version}",\n' for package, version in read_pins().items())
     kept = ", ".join(f'"{package}"' for package in KEPT)
-    install = install.replace("PINS = {}", f"PINS = {{\n{pins}}}")
-    install = install.replace("KEPT = []", f"KEPT = [{kept}]")
-    package = new_markdown_cell(PACKAGE)
-    package.metadata["jp-MarkdownHeadingCollapsed"] = True
-    cells = [new_markdown_cell(setup.strip()), new_code_cell(install.strip()), package]
-    for path, text in read_package().items():
-        cells.append(new_code_cell(f"%%writefile {path}\n{text.rstrip()}"))
-    return [*cells, new_code_cell(FORGET), new_markdown_cell("### Imports")]
+    install = read_part("install.py", PINS=f"{{\n{pins}}}", KEPT=f"[{kept}]")
+    if address is None:
+        text, sha256 = pack()
+        package = read_part("unpack.py", PACKAGE=f'"{text}"', SHA256=f'"{sha256}"')
+    else:
+        package = read_part("clone.py", REPOSITORY=f'"{address}"', COMMIT=f'"{commit}"')
+    return "\n\n\n".join([TITLE, install, package, read_part("mount.py")])
 
 
-def build(name: str) -> NotebookNode:
+def build(name: str, address: str | None = None, commit: str | None = None) -> NotebookNode:
     """Make a notebook for Colab.
 
     Args:
         name: the file name of a notebook in the root.
+        address: from which the repository is cloned; None puts the package into the notebook.
+        commit: what is checked out of the clone.
 
     Returns:
-        The notebook with the additional section and cell, without outputs.
+        The notebook with its parameters and the setup before its imports, without outputs.
     """
     source = nbformat.read(ROOT / name, as_version=4)
     cells = []
@@ -110,24 +119,28 @@ def build(name: str) -> NotebookNode:
         tags = cell.metadata.get("tags", [])
         make_cell = new_code_cell if cell.cell_type == "code" else new_markdown_cell
         cells.append(make_cell(cell.source, metadata={"tags": tags} if tags else {}))
-        if "parameters" in tags:
-            cells.append(new_code_cell(MOUNT))
-    cells[1:1] = setup_cells()
-
-    collapsed = []
+    (place,) = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    first, imports, heading = cells[0], cells[1 : place - 1], cells[place - 1 : place + 1]
+    guide = new_markdown_cell(read_part("setup.md"))
+    setup = new_code_cell(write_setup(address, commit), metadata=FOLDED)
+    cells = [first, guide, *heading, setup, *imports, *cells[place + 1 :]]
     for number, cell in enumerate(cells):
         cell.id = cell.metadata["id"] = f"cell-{number}"  # Colab reads the id in the metadata
-        if cell.metadata.get("jp-MarkdownHeadingCollapsed"):
-            collapsed.append(cell.id)
+
     notebook = new_notebook(cells=cells)
     notebook.metadata["kernelspec"] = source.metadata["kernelspec"]
     notebook.metadata["language_info"] = {"name": "python"}
-    notebook.metadata["colab"] = {"collapsed_sections": collapsed, "provenance": []}
+    notebook.metadata["colab"] = {"provenance": []}
     if name not in WITHOUT_GPU:
         notebook.metadata["accelerator"] = "GPU"
     return notebook
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    from docs.readme_parts import PLACEHOLDER, public_address, read_origin
+
+    origin = public_address(read_origin())
+    found = (None, None) if origin == PLACEHOLDER else (origin, find_commit())
     for name in NOTEBOOKS:
-        nbformat.write(build(name), ROOT / "colab" / name)
+        nbformat.write(build(name, *found), ROOT / "colab" / name)

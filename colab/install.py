@@ -1,7 +1,5 @@
-"""Install missing packages in the pinned versions. Colab's versions of those in KEPT are kept."""
-
+# Missing packages, in the pinned versions. Colab's versions of those in KEPT are kept.
 import importlib.metadata
-import os
 import subprocess
 import sys
 
@@ -29,7 +27,10 @@ if missing:
     command = [sys.executable, "-m", "pip", "install", "--quiet", *missing, *held]
     pip = subprocess.run(command, capture_output=True, text=True)
     if pip.returncode:
-        raise RuntimeError(f"pip could not install {', '.join(missing)}:\n{pip.stderr[-2000:]}")
+        raise RuntimeError(
+            f"pip could not install {', '.join(missing)}. Check that this machine has internet "
+            f"access (on Kaggle: Settings > Turn on internet).\n{pip.stderr[-2000:]}"
+        )
 
 # A module that was loaded before stays loaded in its old version until the session is restarted.
 outdated = []
@@ -43,4 +44,3 @@ if outdated:
         f"These packages are still loaded in another version: {'; '.join(outdated)}. Choose "
         "Runtime > Restart session, then Run all."
     )
-os.makedirs("posttrain/page", exist_ok=True)

@@ -71,7 +71,28 @@ def write_clone(address: str) -> str:
             "",
             "Replace `<owner>/<repository>` with the name under which you found this repository.",
         ]
+    badges = write_badges(address)
+    if badges:
+        lines += ["", "Or open the notebooks in Colab:", "", badges]
     return "\n".join(lines)
+
+
+def write_badges(address: str) -> str:
+    """Write a badge for each notebook, which opens it in Colab; empty if Colab cannot.
+
+    Args:
+        address: of the repository. Colab opens notebooks from public repositories on GitHub.
+    """
+    repository = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?", address)
+    if repository is None:
+        return ""
+    colab = "https://colab.research.google.com"
+    badges = []
+    for name in ("main", "eval", "compare"):
+        picture = f"![Open {name}.ipynb in Colab]({colab}/assets/colab-badge.svg)"
+        target = f"{colab}/github/{repository[1]}/blob/main/colab/{name}.ipynb"
+        badges.append(f"`{name}.ipynb` [{picture}]({target})")
+    return "\n".join(badges)
 
 
 def write_presets() -> str:

@@ -1,9 +1,9 @@
 """Colab notebooks that are uploaded alone: their generation, the added cells, and whole runs."""
 
-import ast
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -13,13 +13,14 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 from conftest import HUB, MODELS, RAW, ROOT, code_cells, is_parameters, load, read_notebook
-from IPython.core.interactiveshell import InteractiveShell
+from packaging.requirements import Requirement
 
 sys.path.insert(0, str(ROOT / "colab"))
 import build
 
 each_notebook = pytest.mark.parametrize("name", build.NOTEBOOKS)
-ADDED = ("%%writefile ", build.FORGET, build.MOUNT, build.PACKAGE, "### Imports", "## Setup in")
+KEPT_ON_COLAB = load(ROOT / "tests" / "colab_packages.json")["packages"]
+ADDRESS = "https://github.com/somebody/repository.git"
 
 
 def read_generated(name):
@@ -27,9 +28,10 @@ def read_generated(name):
     return read_notebook(Path("colab") / name)
 
 
-def is_added(source):
-    """Tell whether the generation adds a cell."""
-    return source.startswith(ADDED) or "PINS = {" in source
+def find_setup(notebook):
+    """Find the cell that sets up a session."""
+    (cell,) = [cell for cell in notebook.cells if cell.source.startswith(build.TITLE)]
+    return cell
 
 
 # ---- what is generated
@@ -37,91 +39,181 @@ def is_added(source):
 
 @each_notebook
 def test_committed_file_is_the_generated_one(name):
-    """`make notebooks` keeps the committed files up to date."""
+    """`make notebooks` keeps the committed files up to date, wherever they are cloned from."""
     committed = (ROOT / "colab" / name).read_text(encoding="utf-8")
-    assert committed == nbformat.writes(build.build(name)) + "\n", "run `python colab/build.py`"
-    assert len(committed) < 1_200_000  # it is uploaded by hand
+    found = re.search(r'^REPOSITORY = "(.+)"\nCOMMIT = "(.+)"$', setup_of(name), re.MULTILINE)
+    address, commit = found.groups() if found else (None, None)
+    generated = nbformat.writes(build.build(name, address, commit)) + "\n"
+    assert committed == generated, "run `python colab/build.py`"
+    assert len(committed) < 400_000
+
+
+def setup_of(name):
+    """Read the source of the committed setup cell."""
+    return find_setup(read_generated(name)).source
 
 
 @each_notebook
-def test_nothing_else_differs(name):
-    """The root's cells keep their order, and cells are added after title and parameters only."""
-    root = read_notebook(name).cells
-    generated = read_generated(name).cells
-    added = [place for place, cell in enumerate(generated) if is_added(cell.source)]
-    kept = [cell for place, cell in enumerate(generated) if place not in added]
-    assert [(cell.cell_type, cell.source) for cell in kept] == [
-        (cell.cell_type, cell.source) for cell in root
-    ]
-    (parameters,) = [place for place, cell in enumerate(generated) if is_parameters(cell)]
-    assert added == [*range(1, len(added)), parameters + 1]
-    assert generated[parameters + 1].source == build.MOUNT
-    for cell in generated:
+@pytest.mark.parametrize("address", [None, ADDRESS])
+def test_parameters_come_first_and_nothing_else_differs(name, address):
+    """The title, a guide, the parameters, the setup, and then the root's cells in their order."""
+    root = [(cell.cell_type, cell.source) for cell in read_notebook(name).cells]
+    notebook = build.build(name, address, "c0ffee")
+    generated = [(cell.cell_type, cell.source) for cell in notebook.cells]
+    setup = find_setup(notebook)
+    (parameters,) = [i for i, cell in enumerate(notebook.cells) if is_parameters(cell)]
+    assert parameters == 3
+    assert notebook.cells[4] is setup
+    place = root.index(generated[3])
+    assert generated[0] == root[0]
+    assert generated[1][1].startswith("## Setup in Colab")
+    assert generated[2:4] == root[place - 1 : place + 1]
+    assert generated[5:] == root[1 : place - 1] + root[place + 1 :]
+    for cell in notebook.cells:
         assert not cell.get("outputs") and not cell.get("execution_count")
+    assert setup.metadata["cellView"] == "form"  # folded in Colab, and in JupyterLab
+    assert setup.metadata["jupyter"]["source_hidden"]
+    assert [cell.metadata["id"] for cell in notebook.cells] == [cell.id for cell in notebook.cells]
 
 
-@each_notebook
-def test_only_the_package_is_collapsed(name):
-    """It is collapsed in JupyterLab and in Colab, which reads the id in a cell's metadata."""
-    notebook = read_generated(name)
-    (heading,) = notebook.metadata["colab"]["collapsed_sections"]
-    place = [cell.metadata["id"] for cell in notebook.cells].index(heading)
-    assert notebook.cells[place].metadata["jp-MarkdownHeadingCollapsed"]
-    after = [cell.source for cell in notebook.cells[place + 1 :]]
-    hidden = after[: after.index("### Imports")]
-    assert all(source.startswith("%%writefile") or source == build.FORGET for source in hidden)
+def unpack():
+    """Run the part of the setup that unpacks the package, in the working folder."""
+    text, sha256 = build.pack()
+    exec(build.read_part("unpack.py", PACKAGE=f'"{text}"', SHA256=f'"{sha256}"'), {})
 
 
-def test_package_travels_to_the_byte(tmp_path, monkeypatch):
+def test_package_travels_to_the_byte(tmp_path, monkeypatch, capsys):
     """All files are written byte by byte, so the sha256 of the code in a record is the same."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "posttrain" / "page").mkdir(parents=True)
-    shell = InteractiveShell(colors="nocolor")
-    for source in code_cells("colab/main.ipynb"):
-        if source.startswith("%%writefile"):
-            shell.run_cell(source).raise_error()
+    unpack()
+    assert f"unpacked into {tmp_path / 'posttrain'}" in capsys.readouterr().out
     written = {path.relative_to(tmp_path): path for path in tmp_path.rglob("*.*")}
     files = [path for path in (ROOT / "posttrain").rglob("*.*") if path.suffix != ".pyc"]
     assert sorted(written) == sorted(path.relative_to(ROOT) for path in files)
     for path in files:
         assert written[path.relative_to(ROOT)].read_bytes() == path.read_bytes(), path
     assert {path.name for path in files} >= {"render.py", "report.html", "report.css", "report.js"}
+    unpack()  # again: nothing is to be said
+    assert capsys.readouterr().out == ""
 
 
-def imported_modules(source):
-    """List the modules of the package that a source imports."""
-    modules = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            modules += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            modules.append(node.module)
-            if node.module == "posttrain":
-                modules += [f"posttrain.{alias.name}" for alias in node.names]
-    return [module for module in modules if module.split(".")[0] == "posttrain"]
+def test_edited_package_is_kept_and_named(tmp_path, monkeypatch, capsys):
+    """Files that the user has changed or removed are not written over, and the user is told."""
+    monkeypatch.chdir(tmp_path)
+    unpack()
+    (tmp_path / "posttrain" / "chat.py").write_text("mine = True\n")
+    (tmp_path / "posttrain" / "power.py").unlink()
+    capsys.readouterr()
+    unpack()
+    said = capsys.readouterr().out
+    assert "posttrain/chat.py, posttrain/power.py. To have the notebook's, delete" in said
+    assert (tmp_path / "posttrain" / "chat.py").read_text() == "mine = True\n"
+    assert not (tmp_path / "posttrain" / "power.py").exists()
 
 
-@each_notebook
-def test_every_imported_module_travels(name):
-    """The notebook has the modules that it imports and those that these import."""
-    carried, to_read = {}, []
-    for source in code_cells(Path("colab") / name):
-        first_line, _, text = source.partition("\n")
-        if first_line.startswith("%%writefile"):
-            carried[first_line.removeprefix("%%writefile ")] = text
-        else:
-            to_read += imported_modules(source)
-    assert len(to_read) > 3
-    seen = []
-    while to_read:
-        module = to_read.pop()
-        path = module.replace(".", "/")
-        path = f"{path}.py" if f"{path}.py" in carried else f"{path}/__init__.py"
-        assert path in carried, f"{module} does not travel"
-        if path not in seen:
-            seen.append(path)
-            to_read += imported_modules(carried[path])
-    assert "posttrain/files.py" in seen
+def test_damaged_package_is_refused(tmp_path, monkeypatch):
+    """A letter that was changed in the folded cell stops it before anything is written."""
+    monkeypatch.chdir(tmp_path)
+    text, sha256 = build.pack()
+    other = "0" if text[1000] != "0" else "1"
+    damaged = f'"{text[:1000]}{other}{text[1001:]}"'
+    with pytest.raises(RuntimeError, match="Upload the notebook again"):
+        exec(build.read_part("unpack.py", PACKAGE=damaged, SHA256=f'"{sha256}"'), {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_same_package_gives_the_same_cell():
+    """So the committed notebooks change only with the package."""
+    assert build.pack() == build.pack()
+
+
+# ---- the repository is cloned
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """Make a repository with two commits of a package; return its address and the first commit."""
+    folder = tmp_path / "origin" / "study.git"
+    folder.mkdir(parents=True)
+
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        command = ["git", "-C", str(folder), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "--quiet")
+    (folder / "package.py").write_text("one\n")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "one")
+    first = git("rev-parse", "HEAD")
+    (folder / "package.py").write_text("two\n")
+    git("commit", "--quiet", "-am", "two")
+    return str(folder), first, git("rev-parse", "HEAD")
+
+
+def clone(address, commit):
+    """Run the part of the setup that clones the repository."""
+    exec(build.read_part("clone.py", REPOSITORY=f'"{address}"', COMMIT=f'"{commit}"'), {})
+
+
+def test_clone_has_the_commit_and_is_used_again(repository, tmp_path, monkeypatch):
+    """Run again, in the same session or in a new one, it neither nests nor fails."""
+    address, first, second = repository
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    clone(address, first)
+    assert Path.cwd() == tmp_path / "study"
+    assert Path("package.py").read_text() == "one\n"
+    assert str(Path.cwd()) in sys.path
+    clone(address, first)
+    monkeypatch.chdir(tmp_path)  # a new session begins outside of the clone
+    clone(address, second)
+    assert Path.cwd() == tmp_path / "study"
+    assert Path("package.py").read_text() == "two\n"
+    assert not Path("study").exists()
+
+
+def test_edited_clone_is_kept(repository, tmp_path, monkeypatch, capsys):
+    """Another commit is not checked out over changed files."""
+    address, first, second = repository
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    clone(address, first)
+    Path("package.py").write_text("mine\n")
+    clone(address, second)
+    assert Path("package.py").read_text() == "mine\n"
+    assert "has changed files, so it is used as it is" in capsys.readouterr().out
+
+
+def test_clone_that_fails_is_explained(tmp_path, monkeypatch):
+    """Without a repository there, or without git, the cell stops with what to do."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match="(?s)could not fetch .*none.* internet access"):
+        clone(str(tmp_path / "none"), "c0ffee")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="git is not installed here"):
+        clone(str(tmp_path / "none"), "c0ffee")
+
+
+# ---- Colab's own packages
+
+
+def test_pins_work_with_the_versions_that_colab_keeps():
+    """No pinned package demands another version of what Colab has, or of another pin."""
+    pins = build.read_pins()
+    there = KEPT_ON_COLAB | pins
+    assert set(KEPT_ON_COLAB) == set(build.KEPT)
+    checked = 0
+    for package in pins:
+        for text in importlib.metadata.requires(package) or []:
+            requirement = Requirement(text)
+            marker = requirement.marker
+            if requirement.name not in there or (marker and not marker.evaluate({"extra": ""})):
+                continue
+            version = there[requirement.name]
+            assert requirement.specifier.contains(version), f"{package} needs {text}"
+            checked += 1
+    assert checked > 20
 
 
 @each_notebook
@@ -183,7 +275,8 @@ def colab(monkeypatch, tmp_path):
         exec(cell, {})
         return session.commands
 
-    (cell,) = [text for text in code_cells("colab/main.ipynb") if "PINS = {" in text]
+    source = build.write_setup(None)
+    cell = source[: source.index("# The package posttrain:")]
     session.install, session.run_cell = install, run_cell
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(site)])
@@ -200,7 +293,6 @@ def test_what_is_missing_is_installed_and_the_rest_is_held(colab):
     pins = [f"{package}=={version}" for package, version in build.read_pins().items()]
     pins.remove(f"trl=={build.read_pins()['trl']}")
     assert command == ["-m", "pip", "install", "--quiet", *pins, "torch==2.99.0", "numpy==2.0.0"]
-    assert (colab.folder / "posttrain" / "page").is_dir()
     assert colab.run_cell() == []  # run again it installs nothing
 
 
@@ -215,7 +307,6 @@ def test_restart_is_asked_for_until_it_has_happened(colab):
     for _ in range(3):
         with pytest.raises(RuntimeError, match=expected):
             colab.run_cell()
-    assert not (colab.folder / "posttrain").exists()
     colab.loaded = {}
     assert colab.run_cell() == []
 
@@ -225,18 +316,9 @@ def test_failed_installation_is_explained(colab):
     colab.fails = True
     with pytest.raises(RuntimeError, match="(?s)pip could not install transformers==.*No matching"):
         colab.run_cell()
-    assert not (colab.folder / "posttrain").exists()
 
 
-# ---- the other two cells
-
-
-def test_edited_module_is_imported_anew(monkeypatch):
-    """Loaded modules of the package, and no others, are forgotten."""
-    names = ["posttrain", "posttrain.run", "posttrain.page.render", "posttrainer"]
-    monkeypatch.setattr(sys, "modules", sys.modules | dict.fromkeys(names))
-    exec(build.FORGET, {})
-    assert [name for name in sys.modules if name.startswith("posttrain")] == ["posttrainer"]
+# ---- Drive
 
 
 @pytest.mark.parametrize(
@@ -253,11 +335,11 @@ def test_drive_is_mounted_if_a_folder_lies_there(monkeypatch, results, figures, 
     mounted = []
     package, drive = types.ModuleType("google.colab"), types.ModuleType("google.colab.drive")
     package.drive, drive.mount = drive, mounted.append
-    exec(build.MOUNT, {"RESULTS": results, "FIGURES": figures})
+    exec(build.read_part("mount.py"), {"RESULTS": results, "FIGURES": figures})
     assert mounted == []  # elsewhere than in Colab
     monkeypatch.setitem(sys.modules, "google.colab", package)
     monkeypatch.setitem(sys.modules, "google.colab.drive", drive)
-    exec(build.MOUNT, {"RESULTS": results, "FIGURES": figures})
+    exec(build.read_part("mount.py"), {"RESULTS": results, "FIGURES": figures})
     assert mounted == places
 
 

@@ -497,6 +497,21 @@ def test_a_placeholder_is_explained():
     assert words not in readme_parts.write_clone("https://github.com/a/b.git")
 
 
+def test_notebooks_have_badges_where_colab_can_open_them():
+    """Colab opens notebooks from GitHub, by the paths that the repository has."""
+    readme = readme_parts.write_clone("https://github.com/a/b.git")
+    targets = re.findall(r"\]\((https://colab\S+/github/a/b/blob/main/(\S+))\)", readme)
+    assert [path for _, path in targets] == [
+        "colab/main.ipynb",
+        "colab/eval.ipynb",
+        "colab/compare.ipynb",
+    ]
+    assert all((ROOT / path).exists() for _, path in targets)
+    for address in (readme_parts.PLACEHOLDER, "https://git.example.org/a/b.git"):
+        assert readme_parts.write_badges(address) == ""
+        assert "colab" not in readme_parts.write_clone(address)
+
+
 def test_presets_are_described():
     """A row for each preset, and a command only for presets that exist."""
     assert list(readme_parts.NEEDS) == list(PRESETS)
