@@ -57,6 +57,15 @@ make notebooks          Make the committed outputs, Colab notebooks and document
 endef
 export HELP
 
+define LOCK_HEAD
+# All packages of requirements-dev.txt with hashes, for Python 3.11 to 3.14 on every platform, as
+# PyPI has them. Written by `make lock`; change requirements.txt or requirements-dev.txt instead.
+# torch is PyPI's, which includes CUDA on Linux. For a machine without an NVIDIA card, install a
+# torch for CPUs into .venv before `make install`, as README says: an installed torch is kept, and
+# then neither PyPI's torch nor any package of CUDA is downloaded.
+endef
+export LOCK_HEAD
+
 .PHONY: help run data seeds sweep compare import reask rejudge report votes install test test-slow \
   browser lock notebooks
 
@@ -89,9 +98,11 @@ notebooks: install
 lock:
 	@command -v uv >/dev/null || \
 	  { echo 'make lock needs uv: https://docs.astral.sh/uv/getting-started/installation'; exit 1; }
-	UV_CUSTOM_COMPILE_COMMAND='make lock (torch is that of PyPI, with CUDA on Linux)' \
-	  uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
-	  requirements-dev.txt --output-file requirements.lock
+	uv pip compile --quiet --no-config --default-index https://pypi.org/simple --universal \
+	  --python-version 3.11 --generate-hashes --no-header requirements-dev.txt \
+	  --output-file requirements.lock
+	{ echo "$$LOCK_HEAD"; cat requirements.lock; } > requirements.lock.tmp
+	mv requirements.lock.tmp requirements.lock
 
 # uv checks the hashes of the lock. pip takes its versions alone, since it may be set to install
 # local wheels, which have other hashes. Both keep a torch that is installed already.
@@ -107,5 +118,6 @@ lock:
 	  echo 'Installing with pip.' && \
 	  grep -E '^[a-z0-9]' requirements.lock | tr -d '\\' > .venv/versions.txt && \
 	  $(BIN)/pip install --quiet -r requirements-dev.txt -c .venv/versions.txt; \
-	fi
+	fi || { echo 'The packages of requirements.lock could not be installed, as is said above. If one' \
+	  'has no wheel for this platform, use Linux, WSL or macOS on Apple silicon.'; exit 1; }
 	touch $@
