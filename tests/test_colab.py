@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -394,19 +395,24 @@ PARAMETERS = {
 }
 
 
-def run_in_colab(folder, drive, name):
-    """Upload a notebook into an empty runtime, and run it with its results on a drive."""
-    for path, source in STAND_INS.items():
+def run_alone(folder, name, parameters, stand_ins):
+    """Execute a notebook in a folder that has nothing else, with stand-ins of what is installed."""
+    for path, source in stand_ins.items():
         stand_in = folder / "site" / path
         stand_in.parent.mkdir(parents=True, exist_ok=True)
         stand_in.write_text(source)
     command = [sys.executable, "-m", "papermill", ROOT / "colab" / name, folder / name]
-    command += ["--kernel", "python3", "-p", "RESULTS", drive / "results"]
-    for key, value in PARAMETERS[name].items():
+    command += ["--kernel", "python3"]
+    for key, value in parameters.items():
         command += ["-p", key, str(value)]
     environment = os.environ | {"PYTHONPATH": str(folder / "site")}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def run_in_colab(folder, drive, name):
+    """Upload a notebook into an empty runtime, and run it with its results on a drive."""
+    run_alone(folder, name, {"RESULTS": drive / "results"} | PARAMETERS[name], STAND_INS)
 
 
 @pytest.fixture(scope="module")
@@ -462,3 +468,24 @@ def test_code_counts_as_the_repository_s(uploaded):
     artifacts = load(uploaded.run / "run.json")["artifacts"]
     code = {artifact["environment"]["code_sha256"] for artifact in artifacts.values()}
     assert code == {environment()["code_sha256"]}
+
+
+@pytest.mark.slow
+def test_kaggle_keeps_the_results_in_its_working_folder(tmp_path):
+    """Data and models are inputs that are only read; eval.ipynb runs on a copy of the results."""
+    inputs, first, second = (tmp_path / "kaggle" / name for name in ("input", "first", "second"))
+    for name in ("hh-rlhf", "opt", "reward-model"):
+        shutil.copytree(HUB / name, inputs / name)
+    for path in inputs.rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = sorted(inputs.rglob("*"))
+    stand_ins = {path: text for path, text in STAND_INS.items() if path.startswith("pip/")}
+    places = {"DATASET": inputs / "hh-rlhf", "BASE_MODEL": inputs / "opt"}
+    run_alone(first, "main.ipynb", PARAMETERS["main.ipynb"] | places, stand_ins)
+    shutil.copytree(first / "results", second / "results")
+    judge = {"REWARD_MODEL": inputs / "reward-model"}
+    run_alone(second, "eval.ipynb", PARAMETERS["eval.ipynb"] | judge, stand_ins)
+    run = second / "results" / "one"
+    assert [row["model"] for row in load(run / "metrics.json")["models"]] == MODELS
+    assert (second / "figures" / "one" / "metrics.png").exists()
+    assert sorted(inputs.rglob("*")) == before
