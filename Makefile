@@ -51,7 +51,7 @@ Commands to work on the repository
 
 make test               Check the style and run the tests, which takes about five minutes.
 make test-slow          Run the slow tests: the page in Chromium, interruptions, Colab, real text.
-make browser            Install Debian's Chromium for the tests that need a browser, if there is none.
+make browser            Install Debian's Chromium for the tests in a browser if there is none.
 make lock               Resolve requirements.lock again, with uv, after a change of a pin.
 make notebooks          Make the committed outputs, Colab notebooks and documents again.
 endef
