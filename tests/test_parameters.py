@@ -170,7 +170,7 @@ def make(tmp_path):
     """Run `make run` with a Python that prints its arguments and their values."""
     place = tmp_path / ".venv" / "bin"
     place.mkdir(parents=True)
-    for name in ("Makefile", "requirements.txt", "requirements-dev.txt"):
+    for name in ("Makefile", *(path.name for path in ROOT.glob("requirements*"))):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     (place / "python").write_text(
         f"#!{sys.executable}\nimport os, sys\n"
