@@ -79,6 +79,7 @@ def test_every_entry_has_hashes_and_nothing_local_stands_in_the_lock():
         assert hashes, requirement
         assert requirement.url is None
         assert "+" not in str(requirement.specifier), requirement
+    assert text.count("--hash=") == text.count("--hash=sha256:")
     assert "/" not in re.sub(r"#.*", "", text)
     assert "# torch is PyPI's, which includes CUDA on Linux." in text[:400]
 
