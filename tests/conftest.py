@@ -186,6 +186,21 @@ def demo_run(shared_folder):
     return _run_in(folder)
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, for all tests of this file."""
+    from playwright.sync_api import sync_playwright
+
+    from benchmarks.report import OPTIONS, chromium
+
+    if not chromium():
+        pytest.skip("no Chromium here: `make browser` installs Debian's")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium(), args=OPTIONS)
+        yield opened
+        opened.close()
+
+
 @pytest.fixture
 def copied_run(demo_run, tmp_path):
     """A copy of the demo run that a test may change."""

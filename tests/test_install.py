@@ -1,5 +1,6 @@
 """The installation: the lock against the pins, what `make` runs, and the files that use it."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import yaml
 from conftest import ROOT
 from packaging.markers import Marker
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 PINS = ("requirements.txt", "requirements-dev.txt")
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
@@ -68,9 +70,23 @@ def test_lock_holds_every_pin_once_for_every_python(python):
 
 
 def test_everything_that_an_installed_package_needs_is_in_the_lock():
-    lock = {requirement.name for requirement, _ in read_lock()}
-    assert {"aiohttp", "triton", "jupyterlab", "ipywidgets", "nbclient", "regex"} <= lock
-    assert any(name.startswith("nvidia-") for name in lock)  # of PyPI's torch
+    locked = {requirement.name for requirement, _ in read_lock()}
+    seen, waiting = set(), [Requirement(name) for name in read_pins()]
+    while waiting:
+        wanted = waiting.pop()
+        name = canonicalize_name(wanted.name)
+        if (name, *sorted(wanted.extras)) in seen:
+            continue
+        seen.add((name, *sorted(wanted.extras)))
+        assert name in locked
+        for text in importlib.metadata.requires(name) or []:
+            needed = Requirement(text)
+            extras = ["", *wanted.extras]
+            marker = needed.marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
+                waiting.append(needed)
+    assert len(seen) > 100
+    assert {"triton", "nvidia-nccl-cu13"} <= locked  # of PyPI's torch, with CUDA on Linux
 
 
 def test_every_entry_has_hashes_and_nothing_local_stands_in_the_lock():

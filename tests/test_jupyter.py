@@ -1,12 +1,15 @@
 """Both notebooks in a real JupyterLab in Chromium, and executed in other ways than `make run`."""
 
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from collections import defaultdict
 from urllib.error import URLError
 
 import nbformat
@@ -25,6 +28,17 @@ SMALL = {
 }
 TOKEN = "test"
 PATIENCE = 240  # seconds that a notebook may take
+IDLE = "text=Python 3 (ipykernel) | Idle"
+NEWS = "@jupyterlab/apputils-extension/notification.jupyterlab-settings"
+NOTEBOOK = "jupyterapp.shell.currentWidget"
+WIDTHS = """images => Promise.all(
+  images.map(image => image.decode().then(() => image.naturalWidth))
+)"""
+# The texts of all bars in the page, each with a number that stays the same while the bar is drawn.
+BARS = """() => [...document.querySelectorAll(".widget-hbox:has(.widget-hprogress)")].map(box => {
+  box.dataset.number ??= window.bars = (window.bars ?? 0) + 1;
+  return [box.dataset.number, box.textContent];
+})"""
 
 
 def copy_repository(folder):
@@ -70,14 +84,20 @@ def require_whole(notebook):
 def lab(tmp_path_factory):
     """A JupyterLab of its own on a free port; yields (its address, its folder)."""
     folder = copy_repository(tmp_path_factory.mktemp("lab"))
-    port = 8700 + os.getpid() % 1000
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     settings = tmp_path_factory.mktemp("settings")
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
     command += [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
     command += [f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}"]
+    command += ["--LabApp.expose_app_in_browser=True"]
     places = {f"JUPYTER_{kind}_DIR": str(settings / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
     places["JUPYTERLAB_SETTINGS_DIR"] = str(settings / "lab")
+    # Neither the network nor a question about news, which covers the lower right corner.
+    (settings / "lab" / NEWS).parent.mkdir(parents=True)
+    (settings / "lab" / NEWS).write_text('{"fetchNews": "false", "checkForUpdates": false}')
     with open(settings / "log", "w") as log:
         server = subprocess.Popen(
             command, cwd=folder, env=os.environ | places, stdout=log, stderr=subprocess.STDOUT
@@ -102,86 +122,91 @@ def _wait_for(address, server, log):
     pytest.fail(f"JupyterLab did not answer: {log.read_text()[-3000:]}")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium."""
-    from playwright.sync_api import sync_playwright
-
-    from benchmarks.report import OPTIONS, chromium
-
-    if not chromium():
-        pytest.skip("no Chromium here: `make browser` installs Debian's")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium(), args=OPTIONS)
-        yield opened
-        opened.close()
-
-
 def run_all(browser, address, folder, name):
     """Open a notebook, and restart its kernel and run all cells through the menu.
 
     Returns:
-        The page, the notebook as JupyterLab has saved it, and the texts that progress bars have
-        shown.
+        The page, the notebook as JupyterLab has saved it, and for each bar of training steps the
+        numbers of steps that it has shown.
     """
     view = browser.new_page(viewport={"width": 1300, "height": 1000})
     workspace = name.partition(".")[0]  # of its own, so that only this notebook is open in it
     view.goto(f"{address}/lab/workspaces/{workspace}/tree/{name}?token={TOKEN}")
     view.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
-    view.locator("text=Python 3 (ipykernel) | Idle").first.wait_for(timeout=60_000)
+    view.locator(IDLE).first.wait_for(timeout=60_000)
     view.get_by_role("menuitem", name="Run", exact=True).click()
     view.get_by_role("menuitem", name="Restart Kernel and Run All Cells").click()
     view.get_by_role("button", name="Confirm Kernel Restart").click()
-    shown = set()
+    steps = defaultdict(set)
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        shown |= set(view.locator(".widget-html-content").all_inner_texts())
-        view.keyboard.press("Control+s")
-        view.wait_for_timeout(500)
-        notebook = nbformat.read(folder / name, as_version=4)
-        cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        for bar, text in view.evaluate(BARS):
+            shown = re.search(r"([0-9]+)/[0-9]+.*step/s", text)
+            if shown:
+                steps[bar].add(int(shown[1]))
+        cells = view.evaluate(f"{NOTEBOOK}.content.model.toJSON().cells")
+        cells = [cell for cell in cells if cell["cell_type"] == "code"]
         has_failed = any(
-            output.output_type == "error" for cell in cells for output in cell.outputs
+            output["output_type"] == "error" for cell in cells for output in cell["outputs"]
         )
-        if has_failed or all(cell.execution_count for cell in cells):
+        if has_failed or all(cell["execution_count"] for cell in cells):
             break
-    return view, notebook, shown
+        view.wait_for_timeout(200)
+    view.locator(IDLE).first.wait_for(timeout=30_000)
+    view.evaluate(f"{NOTEBOOK}.context.save()")
+    return view, nbformat.read(folder / name, as_version=4), steps
+
+
+def require_figures(view, notebook):
+    """Scroll to each cell with a figure, since JupyterLab draws only what is near, and see it."""
+    for i, cell in enumerate(notebook.cells):
+        images = [
+            output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+        ]
+        if images:
+            view.evaluate(f"{NOTEBOOK}.content.scrollToItem({i})")
+            drawn = view.locator(f".jp-Cell[data-windowed-list-index='{i}'] .jp-RenderedImage img")
+            drawn.first.wait_for(timeout=30_000)
+            widths = drawn.evaluate_all(WIDTHS)
+            assert len(widths) == len(images)
+            assert min(widths) > 300
 
 
 def test_both_notebooks_run_from_the_menu(lab, browser, tmp_path):
     address, folder = lab
-    view, notebook, shown = run_all(browser, address, folder, "main.ipynb")
+    view, notebook, steps = run_all(browser, address, folder, "main.ipynb")
     view.screenshot(path=tmp_path / "main.png")
     require_whole(notebook)
-    steps = [text for text in shown if re.search(r"[1-9][0-9]*/[0-9]+", text)]
-    assert len(steps) >= 2, shown  # a bar moved
+    require_figures(view, notebook)
+    assert any(len(counts) >= 2 for counts in steps.values()), dict(steps)  # a bar moved
     # The page and the kernel of main.ipynb stay open.
     view, notebook, _ = run_all(browser, address, folder, "eval.ipynb")
     view.screenshot(path=tmp_path / "eval.png")
     require_whole(notebook)
-    assert (folder / "results" / "demo" / "report.html").stat().st_size > 100_000
-    view.locator(".jp-Cell:has-text('figures.beside_published')").last.scroll_into_view_if_needed()
-    figure = view.locator(".jp-RenderedImage img").last
-    figure.scroll_into_view_if_needed()
+    require_figures(view, notebook)
     view.screenshot(path=tmp_path / "figure.png")
-    assert figure.evaluate("image => image.naturalWidth") > 300
+    with urllib.request.urlopen(f"{address}/api/sessions?token={TOKEN}", timeout=30) as answer:
+        opened = [session["path"] for session in json.load(answer)]
+    assert sorted(opened) == ["eval.ipynb", "main.ipynb"]
+    assert (folder / "results" / "demo" / "report.html").stat().st_size > 100_000
 
 
 # ---- without a browser
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_nbconvert_executes_main(tmp_path, elsewhere):
+def test_nbconvert_executes_both_notebooks(tmp_path, elsewhere):
     """It starts the kernel in the notebook's folder, wherever it is started itself."""
     folder = copy_repository(tmp_path / "repository")
-    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute"]
-    command += ["--output", "executed.ipynb", str(folder / "main.ipynb")]
-    done = subprocess.run(
-        command, cwd=tmp_path if elsewhere else folder, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    require_whole(nbformat.read(folder / "executed.ipynb", as_version=4))
-    assert (folder / "results" / "demo" / "training.json").exists()
+    for name in ("main.ipynb", "eval.ipynb"):
+        command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute"]
+        command += ["--output", f"executed-{name}", str(folder / name)]
+        cwd = tmp_path if elsewhere else folder
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        require_whole(nbformat.read(folder / f"executed-{name}", as_version=4))
+    assert (folder / "results" / "demo" / "report.html").exists()
+    assert not (tmp_path / "results").exists()
 
 
 def test_papermill_from_elsewhere_says_where_to_start(tmp_path):

@@ -29,21 +29,6 @@ COUNT = 2 * PROMPTS
 
 
 @pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium, for all tests of this file."""
-    from playwright.sync_api import sync_playwright
-
-    from benchmarks.report import OPTIONS, chromium
-
-    if not chromium():
-        pytest.skip("no Chromium here: `make browser` installs Debian's")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium(), args=OPTIONS)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
 def five(tmp_path_factory):
     """The folder of a run of five models with its page."""
     folder = write_run(tmp_path_factory.mktemp("runs") / "five")
