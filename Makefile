@@ -10,7 +10,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # environment, which works for any characters in them.
 PARAMETERS = PRESET RUN RESULTS FIGURES LABEL FRESH SETTINGS DATASET BASE_MODEL FORMAT MAX_PAIRS SEED \
   REPORT_TO REWARD_MODEL HARMLESS_FROM HELPFUL_ABOVE SECOND_JUDGE PROTOCOL HARMFUL_PROMPTS \
-  N_PROMPTS MAX_NEW_TOKENS HARMFUL HELPFUL OUT FROM RUNS SEEDS SETTING VALUES VOTES PROCESSES \
+  N_PROMPTS MAX_NEW_TOKENS HARMFUL HELPFUL OUT FROM RUNS SEEDS SETTING VALUES VOTES KEEP PROCESSES \
   PROCESS_TIMEOUT
 from = $(foreach name,$(2),$(if $(filter $(1),$(firstword $(origin $(name)))),$(name)))
 GIVEN = $(filter-out PYTHON BIN SUDO SHELL,$(call from,command,$(.VARIABLES)))
@@ -45,6 +45,9 @@ make rejudge REWARD_MODEL=... [FROM=published]
 make report RUN=name    Write the page of a run, results/<run>/report.html, again.
 make votes RUN=name VOTES=file
                         Count the votes that a person gave in the blind mode of a run's page.
+make chat RUN=name [KEEP=True]
+                        Type your own questions, which all models of a run answer. KEEP=True adds
+                        the answers to results/<run>/chat.json.
 make install            Install what is needed and do nothing else.
 
 Commands to work on the repository
@@ -66,13 +69,13 @@ define LOCK_HEAD
 endef
 export LOCK_HEAD
 
-.PHONY: help run data seeds sweep compare import reask rejudge report votes install test test-slow \
+.PHONY: help run data seeds sweep compare import reask rejudge report votes chat install test test-slow \
   browser lock notebooks
 
 help:
 	@echo "$$HELP"
 
-run data seeds sweep compare import reask rejudge report votes: install
+run data seeds sweep compare import reask rejudge report votes chat: install
 	@$(if $(INHERITED),echo "Taken from the environment: $(INHERITED).")
 	@$(BIN)/python -m posttrain $@ $(GIVEN) $(INHERITED)
 

@@ -20,6 +20,8 @@
                         write the page of a run again
     python -m posttrain votes RUN=name VOTES=file
                         count the votes that a person gave on the page of a run
+    python -m posttrain chat RUN=name [KEEP=True]
+                        ask all models of a run one's own questions, read from standard input
 
 A NAME without a value is read from the environment, where make puts the values that it is given.
 PROCESSES=2 shares the work of run, seeds, sweep, reask and rejudge among two processes, each of
@@ -244,6 +246,17 @@ def count_votes(parameters: Parameters) -> None:
     print(f"All numbers are in {folder / RESULT}.")
 
 
+def chat(parameters: Parameters) -> None:
+    """Ask all models of a run the questions that are typed or piped in; KEEP=True keeps them."""
+    from posttrain.dialogue import open_dialogue
+    from posttrain.dialogue_terminal import talk
+
+    if not parameters.RUN:
+        raise ValueError("RUN: name the run whose models are asked, as in make chat RUN=demo.")
+    run = Run(parameters.RESULTS, parameters.RUN, must_exist=True)
+    talk(open_dialogue(run), bool(parameters.KEEP))
+
+
 COMMANDS = {
     "run": run_both,
     "data": convert_data,
@@ -255,6 +268,7 @@ COMMANDS = {
     "rejudge": rejudge,
     "report": report,
     "votes": count_votes,
+    "chat": chat,
 }
 
 

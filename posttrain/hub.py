@@ -82,7 +82,9 @@ def _download(name: str, files: Sequence[str] | None, commit: str | None) -> Pat
     return folder
 
 
-def _download_model(name: str, commit: str | None, patterns: Sequence[str]) -> Path:
+def _download_model(
+    name: str, commit: str | None, patterns: Sequence[str], cache_alone: bool = False
+) -> Path:
     """Download the files at the top of a model's repository that fit the patterns."""
     return Path(
         snapshot_download(
@@ -90,8 +92,28 @@ def _download_model(name: str, commit: str | None, patterns: Sequence[str]) -> P
             revision=commit,
             allow_patterns=list(patterns),
             ignore_patterns=[*NOT_OF_MODEL, "*/*"],
+            local_files_only=cache_alone,
         )
     )
+
+
+def find_model(name: str, commit: str | None) -> Path | None:
+    """Find a model that is here already, without asking the hub for anything.
+
+    Args:
+        name: a folder, or a name on the hub.
+        commit: the commit on the hub; None takes the newest one in the cache.
+
+    Returns:
+        The folder, None if it is neither a folder nor in the cache.
+    """
+    folder = Path(os.path.expanduser(name))
+    if folder.is_dir():
+        return folder
+    try:
+        return _download_model(name, commit, MODEL_FILES, cache_alone=True)
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        return None
 
 
 def _list_model_files(folder: Path) -> list[str]:

@@ -107,35 +107,24 @@ def score(
     answers = _answers_by_model(prompts, responses)
     for name in processes.on_main(_list_unavailable, run, judge, answers):
         del answers[name]
-    questions = [prompt["prompt"].removesuffix(PROMPT_END).strip() for prompt in prompts]
 
     @cache  # so that one judge reads all answers, and its way of reading is shown once
     def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         model, tokenizer = load_judge(judge.folder, PARAMETERS[judge.role])
         name, first_answers = next(iter(answers.items()))
-        read = judge_input(tokenizer, questions[0], first_answers[0])["input_ids"]
+        question = read_question(prompts[0]["prompt"])
+        read = judge_input(tokenizer, question, first_answers[0])["input_ids"]
         print(f"{judge.name} reads the first answer of {name} as\n{tokenizer.decode(read)}\n")
         return model, tokenizer
 
     def make(name: str) -> list[dict[str, Any]]:
         model, tokenizer = load()
-        positions = count_positions(model)
-        asked, encoded = [], []
-        shortened = 0
-        for prompt, question, answer in zip(prompts, questions, answers[name]):
-            if answer is None:  # no human replied to this prompt
-                continue
-            asked.append(prompt)
-            text = judge_input(tokenizer, question, answer)
-            if positions is not None and len(text["input_ids"]) > positions:
-                text = _encode_beginning(judge_input, tokenizer, question, answer, positions)
-                shortened += 1
-            encoded.append(text)
-        if shortened:
-            print(
-                f"{name}: the judge has positions for {positions} tokens, so it reads only the "
-                f"beginning of {shortened} answers."
-            )
+        asked, texts = [], []
+        for prompt, answer in zip(prompts, answers[name]):
+            if answer is not None:  # which is where no human replied to the prompt
+                asked.append(prompt)
+                texts.append((read_question(prompt["prompt"]), answer))
+        encoded = encode_answers(model, tokenizer, judge_input, texts, name)
         rewards = compute_rewards(model, tokenizer, encoded, tokens_at_once, name)
         return score_records(rewards, name, asked)
 
@@ -170,6 +159,47 @@ def _list_unavailable(run: Run, judge: Source, answers: Mapping[str, Any]) -> li
         print(f"The run is measured without the reference answers {', '.join(missing)}: {error}")
         return missing
     return []
+
+
+def read_question(prompt: str) -> str:
+    """Read from a prompt what a judge reads as the question: all but the final `Assistant:`."""
+    return prompt.removesuffix(PROMPT_END).strip()
+
+
+def encode_answers(
+    judge: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    judge_input: JudgeInput,
+    texts: Sequence[tuple[str, str]],
+    name: str,
+) -> list[BatchEncoding]:
+    """Encode what a judge reads, and print how many answers are too long for its positions.
+
+    Args:
+        judge: a reward model.
+        tokenizer: its tokenizer.
+        judge_input: a function as in `score`.
+        texts: (question, answer) pairs. Of an answer that is too long, the beginning is encoded.
+        name: the model or reference that gave the answers, for the printed line.
+
+    Returns:
+        The encoded pairs.
+    """
+    positions = count_positions(judge)
+    encoded = []
+    shortened = 0
+    for question, answer in texts:
+        text = judge_input(tokenizer, question, answer)
+        if positions is not None and len(text["input_ids"]) > positions:
+            text = _encode_beginning(judge_input, tokenizer, question, answer, positions)
+            shortened += 1
+        encoded.append(text)
+    if shortened:
+        print(
+            f"{name}: the judge has positions for {positions} tokens, so it reads only the "
+            f"beginning of {shortened} answers."
+        )
+    return encoded
 
 
 def _encode_beginning(

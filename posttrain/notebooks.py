@@ -1,8 +1,10 @@
 """Execute a notebook with parameters: with papermill, or in each of several processes."""
 
+import ast
 import linecache
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,30 @@ def _execute_cells(notebook: str, parameters: dict[str, Any]) -> None:
         _execute_cell(cell.source, f"<{notebook}, cell [{number}]>", namespace)
         if TAG in cell.metadata.get("tags", []):
             namespace.update(parameters)
+
+
+def read_functions(
+    notebook: str, names: Sequence[str], namespace: dict[str, Any]
+) -> list[Callable[..., Any]]:
+    """Define functions of a notebook as its cells define them, and execute nothing else of it.
+
+    Args:
+        notebook: the file name of a notebook in the repository's root.
+        names: the names of the functions.
+        namespace: {name: value} of what the functions use.
+
+    Returns:
+        The functions, in the order of their names.
+    """
+    import nbformat
+
+    namespace = dict(namespace)
+    for cell in nbformat.read(ROOT / notebook, as_version=4).cells:
+        if cell.cell_type == "code":
+            for node in ast.parse(cell.source).body:
+                if isinstance(node, ast.FunctionDef) and node.name in names:
+                    _execute_cell(ast.unparse(node), f"<{notebook}, {node.name}>", namespace)
+    return [namespace[name] for name in names]
 
 
 def _execute_cell(source: str, place: str, namespace: dict[str, Any]) -> None:

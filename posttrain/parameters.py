@@ -76,6 +76,7 @@ class Parameters(BaseModel):
     SETTING: Text | None = None
     VALUES: Text | None = None
     VOTES: Place | None = None
+    KEEP: bool | None = None
     PROCESSES: Annotated[int, Field(ge=1)] | None = None
     PROCESS_TIMEOUT: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
