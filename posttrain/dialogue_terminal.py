@@ -1,9 +1,11 @@
 """Ask the models of a run one's own questions on the command line."""
 
+import os
+import signal
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from posttrain.dialogue import (
     FILE,
@@ -43,6 +45,12 @@ def talk(dialogue: Dialogue, keep: bool) -> None:
     _say(f"Type a question. {COMMANDS}")
     if dialogue.without_rewards:
         _say(dialogue.without_rewards)
+    with _terminal_taken():
+        _follow_lines(dialogue, keep)
+
+
+def _follow_lines(dialogue: Dialogue, keep: bool) -> None:
+    """Read questions and commands until they end."""
     sample = False
     for line in _read_lines():
         if line == "/quit":
@@ -59,17 +67,40 @@ def talk(dialogue: Dialogue, keep: bool) -> None:
             _answer(dialogue, line, sample, keep)
 
 
+@contextmanager
+def _terminal_taken() -> Iterator[None]:
+    """Let Ctrl-C reach this process alone, since make would end at the second one.
+
+    make would not notice Ctrl-Z, which therefore does nothing.
+    """
+    if not sys.stdin.isatty() or os.getpgrp() == os.getpid():
+        yield
+        return
+    before = os.tcgetpgrp(sys.stdin.fileno())
+    for number in (signal.SIGTTOU, signal.SIGTSTP):
+        signal.signal(number, signal.SIG_IGN)
+    os.setpgid(0, 0)
+    os.tcsetpgrp(sys.stdin.fileno(), os.getpid())
+    try:
+        yield
+    finally:
+        os.tcsetpgrp(sys.stdin.fileno(), before)
+
+
 def _read_lines() -> Iterator[str]:
-    """Read lines until they end, or until Ctrl-C is pressed while one is awaited."""
+    """Read lines until they end. Ctrl-C begins a new line."""
     is_terminal = sys.stdin.isatty()
     if not is_terminal:  # bytes that are no text are refused as a question
         sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             line = input("> ")
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             print()
             return
+        except KeyboardInterrupt:
+            print("\n/quit or Ctrl-D ends.")
+            continue
         if not is_terminal:
             print(show_controls(line))
         yield line.strip()
@@ -86,7 +117,8 @@ def _answer(dialogue: Dialogue, question: str, sample: bool, keep: bool) -> None
     except (ValueError, RuntimeError, OSError) as error:
         _say(str(error))
     except KeyboardInterrupt:
-        _say("\nInterrupted. The conversations are as they were before this question.")
+        print()
+        _say("Interrupted. The conversations are as they were before this question.")
 
 
 def _print_replies(replies: list[Reply]) -> None:

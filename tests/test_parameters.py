@@ -156,8 +156,8 @@ def test_every_parameter_of_the_notebooks_can_be_given():
         cells = nbformat.read(ROOT / notebook, as_version=4).cells
         (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
         names |= {line.split(" = ")[0] for line in cell.source.splitlines()}
-    of_commands = {"FROM", "SEEDS", "SETTING", "VALUES", "VOTES", "PROCESSES", "PROCESS_TIMEOUT"}
-    of_commands |= {"HARMFUL", "HELPFUL", "OUT"}
+    of_commands = {"FROM", "SEEDS", "SETTING", "VALUES", "VOTES", "KEEP"}
+    of_commands |= {"HARMFUL", "HELPFUL", "OUT", "PROCESSES", "PROCESS_TIMEOUT"}
     # The command line fills EVALUATION with what it gives to eval.ipynb.
     assert set(Parameters.model_fields) - of_commands == names - {"EVALUATION"}
 
