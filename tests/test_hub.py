@@ -67,6 +67,23 @@ def test_pickles_only_where_there_are_no_safetensors(online, tmp_path):
     assert names_in(hub.fetch("BASE_MODEL", "a/old")) == ["config.json", "pytorch_model.bin"]
 
 
+def test_model_that_is_here_already_is_found_without_asking(online, tmp_path, monkeypatch):
+    """Neither is anything downloaded, even the rest of a model of which a part is here."""
+    commit = publish(online, "a/b", tmp_path / "a", "config.json", "model.safetensors")
+    assert hub.find_model("a/b", commit) is None
+    assert hub.find_model("a/b", None) is None
+    assert hub.find_model("no folder, and no name", None) is None
+    assert online.requests == []
+    folder = hub.fetch("REWARD_MODEL", "a/b")
+    requests = len(online.requests)
+    assert hub.find_model("a/b", commit) == hub.find_model("a/b", None) == folder
+    (folder / "model.safetensors").unlink()
+    assert hub.find_model("a/b", commit) is None
+    assert len(online.requests) == requests
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert hub.find_model("~/a", None) == tmp_path / "a"
+
+
 def test_unknown_and_private_names(online):
     """The hub gives the same answer for both, so the message covers both."""
     refusal = "BASE_MODEL = 'facebook/opt-35m' cannot be loaded .* the spelling.*HF_TOKEN"

@@ -172,6 +172,23 @@ def require_figures(view, notebook):
             assert min(widths) > 300
 
 
+def ask_in_the_form(view, cell):
+    """Type questions into the form below a cell, and see an answer of every model to each."""
+    view.evaluate(f"{NOTEBOOK}.content.scrollToItem({cell})")
+    form = view.locator(f".jp-Cell[data-windowed-list-index='{cell}']")
+    for number, question in enumerate(["How do I bake bread?", "And <b>rye</b>?"], start=1):
+        form.locator("textarea[placeholder='Your question']").fill(question)
+        form.get_by_role("button", name="Ask").click()
+        form.locator("th", has_text=f"{number}. {question}").wait_for(timeout=60_000)
+        headings = form.locator("thead th").all_text_contents()
+        assert [text for text in headings if text.strip()] == ["Base", "SFT", "DPO", "SFT+DPO"]
+        answers = form.locator("tbody tr").last.locator("td").all_text_contents()
+        assert len(answers) == 4
+        assert all(answer.startswith("[reward ") for answer in answers)
+    form.get_by_role("button", name="Ask").click()
+    form.get_by_text("The question is empty. Type one.").wait_for(timeout=10_000)
+
+
 def test_both_notebooks_run_from_the_menu(lab, browser, tmp_path):
     address, folder = lab
     view, notebook, steps = run_all(browser, address, folder, "main.ipynb")
@@ -185,6 +202,8 @@ def test_both_notebooks_run_from_the_menu(lab, browser, tmp_path):
     require_whole(notebook)
     require_figures(view, notebook)
     view.screenshot(path=tmp_path / "figure.png")
+    ask_in_the_form(view, len(notebook.cells) - 1)
+    view.screenshot(path=tmp_path / "form.png")
     with urllib.request.urlopen(f"{address}/api/sessions?token={TOKEN}", timeout=30) as answer:
         opened = [session["path"] for session in json.load(answer)]
     assert sorted(opened) == ["eval.ipynb", "main.ipynb"]
