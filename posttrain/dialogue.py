@@ -11,6 +11,7 @@ from accelerate.utils.memory import release_memory
 from pydantic import BaseModel
 
 from posttrain import processes, settings
+from posttrain.comparisons import format_fixed
 from posttrain.files import read_json, write
 from posttrain.generation import is_chat, respond, room_for_prompt
 from posttrain.hub import find_model, identify
@@ -63,7 +64,7 @@ class Reply(BaseModel):
         """Write what is known of the answer beside its words."""
         remarks = []
         if self.reward is not None:
-            remarks.append(f"reward {self.reward:.2f}")
+            remarks.append(f"reward {format_fixed(self.reward, 2)}")
         if not self.answer:
             remarks.append("empty")
         if self.finish == "length":

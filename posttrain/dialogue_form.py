@@ -9,6 +9,7 @@ import pandas as pd
 from IPython.display import display
 
 from posttrain import processes
+from posttrain.conclusions import list_words
 from posttrain.dialogue import FILE, Dialogue, Reply, describe_decoding, show_controls
 from posttrain.tables import print_paragraphs, texts
 
@@ -37,11 +38,15 @@ class Form:
 
         self._dialogue = dialogue
         self._replies: list[Reply] = []
-        wide = ipywidgets.Layout(width="95%")
+        wide = {"width": "95%"}
         self.question = ipywidgets.Textarea(placeholder="Your question", layout=wide)
         self.ask = ipywidgets.Button(description="Ask", button_style="primary")
-        self.way = ipywidgets.ToggleButtons(options=["greedy", "sampled"])
-        self.keep = ipywidgets.Checkbox(description=f"keep in {FILE}", indent=False)
+        self.way = ipywidgets.ToggleButtons(
+            options=["greedy", "sampled"], style={"button_width": "6em"}, layout={"width": "15em"}
+        )
+        self.keep = ipywidgets.Checkbox(
+            description=f"keep in {FILE}", indent=False, layout={"width": "auto"}
+        )
         self.over = ipywidgets.Button(description="Start over")
         self.status = ipywidgets.HTML()
         self.answers = ipywidgets.HTML()
@@ -118,10 +123,8 @@ def show_form(
         print_paragraphs([str(error)])
         return None
     _shown.append(dialogue)
-    names = ", ".join(dialogue.names)
-    print_paragraphs(
-        [f"A running notebook shows a form below this line, in which one can ask {names}."]
-    )
+    names = list_words(dialogue.names)
+    print_paragraphs([f"A running notebook shows a form below this line, which asks {names}."])
     display(form.box)
     return form
 

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from posttrain.conclusions import list_words
 from posttrain.dialogue import (
     FILE,
     Dialogue,
@@ -41,8 +42,8 @@ def talk(dialogue: Dialogue, keep: bool) -> None:
         require_own_name(dialogue.run.name, str(dialogue.run.folder.parent))
         read_kept(dialogue.run)  # which refuses a damaged file before any question
     dialogue.load()
-    _say(f"Each of {', '.join(dialogue.names)} answers in a conversation of its own.")
-    _say(f"Type a question. {COMMANDS}")
+    names = list_words(dialogue.names)
+    _say(f"Type a question. {names} answer it, each in a conversation of its own. {COMMANDS}")
     if dialogue.without_rewards:
         _say(dialogue.without_rewards)
     with _terminal_taken():

@@ -290,6 +290,13 @@ class TestFifthModel:
             "conclusion",
         }
 
+    def test_it_can_be_asked_in_the_form(self, five_models):
+        form = five_models.names.form
+        form.question.value = "How do I bake bread?"
+        form.ask.click()
+        headings = re.findall(r"<th[^>]*>(\S+)</th>", form.answers.value)
+        assert [name for name in headings if name != "&nbsp;"] == self.names
+
     def test_its_adapter_is_loaded_by_peft(self, five_models):
         from peft import PeftModel
 
