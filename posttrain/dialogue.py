@@ -19,6 +19,7 @@ from posttrain.judging import compute_rewards, encode_answers, read_question
 from posttrain.models import load_judge, load_models, load_tokenizer, plain, switched_to
 from posttrain.notebooks import read_functions
 from posttrain.preparation import EVAL, require_own_name
+from posttrain.reasking import list_places
 from posttrain.sources import Source
 from posttrain.tokens import encode_prompts
 from posttrain.transcripts import CONTROL, PROMPT_END, TURN
@@ -105,7 +106,7 @@ class Dialogue:
             of_conversation: such a function for a judge that has a chat template.
 
         Raises:
-            ValueError: if the run has no models, or several processes are at work.
+            ValueError: if the run lacks its models, or several processes are at work.
         """
         require_models(run)
         self.run = run
@@ -262,7 +263,7 @@ def open_dialogue(run: Run) -> Dialogue:
         run: the run. It need not have been evaluated.
 
     Raises:
-        ValueError: if the run has no models, its base was changed, or several processes are at
+        ValueError: if the run lacks its models, its base was changed, or several processes are at
             work.
     """
     from posttrain import chat_judges, models
@@ -285,7 +286,7 @@ def open_dialogue(run: Run) -> Dialogue:
 
 
 def require_models(run: Run) -> None:
-    """Refuse a run without models, and several processes, each of which would ask the questions.
+    """Refuse a run that lacks models, and several processes, each of which would ask the questions.
 
     Raises:
         ValueError: if that is so.
@@ -302,6 +303,12 @@ def require_models(run: Run) -> None:
         raise ValueError(
             f"{run.folder} has no models yet. Run main.ipynb with RUN = {run.name!r} first."
         )
+    for place in list_places(run):
+        if not run.path(place).exists():
+            raise ValueError(
+                f"{run.path(place)} is missing, so this model cannot be asked. Restore it, or "
+                "train the run again. (Runs of the repository come without their models.)"
+            )
 
 
 def load_judge_at_hand(judge: Source) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

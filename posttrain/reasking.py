@@ -56,7 +56,7 @@ def _require_models(source: Run) -> None:
             f"FROM: {source.folder} contains imported results and no models, so nothing can answer "
             "again."
         )
-    places = _list_places(source)
+    places = list_places(source)
     if not places:
         raise ValueError(
             f"FROM: {source.folder} has no trained models. Run main.ipynb with RUN = "
@@ -72,7 +72,7 @@ def _require_models(source: Run) -> None:
         source.require_whole(place)
 
 
-def _list_places(run: Run) -> list[str]:
+def list_places(run: Run) -> list[str]:
     """List the folders of a run's trained models, relative to the run's own folder."""
     places = []
     for model in run.models:
@@ -107,7 +107,7 @@ def _require_free(run: Run, source: Run) -> None:
 def _describe_models(run: Run) -> tuple[list[Model], dict[str, Artifact]]:
     """Collect a run's models, and the records of those that were trained."""
     artifacts = run.record.artifacts
-    return run.models, {place: artifacts[place] for place in _list_places(run)}
+    return run.models, {place: artifacts[place] for place in list_places(run)}
 
 
 @decided_by_main

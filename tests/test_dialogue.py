@@ -300,6 +300,17 @@ def test_a_run_that_is_trained_in_part_answers_with_what_it_has(copied_run):
     assert states(run.folder, "run.json") == before
 
 
+def test_a_run_without_its_adapters_is_refused_before_anything_is_loaded(copied_run, capsys):
+    run = open_run(copied_run)
+    opened = open_dialogue(run)
+    given = (opened._evaluation, opened._base, opened._judge_source, *opened._inputs)
+    shutil.rmtree(run.path("adapters/dpo"))
+    with pytest.raises(ValueError, match="adapters/dpo is missing, so this model cannot be asked"):
+        open_dialogue(run)
+    assert dialogue_form.show_form(run, *given) is None
+    assert "come without their models" in " ".join(capsys.readouterr().out.split())
+
+
 def test_imported_run_has_nobody_to_ask():
     run = Run(ROOT / "results", "published")
     with pytest.raises(ValueError, match="imported results and no models, so nobody can be asked"):
