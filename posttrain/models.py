@@ -312,7 +312,7 @@ def save_trained(
         # With embeddings peft would look for the base's config under the base's name.
         model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
         _complete_adapter_config(model, folder, base_name, commit)
-        (folder / "README.md").unlink()  # peft's empty template of a model card
+        (folder / "README.md").unlink()  # peft's empty template; `cards` writes one
         fresh_base = load_base(base_folder, dtype=model.get_base_model().dtype)
         reloaded = PeftModel.from_pretrained(fresh_base, folder)
     else:
