@@ -20,6 +20,8 @@
                         write the page of a run again
     python -m posttrain votes RUN=name VOTES=file
                         count the votes that a person gave on the page of a run
+    python -m posttrain merge RUN=name MODEL="SFT+DPO" OUT=folder
+                        write a model without an adapter, which needs PEFT no more
 
 A NAME without a value is read from the environment, where make puts the values that it is given.
 PROCESSES=2 shares the work of run, seeds, sweep, reask and rejudge among two processes, each of
@@ -244,6 +246,23 @@ def count_votes(parameters: Parameters) -> None:
     print(f"All numbers are in {folder / RESULT}.")
 
 
+def merge_model(parameters: Parameters) -> None:
+    """Merge the adapter of a run's model into its base, and save the plain model in a folder."""
+    from posttrain.merging import merge
+
+    if not parameters.RUN or not parameters.MODEL or not parameters.OUT:
+        raise ValueError(
+            "RUN, MODEL, OUT: name a run, one of its models and a new folder, as in "
+            "make merge RUN=quick MODEL=DPO OUT=merged."
+        )
+    run = Run(parameters.RESULTS, parameters.RUN, must_exist=True)
+    difference = merge(run, parameters.MODEL, parameters.OUT, parameters.BASE_MODEL)
+    print(
+        f"The model is in {parameters.OUT}, with its tokenizer and its card, README.md. Its logits "
+        f"differ from those of the adapter over its base by {difference:.1g} at most."
+    )
+
+
 COMMANDS = {
     "run": run_both,
     "data": convert_data,
@@ -255,6 +274,7 @@ COMMANDS = {
     "rejudge": rejudge,
     "report": report,
     "votes": count_votes,
+    "merge": merge_model,
 }
 
 
