@@ -73,7 +73,7 @@ def build_card(
     is_new = training is not None  # so what was measured is another model
     training = training or record.artifacts[model.place]
     base, data = _name_source(run, "base_model"), _name_source(run, "dataset")
-    measured = None if is_new else _read_metrics(run, model)
+    measured = None if is_new else read_metrics(run, model)
     is_plain = merged or model.adapter is None
     method = training.inputs.get("trainer", "").rsplit(".", 1)[-1]
     metadata = ModelCardData(
@@ -231,8 +231,17 @@ def _list_settings(run: Run, training: Artifact) -> dict[str, str]:
 # ---- what was measured
 
 
-def _read_metrics(run: Run, model: Model) -> dict[str, Any] | None:
-    """Read metrics.json if it is about this model, and its files are those that it is made from."""
+def read_metrics(run: Run, model: Model) -> dict[str, Any] | None:
+    """Read metrics.json, if it measures a model as it is now.
+
+    Args:
+        run: the run that the model belongs to.
+        model: the model.
+
+    Returns:
+        The content of metrics.json, or None if it is missing, does not contain the model, or was
+        made from other files or from another training than the run has now.
+    """
     artifacts, path = run.record.artifacts, run.path("metrics.json")
     answered = artifacts.get(f"responses.json/{model.name}")
     if answered is None or not path.exists():
