@@ -12,11 +12,12 @@ from conftest import ROOT, load
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from peft import LoraConfig, get_peft_model
+from small_models import change_tensors
 from small_runs import LORA, OPT, make_run
 from small_trainers import begin_run, make_dpo, make_sft
 from test_chat import save_chat_base
 
-from posttrain import generation, models
+from posttrain import chat, generation, models
 from posttrain.cards import CARD, NEW_TOKENS, QUESTION, build_card, write_cards
 from posttrain.files import write
 from posttrain.record import Model
@@ -223,24 +224,37 @@ def test_snippet_answers_as_the_package_does(adapters):
     assert len(answers) == 2 and "" not in answers
 
 
-def test_snippet_writes_the_chat_template(tmp_path):
-    folder = save_chat_base(tmp_path / "base", "Qwen2.5")
+@pytest.mark.parametrize("name", ["Qwen2.5", "Mistral with a sliding window"])
+def test_snippet_writes_the_chat_template_and_ends_at_its_end(tmp_path, name):
+    """The base's generation config does not name the token that ends a reply of Qwen2.5."""
+    folder = save_chat_base(tmp_path / "base", name)
     run = Run(tmp_path / "results", "chat")
     run.note(settings={"training": {"format": "chat"}})
     run.add_model(Model(name="Base", base=str(folder), adapter=None))
     torch.manual_seed(0)
     config = LoraConfig(**{**LORA, "exclude_modules": None})
-    adapted = get_peft_model(models.load_base(folder), config)
     tokenizer = models.load_tokenizer(folder)
 
     def save(target):
+        adapted = get_peft_model(models.load_base(folder), config)
         models.save_trained(adapted, target, folder, str(folder), None, tokenizer)
 
     run.stage("adapters/sft", save, {})
     run.add_model(Model(name="SFT", base=str(folder), adapter="adapters/sft"))
+    model = models.load_models(run, folder, ["SFT"])["SFT"]
+    prompt = f"\n\nHuman: {QUESTION}\n\nAssistant:"
+    (answer,) = generation.respond(model, tokenizer, [prompt], 1, chat=True, max_new_tokens=9)
+    end, fifth = chat.end_of_reply(tokenizer), answer["ids"][4]
+
+    def let_end(tensors):  # where the fifth token was the likeliest, the end is likelier now
+        tensors["lm_head.weight"][end] = 2 * tensors["lm_head.weight"][fifth]
+        return tensors
+
+    change_tensors(folder, let_end)
     card = build_card(run, run.models[1], str(run.path("adapters/sft")))
-    answer = ask_as_a_stranger(card)
-    assert answer == ask_with_the_package(run, "SFT") != ""
+    short = ask_as_a_stranger(card)
+    assert short == ask_with_the_package(run, "SFT") != ""
+    assert answer["response"].startswith(short) and len(short) < len(answer["response"])
 
 
 # ---- when it is written
