@@ -131,7 +131,7 @@ def test_what_cannot_be_merged_is_refused(run, tmp_path):
     weights = run.path("adapters/sft/adapter_model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(ValueError, match="adapters/sft is missing, was changed"):
-        merge(run, "SFT", str(tmp_path / "out"))
+        merge(run, "SFT", str(tmp_path / "out"), "nowhere")  # the base is not even looked for
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"full", "file", "results"}
     assert (tmp_path / "full" / "a").read_text() == (tmp_path / "file").read_text() == "mine"
