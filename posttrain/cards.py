@@ -75,6 +75,7 @@ def build_card(
     base, data = _name_source(run, "base_model"), _name_source(run, "dataset")
     measured = None if is_new else read_metrics(run, model)
     is_plain = merged or model.adapter is None
+    adapter = (training.inputs.get("adapter_config") or {}).get("peft_type", "")
     method = training.inputs.get("trainer", "").rsplit(".", 1)[-1]
     metadata = ModelCardData(
         model_name=f"{model.name} ({run.name})",
@@ -84,7 +85,7 @@ def build_card(
         datasets=[data["name"]] if data["commit"] else None,
         library_name="transformers" if is_plain else "peft",
         pipeline_tag="text-generation",
-        tags=["trl", _name_method(method), *(["lora"] if model.adapter else [])],
+        tags=[tag for tag in ("trl", _name_method(method), adapter.lower()) if tag],
         eval_results=_list_results(run, model, measured),
         **_read_licence(base["name"]),
     )
