@@ -7,7 +7,8 @@ SOURCES := index|find-links|constraint|proxy|cert|trusted
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # The parameters that are named on the command line (whatever is named there, so that a misspelt one
 # is refused), and those that the environment contains. make passes their values on in the
-# environment, which works for any characters in them.
+# environment, which works for any characters in them. MODEL, TO, PUBLIC and FORCE are taken from the
+# command line alone, since the environment may have variables of these names for something else.
 PARAMETERS = PRESET RUN RESULTS FIGURES LABEL FRESH SETTINGS DATASET BASE_MODEL FORMAT MAX_PAIRS SEED \
   REPORT_TO REWARD_MODEL HARMLESS_FROM HELPFUL_ABOVE SECOND_JUDGE PROTOCOL HARMFUL_PROMPTS \
   N_PROMPTS MAX_NEW_TOKENS HARMFUL HELPFUL OUT FROM RUNS SEEDS SETTING VALUES VOTES KEEP PROCESSES \
@@ -48,6 +49,12 @@ make votes RUN=name VOTES=file
 make chat RUN=name [KEEP=True]
                         Type your own questions, which all models of a run answer. KEEP=True adds
                         the answers to results/<run>/chat.json.
+make merge RUN=name MODEL="SFT+DPO" OUT=folder
+                        Write a run's model without an adapter, which needs PEFT no more.
+make push RUN=name TO=user/name [PUBLIC=True] [FORCE=True]
+                        Upload a finished run to the hub: its models with cards, its results and its
+                        page. The repository is private unless PUBLIC=True. FORCE=True adds a commit
+                        to a repository that has files already.
 make install            Install what is needed and do nothing else.
 
 Commands to work on the repository
@@ -69,13 +76,13 @@ define LOCK_HEAD
 endef
 export LOCK_HEAD
 
-.PHONY: help run data seeds sweep compare import reask rejudge report votes chat install test test-slow \
-  browser lock notebooks
+.PHONY: help run data seeds sweep compare import reask rejudge report votes chat merge push install \
+  test test-slow browser lock notebooks
 
 help:
 	@echo "$$HELP"
 
-run data seeds sweep compare import reask rejudge report votes chat: install
+run data seeds sweep compare import reask rejudge report votes chat merge push: install
 	@$(if $(INHERITED),echo "Taken from the environment: $(INHERITED).")
 	@$(BIN)/python -m posttrain $@ $(GIVEN) $(INHERITED)
 

@@ -28,7 +28,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ("main.ipynb", "eval.ipynb", "compare.ipynb")
 WITHOUT_GPU = ("compare.ipynb",)
-SUFFIXES = (".py", ".json", ".html", ".css", ".js")  # of the package's files
+SUFFIXES = (".py", ".json", ".html", ".css", ".js", ".md")  # of the package's files
 KEPT = ("torch", "numpy", "scipy", "pandas", "matplotlib")  # Colab's versions are kept
 ANY_VERSION = ("jupyter", "psutil", "tqdm")  # Colab has them, and any version is good enough
 TITLE = "#@title Set up: install what is missing and fetch the package"

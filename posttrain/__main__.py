@@ -22,6 +22,10 @@
                         count the votes that a person gave on the page of a run
     python -m posttrain chat RUN=name [KEEP=True]
                         ask all models of a run one's own questions, read from standard input
+    python -m posttrain merge RUN=name MODEL="SFT+DPO" OUT=folder
+                        write a model without an adapter, which needs PEFT no more
+    python -m posttrain push RUN=name TO=user/name [PUBLIC=True] [FORCE=True]
+                        upload a finished run to the hub, where nobody else can see it by default
 
 A NAME without a value is read from the environment, where make puts the values that it is given.
 PROCESSES=2 shares the work of run, seeds, sweep, reask and rejudge among two processes, each of
@@ -257,6 +261,37 @@ def chat(parameters: Parameters) -> None:
     talk(open_dialogue(run), bool(parameters.KEEP))
 
 
+def merge_model(parameters: Parameters) -> None:
+    """Merge the adapter of a run's model into its base, and save the plain model in a folder."""
+    from posttrain.merging import merge
+
+    if not parameters.RUN or not parameters.MODEL or not parameters.OUT:
+        raise ValueError(
+            "RUN, MODEL, OUT: name a run, one of its models and a new folder, as in "
+            "make merge RUN=quick MODEL=DPO OUT=merged."
+        )
+    run = Run(parameters.RESULTS, parameters.RUN, must_exist=True)
+    difference = merge(run, parameters.MODEL, parameters.OUT, parameters.BASE_MODEL)
+    print(
+        f"The model is in {parameters.OUT}, with its tokenizer and its card, README.md. Its logits "
+        f"differ from those of the adapter over its base by {difference:.1g} at most."
+    )
+
+
+def push_run(parameters: Parameters) -> None:
+    """Upload a finished run to a repository on the hub, which is private unless PUBLIC is True."""
+    from posttrain.pushing import push
+
+    if not parameters.RUN or not parameters.TO:
+        raise ValueError(
+            "RUN, TO: name a run and a repository of yours on the hub, as in "
+            "make push RUN=quick TO=user/name."
+        )
+    run = Run(parameters.RESULTS, parameters.RUN, must_exist=True)
+    address = push(run, parameters.TO, bool(parameters.PUBLIC), bool(parameters.FORCE))
+    print(f"Uploaded: {address}")
+
+
 COMMANDS = {
     "run": run_both,
     "data": convert_data,
@@ -269,6 +304,8 @@ COMMANDS = {
     "report": report,
     "votes": count_votes,
     "chat": chat,
+    "merge": merge_model,
+    "push": push_run,
 }
 
 

@@ -139,7 +139,8 @@ def read_json(path: Path, kind: Any = Any) -> Any:
 def sha256_of(path: Path) -> str:
     """Compute the sha256 of a file, or of the names and contents of a folder's files.
 
-    Hidden files in a folder are left out.
+    Hidden files in a folder are left out, and its README.md, which only describes the others and is
+    written anew when more is known of them.
     """
     if path.is_file():
         with path.open("rb") as file:
@@ -147,7 +148,7 @@ def sha256_of(path: Path) -> str:
     sums = {}
     for file in path.rglob("*"):
         name = file.relative_to(path).as_posix()
-        if file.is_file() and not re.search(r"(^|/)\.", name):
+        if file.is_file() and not re.search(r"(^|/)\.|^README\.md$", name):
             sums[name] = sha256_of(file)
     return fingerprint(sums)
 

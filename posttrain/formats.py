@@ -40,8 +40,8 @@ def as_markdown(table: pd.DataFrame, caption: str) -> str:
         if cells[0] in REFERENCES and not headed:
             lines.append(_markdown_row(["*References*"] + [""] * (len(cells) - 1)))
             headed = True
-        lines.append(_markdown_row([_markdown_text(cells[0]), *cells[1:]]))
-    return "\n".join([_markdown_text(caption), "", *lines, ""])
+        lines.append(_markdown_row([escape_markdown(cells[0]), *cells[1:]]))
+    return "\n".join([escape_markdown(caption), "", *lines, ""])
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
@@ -49,7 +49,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _markdown_text(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Write a text in one line in which nothing is markdown."""
     return re.sub(r"([\\`*_{}\[\]<>|$#~])", r"\\\1", text)
 

@@ -1,4 +1,4 @@
-"""Explain why the hub's client could not fetch a model or a dataset, and what to do about it."""
+"""Explain why the hub's client failed to fetch or to upload something, and what to do about it."""
 
 from pathlib import Path
 
@@ -82,13 +82,54 @@ STATUSES = {
         "and try again. With a login (`hf auth login`) more requests are allowed."
     ),
 }
+# What is said in place of the above if something was to be uploaded
+OF_UPLOADS = {
+    "RepositoryNotFoundError": (
+        "There is no account or organization of this name, or your token may not write there. "
+        "Check the spelling of TO, and the rights of the token in the hub's settings."
+    ),
+    "TransportError": (
+        "The connection to {endpoint} broke off. Look at the page of the repository before you "
+        "repeat the command, since a commit may have arrived without its answer."
+    ),
+}
+STATUSES_OF_UPLOADS = {
+    401: (
+        "The hub does not accept the login of this computer: its access token is wrong or has "
+        "expired. Log in again with `hf auth login`, and unset HF_TOKEN if it is set, since it "
+        "counts before the login."
+    ),
+    403: (
+        "The hub, or a filter in the network, forbids it. Give your token the right to write in "
+        "the hub's settings, or log in with another token (`hf auth login`)."
+    ),
+    409: (
+        "Somebody changed the repository at the same time, or has just created one of this name. "
+        "Look at its page, and repeat the command."
+    ),
+    412: "Somebody changed the repository at the same time. Look at its page, and try again.",
+}
+# {whether something was to be uploaded: the reasons, the statuses, and what is said of all else}
+TABLES = {
+    False: (
+        REASONS,
+        STATUSES,
+        "It could not be downloaded ({}). Try again to download the rest.",
+    ),
+    True: (
+        REASONS | OF_UPLOADS,
+        STATUSES | STATUSES_OF_UPLOADS,
+        "It could not be uploaded ({}). The command can be repeated.",
+    ),
+}
 
 
-def explain(error: Exception) -> str:
+def explain(error: Exception, uploading: bool = False) -> str:
     """Explain an error of the hub's client, from the error itself or from what caused it.
 
     Args:
-        error: an error that `huggingface_hub.snapshot_download` raised.
+        error: an error that the client raised.
+        uploading: whether something was to be uploaded, not downloaded.
 
     Returns:
         Sentences that say what happened and what to do.
@@ -103,7 +144,8 @@ def explain(error: Exception) -> str:
         place = f"It is not in the cache, {constants.HF_HUB_CACHE}. "
     else:
         place = ""
-    return place + _find_reason(causes, kinds).replace("{endpoint}", constants.ENDPOINT)
+    reason = _find_reason(causes, kinds, uploading)
+    return place + reason.replace("{endpoint}", constants.ENDPOINT)
 
 
 def _list_causes(error: BaseException | None) -> list[BaseException]:
@@ -115,7 +157,7 @@ def _list_causes(error: BaseException | None) -> list[BaseException]:
     return causes
 
 
-def _find_reason(causes: list[BaseException], kinds: set[str]) -> str:
+def _find_reason(causes: list[BaseException], kinds: set[str], uploading: bool) -> str:
     """Find the sentences about what happened, in which {endpoint} is the hub's address."""
     status = None
     for cause in causes:
@@ -129,17 +171,18 @@ def _find_reason(causes: list[BaseException], kinds: set[str]) -> str:
         response = getattr(cause, "response", None)
         if response is not None and "X-Error-Code" not in response.headers:
             status = response.status_code
+    reasons, statuses, otherwise = TABLES[uploading]
     # The client takes some tokens that have expired for a repository that does not exist.
     if status == 401:
-        return STATUSES[401]
-    for kind, reason in REASONS.items():
+        return statuses[401]
+    for kind, reason in reasons.items():
         if kind in kinds:
             return reason
     if kinds.intersection(NO_ANSWER_OF_THE_HUB):
         return ANOTHER_ANSWERS
     if status is not None:
-        return _explain_status(status)
-    return f"It could not be downloaded ({causes[-1]}). Try again to download the rest."
+        return _explain_status(status, statuses)
+    return otherwise.format(causes[-1])
 
 
 def _explain_file_error(error: OSError) -> str:
@@ -153,11 +196,11 @@ def _explain_file_error(error: OSError) -> str:
     )
 
 
-def _explain_status(status: int) -> str:
+def _explain_status(status: int, statuses: dict[int, str]) -> str:
     """Explain an answer of the hub that gives no reason but its status."""
     if status >= 500:
         return (
             f"The hub has a fault at the moment (status {status}). Try again later; "
             "https://status.huggingface.co says how the hub is."
         )
-    return STATUSES.get(status, f"The answer has the status {status}. {ANOTHER_ANSWERS}")
+    return statuses.get(status, f"The answer has the status {status}. {ANOTHER_ANSWERS}")

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from posttrain.run import Run
 
 __all__ = [
+    "LARGEST_DIFFERENCE",
     "PROBES",
+    "can_merge",
     "device",
     "load_adapter",
     "load_base",
@@ -48,7 +50,9 @@ __all__ = [
     "load_tokenizer",
     "logits_of",
     "plain",
+    "require_as_made",
     "require_base",
+    "require_model",
     "require_reward_model",
     "save_trained",
     "switched_to",
@@ -85,11 +89,11 @@ def load_adapter(
     Raises:
         ValueError: if the run has no such model, or its files are not those that were trained.
     """
-    model = _require_model(run, name)
+    model = require_model(run, name)
     base = _load_base_of(run, model, base_folder, dropout, dtype)
     if model.adapter is None:
         return base
-    _require_as_made(run, model.adapter)
+    require_as_made(run, model.adapter)
     folder = _require_safetensors(run.folder / model.adapter)
     with loading_from(folder):
         adapted = PeftModel.from_pretrained(base, folder, is_trainable=True)
@@ -118,7 +122,7 @@ def load_models(
     """
     if names is None:
         names = [model.name for model in run.models]
-    wanted = [_require_model(run, name) for name in names]
+    wanted = [require_model(run, name) for name in names]
     models_by_base: dict[str, PreTrainedModel | PeftModel] = {}
     for model in wanted:
         if model.base not in models_by_base:
@@ -126,7 +130,7 @@ def load_models(
             base.config.output_router_logits = False  # the loss of a router is for training alone
             models_by_base[model.base] = base
         if model.adapter is not None:
-            _require_as_made(run, model.adapter)
+            require_as_made(run, model.adapter)
             folder = _require_safetensors(run.folder / model.adapter)
             shared = models_by_base[model.base]
             models_by_base[model.base] = _add_adapter(shared, folder, _adapter_key(model.name))
@@ -153,14 +157,14 @@ def switched_to(model: PreTrainedModel | PeftModel, name: str) -> Iterator[None]
             yield
     else:
         model.set_adapter(key)
-        if _can_merge(model):
+        if can_merge(model):
             with _merged(model):
                 yield
         else:
             yield
 
 
-def _can_merge(model: PeftModel) -> bool:
+def can_merge(model: PeftModel) -> bool:
     """Tell whether merging changes the adapted layers alone.
 
     Prompt tuning, for example, has nothing to merge. An embedding whose weights are those of the
@@ -217,8 +221,12 @@ def _add_adapter(
         return model
 
 
-def _require_model(run: Run, name: str) -> Model:
-    """Find a model of a run by its name."""
+def require_model(run: Run, name: str) -> Model:
+    """Find a model of a run by its name.
+
+    Raises:
+        ValueError: if the run has no such model.
+    """
     for model in run.models:
         if model.name == name:
             return model
@@ -239,11 +247,11 @@ def _load_base_of(
     """
     if model.base == run.models[0].base:
         return load_base(base_folder, dropout, dtype)
-    _require_as_made(run, model.base)
+    require_as_made(run, model.base)
     return load_base(run.folder / model.base, dropout, dtype, safetensors=True)
 
 
-def _require_as_made(run: Run, name: str) -> None:
+def require_as_made(run: Run, name: str) -> None:
     """Raise ValueError if a folder of the run is not the one that run.json describes."""
     if not run.is_whole(name):
         raise ValueError(
@@ -312,7 +320,7 @@ def save_trained(
         # With embeddings peft would look for the base's config under the base's name.
         model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
         _complete_adapter_config(model, folder, base_name, commit)
-        (folder / "README.md").unlink()  # peft's empty template of a model card
+        (folder / "README.md").unlink()  # peft's empty template; `cards` writes one
         fresh_base = load_base(base_folder, dtype=model.get_base_model().dtype)
         reloaded = PeftModel.from_pretrained(fresh_base, folder)
     else:

@@ -49,6 +49,12 @@ class Model(BaseModel):
     adapter: str | None
     parent: str | None = None
 
+    @property
+    def place(self) -> str | None:
+        """The folder in the run of what was trained, None for a base."""
+        is_trained = self.base == f"models/{slug(self.name)}"
+        return self.adapter or (self.base if is_trained else None)
+
 
 class Artifact(BaseModel):
     """The record of a result.

@@ -1,4 +1,4 @@
-"""Write the files of an evaluation: labels, metrics and the final table."""
+"""Write the files of an evaluation: labels, metrics, the final table and the models' cards."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import pandas as pd
 from pydantic import BaseModel
 
 from posttrain import formats, metrics, tables
+from posttrain.cards import write_cards
 from posttrain.files import sha256_of, write
 from posttrain.processes import decided_by_main
 from posttrain.record import environment, list_changes
@@ -42,7 +43,7 @@ def write_results(
     cautions: Sequence[str],
     **parts: Any,
 ) -> None:
-    """Write labels, metrics and the final table, which all follow from the raw files.
+    """Write labels, metrics, table and cards, which all follow from the raw files.
 
     They are written again every time, so the thresholds may be changed.
 
@@ -84,6 +85,7 @@ def write_results(
     write(run.path("summary.csv"), formats.as_csv(records, run.label))
     if not run.record.imported:
         run.note(settings={"evaluation": settings.model_dump(mode="json")})
+    write_cards(run)
 
 
 def _explain_rates(settings: BaseModel, record: Mapping[str, Any]) -> str:

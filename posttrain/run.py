@@ -196,8 +196,7 @@ class Run(Store):
                 f"{model.name!r} is the name of a reference answer. Choose another name."
             )
         names = [row.name for row in self.models]
-        is_trained = model.adapter is not None or model.base == f"models/{slug(model.name)}"
-        if is_trained and model.name in names[:1]:
+        if model.place is not None and model.name in names[:1]:
             raise ValueError(
                 f"{model.name!r} is the name of the untrained base. Choose another name."
             )

@@ -24,12 +24,13 @@ from posttrain.callbacks import (
     expected_first_loss,
     require_equal_reference,
 )
+from posttrain.cards import CARD, build_card
 from posttrain.checkpoints import Checkpoints, last_checkpoint
 from posttrain.description import describe, fingerprint_adapter
 from posttrain.device import describe_computing, peak_memory, settle_pass
 from posttrain.files import read_json, write
 from posttrain.models import save_trained
-from posttrain.record import Model, slug
+from posttrain.record import Artifact, Model, as_json, environment, slug
 from posttrain.run import Run
 from posttrain.sharing import require_alike, require_sharable
 from posttrain.values import fingerprint_weights
@@ -73,10 +74,14 @@ def train(
     require_alike(f"What {name} is trained on", inputs)
     model = processes.on_main(_row_of, trainer, run, name, inputs)
     run.require_name(model)
-    place = model.adapter or model.base
+    place = model.place
 
     def make(folder: Path) -> bool:
-        return _train_and_save(trainer, run, name, inputs, check_first_loss, folder)
+        # The card is made first, so that nothing in it can cost a training.
+        card = processes.on_main(_make_card, run, model, inputs)
+        was_interrupted = _train_and_save(trainer, run, name, inputs, check_first_loss, folder)
+        processes.on_main(write, folder / CARD, card)
+        return was_interrupted
 
     run.stage(place, make, inputs)
     if model not in run.models:  # otherwise nothing is written, and no lock is needed
@@ -84,6 +89,12 @@ def train(
     run.forget(f"checkpoints/{slug(name)}")
     _spend(trainer, inputs)
     return processes.on_main(_publish_log, run, name, place)
+
+
+def _make_card(run: Run, model: Model, inputs: Mapping[str, Any]) -> str:
+    """Make the card of a model that is about to be trained."""
+    training = Artifact(inputs=as_json(inputs), sha256="", seconds=None, environment=environment())
+    return str(build_card(run, model, str(run.path(model.place)), training=training))
 
 
 def _publish_log(run: Run, name: str, place: str) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ from conftest import (
     places,
     states,
 )
+from huggingface_hub import ModelCard
 from loopback import Hub, lay_out
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
@@ -194,7 +195,20 @@ def test_adapters_load_with_peft_alone(demo_run):
         adapted = PeftModel.from_pretrained(base, folder)
         assert isinstance(adapted, PeftModel)
         names = {path.name for path in folder.iterdir()}
-        assert names == {"adapter_config.json", "adapter_model.safetensors", "log.json"}
+        files = {"adapter_config.json", "adapter_model.safetensors", "log.json", "README.md"}
+        assert names == files
+
+
+def test_cards_of_the_adapters_have_the_rates(demo_run):
+    """They are written again at the end of the evaluation, and the adapters stay what they are."""
+    artifacts = load(demo_run.run / "run.json")["artifacts"]
+    rows = {row["model"]: row for row in load(demo_run.run / "metrics.json")["models"]}
+    for adapter, name in zip(ADAPTERS, list(rows)[1:], strict=True):
+        card = ModelCard.load(demo_run.run / adapter / "README.md")
+        rates = {result.metric_type: result.metric_value for result in card.data.eval_results}
+        assert rates == {rate: round(rows[name][rate], 1) for rate in ("HmR", "HpR", "CAS")}
+        assert f"# {name}, of the run demo" in card.text
+        assert artifacts[adapter]["sha256"] == sha256_of(demo_run.run / adapter)
 
 
 def test_tables_hold_the_numbers_of_the_metrics(demo_run):
