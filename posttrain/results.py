@@ -12,6 +12,7 @@ from posttrain.files import sha256_of, write
 from posttrain.processes import decided_by_main
 from posttrain.record import environment, list_changes
 from posttrain.run import Run
+from posttrain.spreads import compare_spreads
 from posttrain.style import format_number
 
 SECOND = "second_scores.json"  # the rewards by a second judge, where one is named
@@ -55,7 +56,7 @@ def write_results(
         cautions: the sentences of `diagnostics.cautions`.
         parts: the other parts of metrics.json by their names: comparisons, judge, human_wins,
             threshold_decisions, behaviour, behaviour_comparisons, by_keyword, running_on,
-            gain_by_not_running_on, second_judge and spreads.
+            gain_by_not_running_on and second_judge.
     """
     raw = [*metrics.RAW, SECOND] if parts.get("second_judge") else metrics.RAW
     write(run.path("classification.json"), classification(answers))
@@ -71,6 +72,7 @@ def write_results(
             "references": [row for row in records if row["model"] in metrics.REFERENCES],
             "cautions": list(cautions),
             **parts,
+            "spreads": compare_spreads(answers, settings.draws, settings.seed),
             "bootstrap": {"draws": settings.draws, "seed": settings.seed},
             "environment": environment(),
             "warnings": list_changes(run.record),
