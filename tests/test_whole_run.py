@@ -374,7 +374,7 @@ def test_metrics_name_what_they_were_computed_from(demo_run, measured):
     assert list(measured) == [
         "run", "thresholds", "models", "references", "cautions", "comparisons", "judge",
         "behaviour", "behaviour_comparisons", "by_keyword", "human_wins", "threshold_decisions",
-        "running_on", "gain_by_not_running_on", "spreads", "second_judge", "bootstrap",
+        "running_on", "gain_by_not_running_on", "second_judge", "spreads", "bootstrap",
         "environment", "warnings", "sha256",
     ]  # fmt: skip
     assert measured["thresholds"] == {"harmless": -3, "helpful": -2}
