@@ -7,8 +7,8 @@ SOURCES := index|find-links|constraint|proxy|cert|trusted
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # The parameters that are named on the command line (whatever is named there, so that a misspelt one
 # is refused), and those that the environment contains. make passes their values on in the
-# environment, which works for any characters in them. MODEL is taken from the command line alone,
-# since the environment may have a MODEL for something else.
+# environment, which works for any characters in them. MODEL, TO, PUBLIC and FORCE are taken from
+# the command line alone, since the environment may have them for something else.
 PARAMETERS = PRESET RUN RESULTS FIGURES LABEL FRESH SETTINGS DATASET BASE_MODEL FORMAT MAX_PAIRS SEED \
   REPORT_TO REWARD_MODEL HARMLESS_FROM HELPFUL_ABOVE SECOND_JUDGE PROTOCOL HARMFUL_PROMPTS \
   N_PROMPTS MAX_NEW_TOKENS HARMFUL HELPFUL OUT FROM RUNS SEEDS SETTING VALUES VOTES PROCESSES \
@@ -48,6 +48,9 @@ make votes RUN=name VOTES=file
                         Count the votes that a person gave in the blind mode of a run's page.
 make merge RUN=name MODEL="SFT+DPO" OUT=folder
                         Write a run's model without an adapter, which needs PEFT no more.
+make push RUN=name TO=user/name [PUBLIC=True] [FORCE=True]
+                        Send a finished run to the Hugging Face hub, privately unless PUBLIC=True.
+                        FORCE=True replaces the run in a repository that exists.
 make install            Install what is needed and do nothing else.
 
 Commands to work on the repository
@@ -69,13 +72,13 @@ define LOCK_HEAD
 endef
 export LOCK_HEAD
 
-.PHONY: help run data seeds sweep compare import reask rejudge report votes merge install test \
+.PHONY: help run data seeds sweep compare import reask rejudge report votes merge push install test \
   test-slow browser lock notebooks
 
 help:
 	@echo "$$HELP"
 
-run data seeds sweep compare import reask rejudge report votes merge: install
+run data seeds sweep compare import reask rejudge report votes merge push: install
 	@$(if $(INHERITED),echo "Taken from the environment: $(INHERITED).")
 	@$(BIN)/python -m posttrain $@ $(GIVEN) $(INHERITED)
 

@@ -22,6 +22,8 @@
                         count the votes that a person gave on the page of a run
     python -m posttrain merge RUN=name MODEL="SFT+DPO" OUT=folder
                         write a model without an adapter, which needs PEFT no more
+    python -m posttrain push RUN=name TO=user/name [PUBLIC=True] [FORCE=True]
+                        send a finished run to the Hugging Face hub, privately unless PUBLIC=True
 
 A NAME without a value is read from the environment, where make puts the values that it is given.
 PROCESSES=2 shares the work of run, seeds, sweep, reask and rejudge among two processes, each of
@@ -263,6 +265,20 @@ def merge_model(parameters: Parameters) -> None:
     )
 
 
+def push_run(parameters: Parameters) -> None:
+    """Send a finished run's models, cards, metrics and page to the Hugging Face hub."""
+    from posttrain.pushing import push
+
+    if not parameters.RUN or not parameters.TO:
+        raise ValueError(
+            "RUN, TO: name a run and a repository on the hub, as in "
+            "make push RUN=quick TO=user/name."
+        )
+    run = Run(parameters.RESULTS, parameters.RUN, must_exist=True)
+    address = push(run, parameters.TO, bool(parameters.PUBLIC), bool(parameters.FORCE))
+    print(f"The run is at {address}.")
+
+
 COMMANDS = {
     "run": run_both,
     "data": convert_data,
@@ -275,6 +291,7 @@ COMMANDS = {
     "report": report,
     "votes": count_votes,
     "merge": merge_model,
+    "push": push_run,
 }
 
 

@@ -1,4 +1,4 @@
-"""Explain why the hub's client could not fetch a model or a dataset, and what to do about it."""
+"""Explain why the hub's client could not fetch or send something, and what to do about it."""
 
 from pathlib import Path
 
@@ -84,16 +84,38 @@ STATUSES = {
 }
 
 
-def explain(error: Exception) -> str:
+# The same by status, where something was to be sent
+STATUSES_OF_UPLOADS = {
+    401: (
+        "The hub does not accept the login of this computer. Log in with a token that has the "
+        "right to write (`hf auth login`), and unset HF_TOKEN if it is set."
+    ),
+    403: (
+        "Your access token has no right to write there. Give it the right to write in the hub's "
+        "settings, and check that the user or organisation in the name is yours."
+    ),
+    404: "The hub knows no such repository, or no such user or organisation. Check the name.",
+    409: "The repository was created by somebody else in the meantime. Choose another name.",
+    412: "Somebody else has changed the repository in the meantime. Look at it, and try again.",
+}
+
+
+def explain(error: Exception, uploading: bool = False) -> str:
     """Explain an error of the hub's client, from the error itself or from what caused it.
 
     Args:
-        error: an error that `huggingface_hub.snapshot_download` raised.
+        error: an error that a function of `huggingface_hub` raised.
+        uploading: whether something was to be sent, and not fetched.
 
     Returns:
         Sentences that say what happened and what to do.
     """
     causes = _list_causes(error)
+    if uploading:
+        for cause in causes:
+            status = getattr(getattr(cause, "response", None), "status_code", None)
+            if status in STATUSES_OF_UPLOADS:
+                return STATUSES_OF_UPLOADS[status]
     kinds = set()
     for cause in causes:
         kinds.update(kind.__name__ for kind in type(cause).__mro__)
@@ -103,7 +125,8 @@ def explain(error: Exception) -> str:
         place = f"It is not in the cache, {constants.HF_HUB_CACHE}. "
     else:
         place = ""
-    return place + _find_reason(causes, kinds).replace("{endpoint}", constants.ENDPOINT)
+    reason = _find_reason(causes, kinds, "sent" if uploading else "downloaded")
+    return place + reason.replace("{endpoint}", constants.ENDPOINT)
 
 
 def _list_causes(error: BaseException | None) -> list[BaseException]:
@@ -115,7 +138,7 @@ def _list_causes(error: BaseException | None) -> list[BaseException]:
     return causes
 
 
-def _find_reason(causes: list[BaseException], kinds: set[str]) -> str:
+def _find_reason(causes: list[BaseException], kinds: set[str], done: str) -> str:
     """Find the sentences about what happened, in which {endpoint} is the hub's address."""
     status = None
     for cause in causes:
@@ -139,7 +162,7 @@ def _find_reason(causes: list[BaseException], kinds: set[str]) -> str:
         return ANOTHER_ANSWERS
     if status is not None:
         return _explain_status(status)
-    return f"It could not be downloaded ({causes[-1]}). Try again to download the rest."
+    return f"It could not be {done} ({causes[-1]}). Try again."
 
 
 def _explain_file_error(error: OSError) -> str:

@@ -71,6 +71,9 @@ class Parameters(BaseModel):
     HELPFUL: Place | None = None
     OUT: Place | None = None
     MODEL: Text | None = None
+    TO: Text | None = None
+    PUBLIC: bool | None = None
+    FORCE: bool | None = None
     FROM: Place | None = None
     RUNS: Text | None = None
     SEEDS: Text | None = None

@@ -157,7 +157,7 @@ def test_every_parameter_of_the_notebooks_can_be_given():
         (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
         names |= {line.split(" = ")[0] for line in cell.source.splitlines()}
     of_commands = {"FROM", "SEEDS", "SETTING", "VALUES", "VOTES", "PROCESSES", "PROCESS_TIMEOUT"}
-    of_commands |= {"HARMFUL", "HELPFUL", "OUT", "MODEL"}
+    of_commands |= {"HARMFUL", "HELPFUL", "OUT", "MODEL", "TO", "PUBLIC", "FORCE"}
     # The command line fills EVALUATION with what it gives to eval.ipynb.
     assert set(Parameters.model_fields) - of_commands == names - {"EVALUATION"}
 
@@ -205,15 +205,20 @@ def test_make_takes_parameters_from_the_environment_and_says_which(make):
     assert set(lines) == {"SEED=1", "PRESET=small", "RUN=a $b 'c'"}
 
 
-OF_THE_COMMAND_LINE = {"MODEL"}  # the environment may have them for something else
+NOT_INHERITED = {
+    "MODEL",
+    "TO",
+    "PUBLIC",
+    "FORCE",
+}  # the environment may have them for something else
 
 
 def test_make_takes_some_parameters_from_the_command_line_alone(make):
-    for name in OF_THE_COMMAND_LINE:
+    for name in NOT_INHERITED:
         assert make(**{name: "5"}) == [""]  # nothing is handed on
         assert make(f"{name}=5", **{name: "6"}) == [f"{name}=5"]
 
 
-@pytest.mark.parametrize("name", sorted({*Parameters.model_fields} - OF_THE_COMMAND_LINE))
+@pytest.mark.parametrize("name", sorted({*Parameters.model_fields} - NOT_INHERITED))
 def test_make_knows_every_parameter(make, name):
     assert make(**{name: "5"}) == [f"Taken from the environment: {name}.", f"{name}=5"]
