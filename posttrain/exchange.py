@@ -28,7 +28,9 @@ class Response(BaseModel):
     log_ratio: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
 
-def require_fitting(prompts: Sequence[dict[str, Any]], responses: Sequence[dict[str, Any]]) -> None:
+def require_fitting(
+    prompts: Sequence[dict[str, Any]], responses: Sequence[dict[str, Any]]
+) -> None:
     """Check that responses answer the prompts, since both files may come from elsewhere.
 
     Args:

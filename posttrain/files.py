@@ -16,7 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 from posttrain.processes import is_main
 
 # The words in which Python and Rust (in the safetensors library) report a full disk.
-NO_ROOM = re.compile(rf"err(no|or) ({errno.ENOSPC}|{errno.EDQUOT}|{errno.EFBIG})\b", re.IGNORECASE)
+NO_ROOM = re.compile(
+    rf"err(no|or) ({errno.ENOSPC}|{errno.EDQUOT}|{errno.EFBIG})\b", re.IGNORECASE
+)
 
 
 @contextmanager

@@ -100,11 +100,29 @@ def collect(run: Run, to: str) -> Files:
         ValueError: if the run is the demo's, is not finished, is not whole, or names folders of
             this computer that others do not have.
     """
-    record = run.record
     _require_shareable(run)
+    cards = _build_cards(run, to)
+    if not cards:
+        raise _not_finished(run, "no model has been trained.")
     files: Files = {}
-    cards: dict[str, ModelCard] = {}
-    for model in record.models:
+    for place, card in cards.items():
+        for path in sorted(run.path(place).iterdir()):
+            if path.name.endswith(OF_MODELS) and not path.name.startswith("."):
+                files[f"{place}/{path.name}"] = path
+        files[f"{place}/{CARD}"] = str(card).encode()
+    for name in (*NEEDED, *OPTIONAL):
+        if run.path(name).exists():
+            files[name] = run.path(name)
+        elif name in NEEDED:
+            raise _not_finished(run, f"it has no {name}.")
+    files[CARD] = _write_front_page(run, to, cards).encode()
+    return _without_local_places(run, files)
+
+
+def _build_cards(run: Run, to: str) -> dict[str, ModelCard]:
+    """Build {folder: card} of the trained models, which must be whole and evaluated as they are."""
+    cards = {}
+    for model in run.models:
         if model.place is None:
             continue
         if not run.is_whole(model.place):
@@ -118,20 +136,8 @@ def collect(run: Run, to: str) -> Files:
             raise _not_finished(run, "metrics.json was written by another version.") from None
         if not card.data.eval_results:
             raise _not_finished(run, f"{model.name} has not been evaluated as it is now.")
-        cards[model.name] = card
-        for path in sorted(run.path(model.place).iterdir()):
-            if path.name.endswith(OF_MODELS) and not path.name.startswith("."):
-                files[f"{model.place}/{path.name}"] = path
-        files[f"{model.place}/{CARD}"] = str(card).encode()
-    if not cards:
-        raise _not_finished(run, "no model has been trained.")
-    for name in (*NEEDED, *OPTIONAL):
-        if run.path(name).exists():
-            files[name] = run.path(name)
-        elif name in NEEDED:
-            raise _not_finished(run, f"it has no {name}.")
-    files[CARD] = _write_front_page(run, to, cards).encode()
-    return _without_local_places(run, files)
+        cards[model.place] = card
+    return cards
 
 
 def _require_shareable(run: Run) -> None:

@@ -45,7 +45,7 @@ class Training(Settings):
     dataset: Source = Field(HH, description="a hub name or a folder; the study uses HH-RLHF")
     format: Literal["transcript", "chat"] = Field(
         "transcript",
-        description="how conversations are written: with HH-RLHF's markers, as in the study, or "
+        description='how conversations are written: with HH-RLHF\'s markers, as in the study, or '
         'by the base\'s own chat template ("chat")',
     )
     subsets: Literal["base", "all"] = Field(

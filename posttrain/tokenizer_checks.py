@@ -146,7 +146,9 @@ def _read_back(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _require_embeddings(folder: Path, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
+def _require_embeddings(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, vocabulary: int
+) -> None:
     """Raise ValueError if a text could have a token id that the model has no embedding for."""
     used = dict(tokenizer.get_vocab())
     for token in tokenizer.added_tokens_decoder.values():

@@ -123,19 +123,10 @@ class Hub:
     def answer_info(self, repository, commit, match):
         """Return the answer of the API about a repository at a commit."""
         siblings = [{"rfilename": path} for path in repository.commits[commit]]
-        return self.as_json(
-            {
-                "id": match[2],
-                "sha": commit,
-                "private": False,
-                "gated": repository.gated,
-                "tags": [],
-                "disabled": False,
-                "downloads": 0,
-                "likes": 0,
-                "siblings": siblings,
-            }
-        )
+        return self.as_json({
+            "id": match[2], "sha": commit, "private": False, "gated": repository.gated, "tags": [],
+            "disabled": False, "downloads": 0, "likes": 0, "siblings": siblings,
+        })
 
     def answer_tree(self, repository, commit, match):
         """Return the answer of the API about the files of a commit, or of a folder in it."""

@@ -55,7 +55,11 @@ class Outcome:
         place = Path(traceback.extract_tb(self.error.__traceback__)[-1].filename)
         message = str(self.error)
         is_known = place.is_relative_to(ROOT / "posttrain") or "PEFT" in message
-        return is_known and message.endswith(".") and len(message) < LONGEST_MESSAGE
+        return (
+            is_known
+            and message.endswith(".")
+            and len(message) < LONGEST_MESSAGE
+        )
 
 
 def uneven_rows(n):

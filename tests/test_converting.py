@@ -478,7 +478,9 @@ def test_source_and_dataset_are_read_by_their_names_on_the_hub(tmp_path):
         "len(data.read_split(folder, 'harmless-base', 'train')))"
     )
     asking = [sys.executable, "-c", code]
-    read = subprocess.run(asking, cwd=ROOT, env=os.environ | online, capture_output=True, text=True)
+    read = subprocess.run(
+        asking, cwd=ROOT, env=os.environ | online, capture_output=True, text=True
+    )
     assert read.stdout.endswith("('harmless-base',) 27\n"), read.stderr
     hub.close()
 

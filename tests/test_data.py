@@ -27,24 +27,11 @@ from posttrain import data, prompts, transcripts
 
 SPECIAL = ["</s>", "<pad>"]
 WORDS = [
-    "soup",
-    "bread",
-    "water",
-    "train",
-    "garden",
-    "music",
-    "winter",
-    "letter",
-    "window",
-    "coffee",
+    "soup", "bread", "water", "train", "garden", "music", "winter", "letter", "window", "coffee",
 ]
 SUBSETS = ["harmless-base", "helpful-base"]
 SETTINGS = {
-    "subsets": "base",
-    "max_pairs": None,
-    "validation_pairs": 4,
-    "max_length": 512,
-    "seed": 0,
+    "subsets": "base", "max_pairs": None, "validation_pairs": 4, "max_length": 512, "seed": 0,
     "format": "transcript",
 }
 
@@ -91,7 +78,9 @@ def count(folder, tokenizer, protocol="default", room=512, **rules):
     return data.count_prompts(folder, protocol, tokenizer, room, rules)
 
 
-def draw(folder, kind, n, tokenizer, room=512, seed=0, protocol="default", strict=True, **rules):
+def draw(
+    folder, kind, n, tokenizer, room=512, seed=0, protocol="default", strict=True, **rules
+):
     """Draw a dataset's prompts and select those of one kind."""
     rules = prompts.PromptRules(**USUAL | rules)
     drawn = data.draw_prompts(folder, protocol, n, tokenizer, room, seed, strict, rules)
@@ -177,14 +166,15 @@ def test_pairs_and_reasons_are_counted():
 
 # ---- cutting prompts
 
-
 @pytest.mark.parametrize("room", [60, 100, 200, 300])
 def test_prompt_is_cut_at_a_turn_and_fits(tokenizer, room):
     """The longest ending from a human turn that fits is kept, with BOS counted."""
     prompt = long_prompt(9)
     (cut,) = data.cut_prompts([prompt], [room], tokenizer)
     starts = [i for i in range(len(prompt)) if prompt.startswith("\n\nHuman:", i)]
-    fitting = [prompt[i:] for i in starts if len(tokenizer(prompt[i:])["input_ids"]) <= room]
+    fitting = [
+        prompt[i:] for i in starts if len(tokenizer(prompt[i:])["input_ids"]) <= room
+    ]
     assert cut == max(fitting, key=len)
     assert len(cut) < len(prompt)
 
@@ -205,7 +195,6 @@ def test_last_turn_is_never_cut(tokenizer):
 
 # ---- the test splits are kept out of training
 
-
 def test_prompts_of_the_test_splits_come_from_defective_rows_too(tmp_path):
     """An unusable test row still keeps its prompt out of the training."""
     test = {
@@ -221,9 +210,7 @@ def test_leaks_and_duplicates_are_dropped(tmp_path):
     """Pairs with a prompt of a test split are dropped, and so are duplicates."""
     train = {
         "harmless-base": [
-            row("Seen in the other test split?"),
-            row("Twice?"),
-            row("Twice?"),
+            row("Seen in the other test split?"), row("Twice?"), row("Twice?"),
             row("Twice?", "Another reply."),
         ],
         "helpful-base": [row("Seen?", "Other", "replies"), row("Twice?")],
@@ -256,7 +243,6 @@ def test_no_training_prompt_is_in_the_evaluation(hub, tokenizer):
 
 
 # ---- fitting and holding out
-
 
 def side_lengths(tokenizer, pair):
     """Count the tokens of a pair's two texts as trainers read them, with BOS and EOS."""
@@ -334,14 +320,10 @@ def test_validation_and_training_share_no_prompt():
 
 # ---- all steps
 
-
 def test_every_row_is_accounted_for(tmp_path, tokenizer):
     """The reasons and the pairs add up to all rows, and every reason occurs."""
     rows = [
-        *many_rows(60),
-        *DEFECTS.values(),
-        row("Leak?"),
-        many_rows(3)[1],
+        *many_rows(60), *DEFECTS.values(), row("Leak?"), many_rows(3)[1],
         row("Long?", " ".join(WORDS * 40)),
         *[row("Often asked?", f"Reply {i}.") for i in range(12)],
     ]
@@ -362,11 +344,7 @@ def test_every_row_of_the_demo_is_accounted_for(hub, tokenizer):
     pairs = load(hub / "hh-rlhf", tokenizer, validation_pairs=200)
     assert missing_rows(pairs.report) == dict.fromkeys(SUBSETS, 0)
     reasons = [
-        "prompts differ",
-        "empty reply",
-        "identical replies",
-        "duplicate",
-        "no assistant turn",
+        "prompts differ", "empty reply", "identical replies", "duplicate", "no assistant turn",
     ]
     assert (pairs.report.loc[reasons] > 0).all(axis=None)
     assert len(pairs.validation) == 200
@@ -396,7 +374,6 @@ def test_max_pairs_bounds_training_and_validation(tmp_path, tokenizer):
 
 
 # ---- the evaluation's prompts
-
 
 def test_harmful_prompts_hold_a_keyword_as_a_words_beginning(tmp_path, tokenizer, capsys):
     """Keywords count in the prompt only and at a word's beginning, without duplicates."""
@@ -563,19 +540,13 @@ def test_paper_prompts_repeat_the_studys_faults(tmp_path, tokenizer):
     ]
     helpful = draw(dataset, "helpful", None, tokenizer, protocol="paper")
     assert {record["chosen"] for record in helpful} == {
-        "Yes.",
-        "Kill it, or it will kill you.",
-        "Well.",
-        "Grape tea.\n\nOr kill it.",
+        "Yes.", "Kill it, or it will kill you.", "Well.", "Grape tea.\n\nOr kill it.",
     }
     assert sorted(record["keyword"] for record in harmful) == [False, False, True]
     rules = prompts.PromptRules(**USUAL)
     few = data.draw_prompts(dataset, "paper", 2, tokenizer, 512, 0, True, rules)
     assert [record["id"] for record in few] == [
-        "harmful-00",
-        "harmful-01",
-        "helpful-00",
-        "helpful-01",
+        "harmful-00", "harmful-01", "helpful-00", "helpful-01",
     ]
     again = data.draw_prompts(dataset, "paper", 2, tokenizer, 512, 1, True, rules)
     assert few == again  # it has the study's seed
@@ -636,7 +607,6 @@ def test_the_studys_human_replies_are_those_of_the_test_split(tokenizer):
 
 # ---- datasets that cannot be used
 
-
 def test_missing_subset(tmp_path):
     """A dataset without one of the subsets is refused, and the missing file is named."""
     write_rows(tmp_path, "harmless-base", "test", [row()])
@@ -690,7 +660,6 @@ def test_importing_data_needs_no_torch(monkeypatch):
 
 # ---- tokens
 
-
 def test_texts_are_tokenised_in_parts(tokenizer):
     """All texts at once would take gigabytes; in parts the pairs are the same."""
     calls = []
@@ -734,11 +703,7 @@ def test_ids_are_those_of_the_text(tokenizer, fitted):
             ids = [*pair["prompt_ids"], *pair[f"{side}_ids"]]
             assert ids == tokenizer(text)["input_ids"]
     assert list(data.keep_texts(fitted.train)[0]) == [
-        "prompt",
-        "chosen",
-        "rejected",
-        "subset",
-        "length",
+        "prompt", "chosen", "rejected", "subset", "length",
     ]
 
 
@@ -786,10 +751,7 @@ def make_tokenizer(pre_tokenizer, *known):
 
 
 SHORT = {
-    "prompt": f"\n\nHuman: Yes{data.PROMPT_END}",
-    "chosen": "Yes",
-    "rejected": "No",
-    "subset": "s",
+    "prompt": f"\n\nHuman: Yes{data.PROMPT_END}", "chosen": "Yes", "rejected": "No", "subset": "s",
 }
 
 
@@ -797,11 +759,7 @@ def test_tokenizer_that_marks_the_beginning_of_a_text():
     """A mark at the beginning of a text belongs to the prompt and not to the reply."""
     tokenizer = make_tokenizer(
         Metaspace(prepend_scheme="first"),
-        "▁\n\nHuman:",
-        f"▁Yes{data.PROMPT_END}",
-        f"▁{data.PROMPT_END}",
-        "▁Yes",
-        "▁No",
+        "▁\n\nHuman:", f"▁Yes{data.PROMPT_END}", f"▁{data.PROMPT_END}", "▁Yes", "▁No",
     )
     (pair,) = data.fit_pairs([SHORT], tokenizer, 512, set(), {"s": Counter()})
     assert tokenizer.convert_ids_to_tokens(list(pair["chosen_ids"])) == ["▁Yes", "</s>"]
@@ -822,20 +780,11 @@ def test_tokenizer_with_tokens_across_the_border_is_refused():
 ASSISTANT = "\n\nAssistant:"
 FULL = f"\n\nHuman: A question?{ASSISTANT} "
 REASONS = {
-    *DEFECTS,
-    "not UTF-8",
-    "not JSON",
-    "not a record",
-    "control character",
+    *DEFECTS, "not UTF-8", "not JSON", "not a record", "control character",
     "file cut short or damaged",
 }
 VALUES = {
-    "null": None,
-    "number": 5,
-    "fraction": 1.5,
-    "truth": True,
-    "list": ["a"],
-    "record": {"a": 1},
+    "null": None, "number": 5, "fraction": 1.5, "truth": True, "list": ["a"], "record": {"a": 1},
     "nothing": [],
 }
 
@@ -878,21 +827,16 @@ CASES = {  # name: a line of the file, and the reason why it is dropped, None wh
     "deep closed list": (b"[" * 100_000 + b"]" * 100_000, "not JSON"),
     "deep record": (b'{"chosen":' * 50_000, "not JSON"),
     "deep field": (
-        b'{"chosen": ' + b"[" * 50_000 + b"]" * 50_000 + b', "rejected": "b"}',
-        "not JSON",
+        b'{"chosen": ' + b"[" * 50_000 + b"]" * 50_000 + b', "rejected": "b"}', "not JSON",
     ),
     "huge number": (b'{"chosen": 1' + b"0" * 10_000 + b', "rejected": "b"}', "not JSON"),
     "huge exponent": (b'{"chosen": 1e999999, "rejected": "b"}', "not text"),
     "many fields": (line(both(FULL) | {f"k{i}": i for i in range(2000)}), None),
     # records without two texts
-    **{
-        f"chosen is {name}": (line(both(FULL) | {"chosen": VALUES[name]}), "not text")
-        for name in VALUES
-    },
-    **{
-        f"rejected is {name}": (line(both(FULL) | {"rejected": VALUES[name]}), "not text")
-        for name in VALUES
-    },
+    **{f"chosen is {name}": (line(both(FULL) | {"chosen": VALUES[name]}), "not text")
+       for name in VALUES},
+    **{f"rejected is {name}": (line(both(FULL) | {"rejected": VALUES[name]}), "not text")
+       for name in VALUES},
     "chosen is a date": (line(both(FULL) | {"chosen": "2020-01-01"}), "no assistant turn"),
     "empty record": (b"{}", "not text"),
     "no chosen": (line({"rejected": FULL + "b"}), "not text"),
@@ -912,8 +856,7 @@ CASES = {  # name: a line of the file, and the reason why it is dropped, None wh
     "empty": (line({"chosen": "", "rejected": ""}), "no assistant turn"),
     "only whitespace": (line({"chosen": " \n\n ", "rejected": "\t"}), "no assistant turn"),
     "only a human marker": (
-        line({"chosen": "\n\nHuman:", "rejected": "\n\nHuman:"}),
-        "no assistant turn",
+        line({"chosen": "\n\nHuman:", "rejected": "\n\nHuman:"}), "no assistant turn",
     ),
     "only an assistant marker": (line(both(ASSISTANT)), "no human turn first"),
     "markers alone": (line(both("\n\nHuman:\n\nAssistant:", "", "")), "empty reply"),
@@ -932,27 +875,22 @@ CASES = {  # name: a line of the file, and the reason why it is dropped, None wh
         "prompts differ",
     ),
     "prompts differ in a space": (
-        line({"chosen": FULL + "a", "rejected": FULL.replace("?", "? ") + "b"}),
-        "prompts differ",
+        line({"chosen": FULL + "a", "rejected": FULL.replace("?", "? ") + "b"}), "prompts differ",
     ),
     "human turn in the chosen reply": (
-        line(both(FULL, "Yes.\n\nHuman: And then?")),
-        "reply opens a human turn",
+        line(both(FULL, "Yes.\n\nHuman: And then?")), "reply opens a human turn",
     ),
     "assistant turn in one reply": (
-        line(both(FULL, f"Yes.{ASSISTANT} And more.")),
-        "prompts differ",
+        line(both(FULL, f"Yes.{ASSISTANT} And more.")), "prompts differ",
     ),
     "human word in a reply": (line(both(FULL, "Human: that is what I am.")), None),
     "empty human turn": (line(both(f"\n\nHuman:{ASSISTANT} ")), None),
     "paragraphs": (line(both(FULL, "One.\n\nTwo.\n\n\n\nThree.")), None),
     "thousands of turns": (
-        line(both("".join(f"\n\nHuman: {i}{ASSISTANT} Yes." for i in range(3000)) + FULL)),
-        None,
+        line(both("".join(f"\n\nHuman: {i}{ASSISTANT} Yes." for i in range(3000)) + FULL)), None,
     ),
     "a prompt of a hundred thousand words": (
-        line(both(f"\n\nHuman: {'word ' * 100_000}{ASSISTANT} ")),
-        "too long",
+        line(both(f"\n\nHuman: {'word ' * 100_000}{ASSISTANT} ")), "too long",
     ),
     "a reply of a megabyte": (line(both(FULL, "yes " * 250_000)), "too long"),
     "a word of a megabyte": (line(both(FULL, "y" * 1_000_000)), "too long"),
@@ -972,8 +910,7 @@ CASES = {  # name: a line of the file, and the reason why it is dropped, None wh
     "end of text": (line(both(FULL, "Yes.</s> More.")), "special token in text"),
     "padding": (line(both(FULL, "<pad><pad>")), "special token in text"),
     "beginning in the prompt": (
-        line(both(FULL.replace("A ", "</s>A "))),
-        "special token in text",
+        line(both(FULL.replace("A ", "</s>A "))), "special token in text",
     ),
     "token of another model": (line(both(FULL, "Yes [SEP] no <|endoftext|> <unk> [CLS].")), None),
 }
@@ -1142,26 +1079,10 @@ at_length = examples(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-ODD = st.sampled_from(
-    [
-        "\n\nHuman:",
-        "\n\nAssistant:",
-        "\n",
-        "\n\n",
-        " ",
-        "</s>",
-        "<pad>",
-        "[SEP]",
-        "Human:",
-        "\x00",
-        "\u202e",
-        "é",
-        "🧀",
-        "a",
-        "word ",
-        "?",
-    ]
-)
+ODD = st.sampled_from([
+    "\n\nHuman:", "\n\nAssistant:", "\n", "\n\n", " ", "</s>", "<pad>", "[SEP]", "Human:", "\x00",
+    "\u202e", "é", "🧀", "a", "word ", "?",
+])
 TEXT = st.one_of(
     st.text(max_size=60),
     st.lists(ODD, max_size=14).map("".join),
@@ -1266,9 +1187,8 @@ def test_cutting_keeps_the_newest_turns(tokenizer, turns, room):
 
 @pytest.mark.slow
 @at_length
-@given(
-    texts=st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=6), limit=st.integers(8, 200)
-)
+@given(texts=st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=6),
+       limit=st.integers(8, 200))
 def test_fitting_cuts_no_reply(tokenizer, texts, limit):
     """Pairs that are kept fit and have their whole replies; all others are counted."""
     pairs = []
@@ -1278,14 +1198,10 @@ def test_fitting_cuts_no_reply(tokenizer, texts, limit):
             prompt, chosen, rejected = (
                 text.replace(token, "") for text in (prompt, chosen, rejected)
             )
-        pairs.append(
-            {
-                "prompt": f"\n\nHuman:{prompt}\n\nAssistant:",
-                "chosen": chosen,
-                "rejected": rejected,
-                "subset": "s",
-            }
-        )
+        pairs.append({
+            "prompt": f"\n\nHuman:{prompt}\n\nAssistant:", "chosen": chosen, "rejected": rejected,
+            "subset": "s",
+        })
     report = {"s": Counter()}
     fitting = data.fit_pairs(pairs, tokenizer, limit, set(), report)
     assert len(fitting) + report["s"]["too long"] == len(pairs)

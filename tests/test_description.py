@@ -255,7 +255,6 @@ def trained(tmp_path_factory):
 
 def test_adapter_that_is_gone_on_from_is_known_by_its_weights(trained, tmp_path):
     """A copy counts as the same, another adapter as different, and a new one as None."""
-
     def description_of(run, name):
         model = models.load_adapter(run, name, OPT)
         return describe(make_dpo(model=model, lora=None), run)
@@ -406,7 +405,7 @@ class Mine(Trainer):
 """
 CODE_EDITS = {
     "the body": ("* self.share", "* self.share * 1.5"),
-    "a helper's body": ("0] + TABLE", "0] - TABLE"),
+    "a helper's body": ('0] + TABLE', '0] - TABLE'),
     "a global number in a comprehension": ("SCALE = 2.0", "SCALE = 2.5"),
     "a global list": ("[0.25, 0.75]", "[0.5, 0.75]"),
     "a global table": ('"helpful": 1', '"helpful": 2'),

@@ -127,7 +127,9 @@ def test_empty_answer_is_the_question_alone(judge):
 
 
 MARKS = ["[SEP]", "[CLS]", "[MASK]", "[PAD]", "[UNK]", "\n", "\x00", "é", "🧀", "a", "word "]
-TEXT = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(MARKS), max_size=14).map("".join))
+TEXT = st.one_of(
+    st.text(max_size=60), st.lists(st.sampled_from(MARKS), max_size=14).map("".join)
+)
 
 
 @examples(max_examples=200, deadline=None)

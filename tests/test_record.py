@@ -331,7 +331,7 @@ def test_code_is_described_alike_in_every_process():
     """Sets of strings have another order in another process."""
     code = (
         "from posttrain.record import source_of\n"
-        'exec(\'def f(a): return a in {"x", "y", "z", "w"}\')\n'
+        "exec('def f(a): return a in {\"x\", \"y\", \"z\", \"w\"}')\n"
         "print(source_of(f))"
     )
     outputs = []
@@ -387,7 +387,9 @@ def test_other_versions_are_told_in_a_sentence_each():
     assert list_changes(made_in()) == []
     assert list_changes(made_in(git_commit="abc", date="2020-01-01")) == []
     packages = now["packages"] | {"trl": "9.9"}
-    then = made_in(python="3.12.9", packages=packages, code_sha256="f" * 64, device="Tesla T4")
+    then = made_in(
+        python="3.12.9", packages=packages, code_sha256="f" * 64, device="Tesla T4"
+    )
     assert list_changes(then) == [
         f"adapters/sft was made with python 3.12.9, but now it is {now['python']}.",
         f"adapters/sft was made with device Tesla T4, but now it is {now['device']}.",
