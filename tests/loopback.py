@@ -51,13 +51,12 @@ class Hub:
 
             def handle_request(self):
                 """Log the request and answer it."""
-                if length := int(self.headers.get("Content-Length", 0)):
-                    self.rfile.read(length)
+                body = self.read_body()
                 request = f"{self.command} {self.path}"
                 hub.requests.append(request)
                 if hub.silent is not None and re.search(hub.silent, request):
                     hub.closing.wait()
-                status, headers, content = hub.answer(self.path)
+                status, headers, content = hub.respond(request, self.headers, body)
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
                 for name, value in headers.items():
@@ -66,7 +65,18 @@ class Hub:
                 if self.command != "HEAD":
                     self.wfile.write(content)
 
-            do_GET = do_HEAD = do_POST = do_CONNECT = handle_request
+            def read_body(self):
+                """Read what was sent, at once or in chunks."""
+                if self.headers.get("Transfer-Encoding") != "chunked":
+                    return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                body = b""
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+                return body
+
+            do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_CONNECT = handle_request
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -100,6 +110,10 @@ class Hub:
         repository.newest = commit
         repository.commits[commit] = files
         return commit
+
+    def respond(self, request, headers, body):
+        """Return (status, headers, content) for a request, of which the path alone counts."""
+        return self.answer(request.split(" ", 1)[1])
 
     def answer(self, path):
         """Return (status, headers, content) for a path."""
