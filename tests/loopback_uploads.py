@@ -53,10 +53,11 @@ class HubForUploads(Hub):
             return 401, {}, b"{}"
         if path == "/api/repos/create":
             return self.create(json.loads(body))
-        name = re.sub(r"^/api/models/|/(preupload|commit)/main$|\.git/info/.*$", "", path).strip("/")
+        name = re.sub(r"^/(api/models/)?|/(preupload|commit)/main$|\.git/info/.*$", "", path)
         repository = self.repositories[("models", name)]
         if path.endswith("/preupload/main"):
-            return self.as_json({"files": [self.choose(file) for file in json.loads(body)["files"]]})
+            files = json.loads(body)["files"]
+            return self.as_json({"files": [self.choose(file) for file in files]})
         if path.endswith("/objects/batch"):
             return self.as_json({"transfer": "basic", "objects": self.list_places(body)})
         return self.commit(repository, name, [json.loads(line) for line in body.splitlines()])
