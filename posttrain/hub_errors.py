@@ -95,7 +95,7 @@ STATUSES_OF_UPLOADS = {
         "settings, and check that the user or organisation in the name is yours."
     ),
     404: "The hub knows no such repository, or no such user or organisation. Check the name.",
-    409: "The repository was created by somebody else in the meantime. Choose another name.",
+    409: "A repository of this name exists, which this login may not see. Choose another name.",
     412: "Somebody else has changed the repository in the meantime. Look at it, and try again.",
 }
 

@@ -3,6 +3,7 @@
 import html
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -238,45 +239,49 @@ def _list_texts(data: Any) -> Iterator[str]:
 def _send(run: Run, files: Files, to: str, public: bool, force: bool) -> str:
     """Create the repository if there is none, and send the files in one commit."""
     api = HfApi()
-    is_new = False
-    try:
+    with _explained(to, "Nothing was sent."):
         known = _find(api, to)
-        if known is not None:
-            _require_permission(known, to, public, force)
-        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-        size = sum(operation.upload_info.size for operation in operations)
-        print(
-            f"Sending {len(files)} files ({size / 1e6:.1f} MB) of {run.folder} to {to} at "
-            f"{api.endpoint}, which is {'public' if public else 'private'}."
-        )
-        if known is None:
+    if known is not None:
+        _require_permission(known, to, public, force)
+    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+    size = sum(operation.upload_info.size for operation in operations)
+    print(
+        f"Sending {len(files)} files ({size / 1e6:.1f} MB) of {run.folder} to {to} at "
+        f"{api.endpoint}, which is {'public' if public else 'private'}."
+    )
+    left = "No commit is known to have arrived. Look at the repository, and repeat the command."
+    if known is None:
+        with _explained(to, "Nothing was sent."):
             api.create_repo(to, private=not public, exist_ok=False)
-            is_new = True
-        for name in _list_files(known):
-            is_of_run = name in (*NEEDED, *OPTIONAL) or name.startswith(FOLDERS)
-            if is_of_run and name not in files:
-                operations.append(CommitOperationDelete(name, is_folder=False))
+        # It is not removed: if the answer to the commit was lost, it may hold the run already.
+        left = (
+            f"The repository {to} was created, and no commit is known to have arrived. Repeat the "
+            f"command with FORCE=True, or remove it at {api.endpoint}/{to}/settings."
+        )
+    for name in _list_files(known):
+        is_of_run = name in (*NEEDED, *OPTIONAL) or name.startswith(FOLDERS)
+        if is_of_run and name not in files:
+            operations.append(CommitOperationDelete(name, is_folder=False))
+    with _explained(to, left):
         api.create_commit(
             to,
             operations,
             commit_message=f"The run {run.name}",
             parent_commit=known.sha if known else None,
         )
-    except (OSError, RuntimeError, errors.HTTPError) as error:
-        # It is not removed: if the answer to the commit was lost, it may hold the run already.
-        left = "No repository was created."
-        if is_new:
-            left = (
-                f"The repository {to} was created, and no commit is known to have arrived. Repeat "
-                f"the command with FORCE=True, or remove it at {api.endpoint}/{to}/settings."
-            )
-        elif force:
-            left = "No commit is known to have arrived; look at the repository before you repeat."
+    return f"{api.endpoint}/{to}"
+
+
+@contextmanager
+def _explained(to: str, left: str) -> Iterator[None]:
+    """Explain an error of the hub's client, and say what is on the hub now."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, errors.HTTPError) as error:
         raise RuntimeError(
             f"TO = {to!r}: the run could not be sent ({type(error).__name__}). "
             f"{explain(error, uploading=True)} {left}"
         ) from error
-    return f"{api.endpoint}/{to}"
 
 
 def _find(api: HfApi, to: str) -> ModelInfo | None:

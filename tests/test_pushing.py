@@ -307,9 +307,9 @@ def test_no_token_offline_and_several_processes_are_refused(server, run, monkeyp
 @pytest.mark.parametrize(
     ("broken", "status", "message"),
     [
-        ("/repos/create", 403, "no right to write.*No repository was created"),
-        ("/repos/create", 401, "does not accept the login.*No repository was created"),
-        ("/repos/create", 409, "created by somebody else"),
+        ("/repos/create", 403, "no right to write.*Nothing was sent"),
+        ("/repos/create", 401, "does not accept the login.*Nothing was sent"),
+        ("/repos/create", 409, "A repository of this name exists.*Nothing was sent"),
         ("/upload/", 403, "no right to write.*was created, and no commit is known.*FORCE=True"),
         ("/commit/", 412, "Somebody else has changed"),
     ],
@@ -324,6 +324,12 @@ def test_failure_leaves_no_half_run_and_says_what_is_there(server, run, broken, 
         server.broken = None
         push(run, TO, force=True)
         assert "adapters/dpo/adapter_model.safetensors" in arrived(server)
+
+
+def test_hub_that_is_not_there_is_explained(server, run):
+    server.close()
+    with pytest.raises(RuntimeError, match="cannot be reached.*Nothing was sent"):
+        push(run, TO)
 
 
 def test_wrong_token_is_explained(server, run, monkeypatch):
