@@ -198,7 +198,9 @@ def _write_front_page(run: Run, to: str, cards: Mapping[str, ModelCard]) -> str:
 
 def _without_local_places(run: Run, files: Files) -> Files:
     """Shorten the folders of this computer that the run's record names to their last part."""
-    folders = {str(run.folder.resolve()), str(run.folder.parent.resolve())}
+    folders = set()
+    for folder in (run.folder.resolve(), run.folder.absolute()):  # they differ behind a link
+        folders |= {str(folder), str(folder.parent)}
     for text in _list_texts(run.record.model_dump()):
         is_place = Path(text).is_absolute() and len(Path(text).parts) > 2 and "\n" not in text
         if is_place:
