@@ -7,8 +7,8 @@ SOURCES := index|find-links|constraint|proxy|cert|trusted
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # The parameters that are named on the command line (whatever is named there, so that a misspelt one
 # is refused), and those that the environment contains. make passes their values on in the
-# environment, which works for any characters in them. MODEL, TO, PUBLIC and FORCE are taken from the
-# command line alone, since the environment may have variables of these names for something else.
+# environment, which works for any characters in them. MODEL, TO, PUBLIC and FORCE are taken from
+# the command line alone, since the environment may have them for something else.
 PARAMETERS = PRESET RUN RESULTS FIGURES LABEL FRESH SETTINGS DATASET BASE_MODEL FORMAT MAX_PAIRS SEED \
   REPORT_TO REWARD_MODEL HARMLESS_FROM HELPFUL_ABOVE SECOND_JUDGE PROTOCOL HARMFUL_PROMPTS \
   N_PROMPTS MAX_NEW_TOKENS HARMFUL HELPFUL OUT FROM RUNS SEEDS SETTING VALUES VOTES KEEP PROCESSES \
@@ -52,9 +52,8 @@ make chat RUN=name [KEEP=True]
 make merge RUN=name MODEL="SFT+DPO" OUT=folder
                         Write a run's model without an adapter, which needs PEFT no more.
 make push RUN=name TO=user/name [PUBLIC=True] [FORCE=True]
-                        Upload a finished run to the hub: its models with cards, its results and its
-                        page. The repository is private unless PUBLIC=True. FORCE=True adds a commit
-                        to a repository that has files already.
+                        Send a finished run to the Hugging Face hub, privately unless PUBLIC=True.
+                        FORCE=True replaces the run in a repository that exists.
 make install            Install what is needed and do nothing else.
 
 Commands to work on the repository

@@ -25,7 +25,7 @@
     python -m posttrain merge RUN=name MODEL="SFT+DPO" OUT=folder
                         write a model without an adapter, which needs PEFT no more
     python -m posttrain push RUN=name TO=user/name [PUBLIC=True] [FORCE=True]
-                        upload a finished run to the hub, where nobody else can see it by default
+                        send a finished run to the Hugging Face hub, privately unless PUBLIC=True
 
 A NAME without a value is read from the environment, where make puts the values that it is given.
 PROCESSES=2 shares the work of run, seeds, sweep, reask and rejudge among two processes, each of
@@ -279,17 +279,17 @@ def merge_model(parameters: Parameters) -> None:
 
 
 def push_run(parameters: Parameters) -> None:
-    """Upload a finished run to a repository on the hub, which is private unless PUBLIC is True."""
+    """Send a finished run's models, cards, metrics and page to the Hugging Face hub."""
     from posttrain.pushing import push
 
     if not parameters.RUN or not parameters.TO:
         raise ValueError(
-            "RUN, TO: name a run and a repository of yours on the hub, as in "
+            "RUN, TO: name a run and a repository on the hub, as in "
             "make push RUN=quick TO=user/name."
         )
     run = Run(parameters.RESULTS, parameters.RUN, must_exist=True)
     address = push(run, parameters.TO, bool(parameters.PUBLIC), bool(parameters.FORCE))
-    print(f"Uploaded: {address}")
+    print(f"The run is at {address}.")
 
 
 COMMANDS = {

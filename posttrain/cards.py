@@ -73,7 +73,7 @@ def build_card(
     is_new = training is not None  # so what was measured is another model
     training = training or record.artifacts[model.place]
     base, data = _name_source(run, "base_model"), _name_source(run, "dataset")
-    measured = None if is_new else read_metrics(run, model)
+    measured = None if is_new else _read_metrics(run, model)
     is_plain = merged or model.adapter is None
     adapter = (training.inputs.get("adapter_config") or {}).get("peft_type", "")
     method = training.inputs.get("trainer", "").rsplit(".", 1)[-1]
@@ -232,7 +232,7 @@ def _list_settings(run: Run, training: Artifact) -> dict[str, str]:
 # ---- what was measured
 
 
-def read_metrics(run: Run, model: Model) -> dict[str, Any] | None:
+def _read_metrics(run: Run, model: Model) -> dict[str, Any] | None:
     """Read metrics.json, if it measures a model as it is now.
 
     Args:

@@ -1,4 +1,4 @@
-"""Explain why the hub's client failed to fetch or to upload something, and what to do about it."""
+"""Explain why the hub's client could not fetch or send something, and what to do about it."""
 
 from pathlib import Path
 
@@ -82,45 +82,21 @@ STATUSES = {
         "and try again. With a login (`hf auth login`) more requests are allowed."
     ),
 }
-# What is said in place of the above if something was to be uploaded
-OF_UPLOADS = {
-    "RepositoryNotFoundError": (
-        "There is no account or organization of this name, or your token may not write there. "
-        "Check the spelling of TO, and the rights of the token in the hub's settings."
-    ),
-    "TransportError": (
-        "The connection to {endpoint} broke off. Look at the page of the repository before you "
-        "repeat the command, since a commit may have arrived without its answer."
-    ),
-}
+
+
+# The same by status, where something was to be sent
 STATUSES_OF_UPLOADS = {
     401: (
-        "The hub does not accept the login of this computer: its access token is wrong or has "
-        "expired. Log in again with `hf auth login`, and unset HF_TOKEN if it is set, since it "
-        "counts before the login."
+        "The hub does not accept the login of this computer. Log in with a token that has the "
+        "right to write (`hf auth login`), and unset HF_TOKEN if it is set."
     ),
     403: (
-        "The hub, or a filter in the network, forbids it. Give your token the right to write in "
-        "the hub's settings, or log in with another token (`hf auth login`)."
+        "Your access token has no right to write there. Give it the right to write in the hub's "
+        "settings, and check that the user or organisation in the name is yours."
     ),
-    409: (
-        "Somebody changed the repository at the same time, or has just created one of this name. "
-        "Look at its page, and repeat the command."
-    ),
-    412: "Somebody changed the repository at the same time. Look at its page, and try again.",
-}
-# {whether something was to be uploaded: the reasons, the statuses, and what is said of all else}
-TABLES = {
-    False: (
-        REASONS,
-        STATUSES,
-        "It could not be downloaded ({}). Try again to download the rest.",
-    ),
-    True: (
-        REASONS | OF_UPLOADS,
-        STATUSES | STATUSES_OF_UPLOADS,
-        "It could not be uploaded ({}). The command can be repeated.",
-    ),
+    404: "The hub knows no such repository, or no such user or organisation. Check the name.",
+    409: "A repository of this name exists, which this login may not see. Choose another name.",
+    412: "Somebody else has changed the repository in the meantime. Look at it, and try again.",
 }
 
 
@@ -128,13 +104,18 @@ def explain(error: Exception, uploading: bool = False) -> str:
     """Explain an error of the hub's client, from the error itself or from what caused it.
 
     Args:
-        error: an error that the client raised.
-        uploading: whether something was to be uploaded, not downloaded.
+        error: an error that a function of `huggingface_hub` raised.
+        uploading: whether something was to be sent, and not fetched.
 
     Returns:
         Sentences that say what happened and what to do.
     """
     causes = _list_causes(error)
+    if uploading:
+        for cause in causes:
+            status = getattr(getattr(cause, "response", None), "status_code", None)
+            if status in STATUSES_OF_UPLOADS:
+                return STATUSES_OF_UPLOADS[status]
     kinds = set()
     for cause in causes:
         kinds.update(kind.__name__ for kind in type(cause).__mro__)
@@ -144,7 +125,7 @@ def explain(error: Exception, uploading: bool = False) -> str:
         place = f"It is not in the cache, {constants.HF_HUB_CACHE}. "
     else:
         place = ""
-    reason = _find_reason(causes, kinds, uploading)
+    reason = _find_reason(causes, kinds, "sent" if uploading else "downloaded")
     return place + reason.replace("{endpoint}", constants.ENDPOINT)
 
 
@@ -157,7 +138,7 @@ def _list_causes(error: BaseException | None) -> list[BaseException]:
     return causes
 
 
-def _find_reason(causes: list[BaseException], kinds: set[str], uploading: bool) -> str:
+def _find_reason(causes: list[BaseException], kinds: set[str], done: str) -> str:
     """Find the sentences about what happened, in which {endpoint} is the hub's address."""
     status = None
     for cause in causes:
@@ -171,18 +152,17 @@ def _find_reason(causes: list[BaseException], kinds: set[str], uploading: bool) 
         response = getattr(cause, "response", None)
         if response is not None and "X-Error-Code" not in response.headers:
             status = response.status_code
-    reasons, statuses, otherwise = TABLES[uploading]
     # The client takes some tokens that have expired for a repository that does not exist.
     if status == 401:
-        return statuses[401]
-    for kind, reason in reasons.items():
+        return STATUSES[401]
+    for kind, reason in REASONS.items():
         if kind in kinds:
             return reason
     if kinds.intersection(NO_ANSWER_OF_THE_HUB):
         return ANOTHER_ANSWERS
     if status is not None:
-        return _explain_status(status, statuses)
-    return otherwise.format(causes[-1])
+        return _explain_status(status)
+    return f"It could not be {done} ({causes[-1]}). Try again."
 
 
 def _explain_file_error(error: OSError) -> str:
@@ -196,11 +176,11 @@ def _explain_file_error(error: OSError) -> str:
     )
 
 
-def _explain_status(status: int, statuses: dict[int, str]) -> str:
+def _explain_status(status: int) -> str:
     """Explain an answer of the hub that gives no reason but its status."""
     if status >= 500:
         return (
             f"The hub has a fault at the moment (status {status}). Try again later; "
             "https://status.huggingface.co says how the hub is."
         )
-    return statuses.get(status, f"The answer has the status {status}. {ANOTHER_ANSWERS}")
+    return STATUSES.get(status, f"The answer has the status {status}. {ANOTHER_ANSWERS}")

@@ -1,295 +1,314 @@
-"""Upload a run to a repository on the Hugging Face hub: its models with cards, and its results."""
+"""Send a finished run to the Hugging Face hub. No other module sends anything there."""
 
 import html
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import (
-    CommitInfo,
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
     ModelCard,
-    ModelCardData,
+    ModelInfo,
     constants,
     errors,
     get_token,
 )
 from huggingface_hub.utils import validate_repo_id
 
-from posttrain.cards import CARD, build_card, read_metrics
+from posttrain import processes
+from posttrain.cards import CARD, build_card
 from posttrain.formats import escape_markdown
 from posttrain.hub_errors import explain
-from posttrain.metrics import RAW
-from posttrain.record import Model
-from posttrain.results import SECOND
 from posttrain.run import Run
 
-TEMPLATE = Path(__file__).with_name("repository.md")
-FOLDERS = ("adapters/", "models/")  # of the models, in a run and in its repository
-RESULTS = (*RAW, "classification.json")  # sent as they are: metrics.json has their sha256
-# Files that may name folders of this computer
-RECORDS = ("run.json", "training.json", "metrics.json", "summary.md", "summary.csv", "summary.tex",
-           "report.html")  # fmt: skip
-OPTIONAL = (SECOND,)
+# What may name a folder of this computer is sent with such names shortened.
+DESCRIPTIONS = ("run.json", "metrics.json", "summary.md", "summary.tex", "summary.csv")
+PAGE = "report.html"
+RAW = ("prompts.json", "responses.json", "scores.json", "classification.json")
+NEEDED = (*DESCRIPTIONS, PAGE, "training.json", *RAW)
+OPTIONAL = ("second_scores.json",)
+FOLDERS = ("adapters/", "models/")
+OF_MODELS = (".json", ".safetensors", ".jinja", ".model", ".txt")  # the ends of their files' names
 
-
-@dataclass
-class Upload:
-    """What is to be sent.
-
-    Attributes:
-        files: {path in the repository: the file on this computer, or the content}.
-        to: the name of the repository.
-        public: whether everybody may see the repository.
-    """
-
-    files: dict[str, Path | bytes]
-    to: str
-    public: bool
-
-    def describe(self) -> str:
-        """Say in a sentence what is sent where."""
-        sizes = [len(file) if isinstance(file, bytes) else file.stat().st_size
-                 for file in self.files.values()]  # fmt: skip
-        seen_by = "everybody can see" if self.public else "only you and your organization can see"
-        return (
-            f"{len(sizes)} files with {sum(sizes) / 1e6:.1f} MB go to {constants.ENDPOINT}/"
-            f"{self.to}, which {seen_by}."
-        )
+Files = dict[str, bytes | Path]
 
 
 def push(run: Run, to: str, public: bool = False, force: bool = False) -> str:
-    """Upload a finished run to a repository of the hub, in one commit.
+    """Send a finished run's models, cards, metrics and page to a repository on the hub.
 
-    The repository has the layout of the run's folder. Checkpoints and executed notebooks are left
-    out, and folders of this computer are named by their last part alone.
+    The files of the run are not changed. All files are sent in one commit.
 
     Args:
-        run: the run, trained and evaluated.
-        to: the name of the repository, "user/name". It is created if it does not exist.
-        public: whether everybody may see the repository.
-        force: whether to add a commit to a repository that has files already. Files of an earlier
-            run that this run does not have are removed from it; no other file is touched.
+        run: the run.
+        to: the repository, as user/name.
+        public: whether everybody may see a new repository.
+        force: whether a repository that exists gets one more commit, which replaces the run in it.
 
     Returns:
-        The address of the commit.
+        The address of the repository.
 
     Raises:
-        ValueError: if the run or the repository cannot be used, or the hub refuses. Then nothing
-            was uploaded.
+        ValueError: if the run, the name, the repository or the login is not fit for it.
+        RuntimeError: if the hub did not take the run. The message says what is there now.
     """
+    if processes.count() > 1:
+        raise ValueError("PROCESSES: a run is sent by one process. Leave PROCESSES out.")
     _require_name(to)
-    _require_access()
-    _require_finished(run)
-    upload = Upload(_collect_files(run, to), to, public)
-    print(upload.describe())
-    try:
-        commit = _send(run, upload, force)
-    except (OSError, RuntimeError, errors.HTTPError) as error:
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError("HF_HUB_OFFLINE forbids asking the hub. Unset it to send a run.")
+    if get_token() is None:
         raise ValueError(
-            f"TO = {to!r}: nothing was uploaded ({type(error).__name__}). "
-            f"{explain(error, uploading=True)}"
-        ) from error
-    return commit.commit_url
-
-
-# ---- what can be refused before anything is sent
+            "There is no access token of the hub on this computer. Make one with the right to "
+            "write in the settings of your account there, and log in with `hf auth login`."
+        )
+    with run.hold():  # nothing is written into the run while it is sent
+        files = collect(run, to)
+        return _send(run, files, to, public, force)
 
 
 def _require_name(to: str) -> None:
-    """Refuse what is no name of a repository."""
+    """Refuse a name that is not user/name."""
     try:
         validate_repo_id(to)
-    except errors.HFValidationError as error:
-        raise ValueError(f"TO = {to!r} is no name of a repository: {error}") from error
-    if "/" not in to:
+        is_name = to.count("/") == 1
+    except errors.HFValidationError:
+        is_name = False
+    if not is_name:
         raise ValueError(
-            f"TO = {to!r} does not say whose repository it is. Write user/name, with the name of "
-            "your account or organization on the hub."
+            f"TO = {to!r} is no name of a repository. Write user/name, where user is your account "
+            "or organisation on the hub, with letters, digits, -, _ and . in both."
         )
-
-
-def _require_access() -> None:
-    """Refuse to begin without a token, or where the environment forbids to ask the hub."""
-    if constants.HF_HUB_OFFLINE:
-        raise ValueError("HF_HUB_OFFLINE forbids asking the hub. Unset it to upload a run.")
-    if get_token() is None:
-        raise ValueError(
-            "There is no token of the hub on this computer. Create one with the right to write in "
-            "the hub's settings, then log in with `hf auth login` or set HF_TOKEN."
-        )
-
-
-def _require_finished(run: Run) -> None:
-    """Refuse a run that says nothing about a real model, or is not trained and evaluated."""
-    record = run.record
-    if record.preset == "demo":
-        raise ValueError(
-            f"{run.folder} is a run of the demo, whose stand-ins say nothing about any real model. "
-            "It is not uploaded."
-        )
-    trained = _list_trained(run)
-    if not trained:
-        raise ValueError(f"{run.folder} has no trained model, so there is nothing to upload.")
-    base = record.sources.get("base_model", {"name": record.models[0].base, "commit": None})
-    if base["commit"] is None:
-        raise ValueError(
-            f"The base of {run.folder} is the folder {base['name']}, from which nobody else can "
-            "load it, so its adapters would be of no use. Train with a BASE_MODEL on the hub, or "
-            "use make merge, whose model needs no base."
-        )
-    for model in trained:
-        if not run.is_whole(model.place):
-            raise ValueError(
-                f"{run.path(model.place)} is missing or was changed since it was trained. Restore "
-                "it, or remove it and run main.ipynb again."
-            )
-    checkpoints = run.path("checkpoints")
-    if checkpoints.is_dir() and any(checkpoints.iterdir()):
-        raise ValueError(
-            f"{checkpoints} shows that a training has not ended. Run main.ipynb and eval.ipynb to "
-            "the end first."
-        )
-    for model in trained:
-        if read_metrics(run, model) is None:
-            raise ValueError(
-                f"{run.folder} has no measures of {model.name} as it is now. Run eval.ipynb to the "
-                "end first."
-            )
-    missing = [name for name in (*RESULTS, *RECORDS) if not run.path(name).is_file()]
-    if missing:
-        raise ValueError(
-            f"{run.folder} has no {', '.join(missing)}. Run eval.ipynb to the end first."
-        )
-
-
-def _list_trained(run: Run) -> list[Model]:
-    """List the models that were trained in a run."""
-    return [model for model in run.models if model.place is not None]
 
 
 # ---- what is sent
 
 
-def _collect_files(run: Run, to: str) -> dict[str, Path | bytes]:
-    """Collect what is sent, with cards that load the models from the repository."""
-    trained = _list_trained(run)
-    cards = {model.place: build_card(run, model, to, model.place) for model in trained}
-    files: dict[str, Path | str | bytes] = {}
-    files[CARD] = str(_build_front(run, next(iter(cards.values())).data))
-    for place, card in cards.items():
-        for name, file in _list_files(run.path(place)):
-            files[f"{place}/{name}"] = file
-            if file.suffix == ".json":  # such as the name of the base in an adapter's config
-                files[f"{place}/{name}"] = file.read_text(encoding="utf-8")
-        files[f"{place}/{CARD}"] = str(card)
-    for name in (*RESULTS, *OPTIONAL):
-        if run.path(name).is_file():
-            files[name] = run.path(name)
-    for name in RECORDS:
-        files[name] = run.path(name).read_text(encoding="utf-8")
-    names = _name_folders(run)
-    for path, file in files.items():
-        if isinstance(file, str):
-            for folder, name in names.items():
-                file = file.replace(folder, name)
-            files[path] = file.encode()
-    return files
+def collect(run: Run, to: str) -> Files:
+    """Collect what is sent of a run, and refuse a run that is not fit to be shared.
 
-
-def _list_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """List the files of a model by their names within its folder. Hidden ones are left out."""
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder).as_posix()
-        if file.is_file() and not any(part.startswith(".") for part in name.split("/")):
-            yield name, file
-
-
-def _name_folders(run: Run) -> dict[str, str]:
-    """List folders of this computer that the record names, with what is written for them.
+    Args:
+        run: the run.
+        to: the repository that the cards load the models from.
 
     Returns:
-        {the path as it is written in one of the formats: its last part}, the longest first.
+        {path in the repository: its content, or the file that has it}.
+
+    Raises:
+        ValueError: if the run is the demo's, is not finished, is not whole, or names folders of
+            this computer that others do not have.
     """
-    folders = {str(run.folder.resolve()), *(row["name"] for row in run.record.sources.values())}
-    names = {}
-    for folder in folders:
-        if Path(folder).is_absolute():
-            name = Path(folder).name
-            names |= {folder: name, html.escape(folder): name, escape_markdown(folder): name}
-            names |= {json.dumps(folder)[1:-1]: name}
-    return dict(sorted(names.items(), key=lambda item: -len(item[0])))
+    _require_shareable(run)
+    cards = _build_cards(run, to)
+    if not cards:
+        raise _not_finished(run, "no model has been trained.")
+    files: Files = {}
+    for place, card in cards.items():
+        for path in sorted(run.path(place).iterdir()):
+            if path.name.endswith(OF_MODELS) and not path.name.startswith("."):
+                files[f"{place}/{path.name}"] = path
+        files[f"{place}/{CARD}"] = str(card).encode()
+    for name in (*NEEDED, *OPTIONAL):
+        if run.path(name).exists():
+            files[name] = run.path(name)
+        elif name in NEEDED:
+            raise _not_finished(run, f"it has no {name}.")
+    files[CARD] = _write_front_page(run, to, cards).encode()
+    return _without_local_places(run, files)
 
 
-def _build_front(run: Run, first: ModelCardData) -> ModelCard:
-    """Build the card of the repository, with the licence, base and data of a model's card."""
-    metadata = ModelCardData(
-        model_name=run.name,
-        language=first.language,
-        license=first.license,
-        license_name=first.license_name,
-        license_link=first.license_link,
-        base_model=first.base_model,
-        datasets=first.datasets,
-        library_name="peft",
-        tags=["trl", "sft", "dpo"],
+def _build_cards(run: Run, to: str) -> dict[str, ModelCard]:
+    """Build {folder: card} of the trained models, which must be whole and evaluated as they are."""
+    cards = {}
+    for model in run.models:
+        if model.place is None:
+            continue
+        if not run.is_whole(model.place):
+            raise ValueError(
+                f"{run.path(model.place)} is missing, or was changed after it was made. Restore "
+                "it, or train the model again. Nothing was sent."
+            )
+        try:
+            card = build_card(run, model, to, subfolder=model.place)
+        except (KeyError, TypeError):
+            raise _not_finished(run, "metrics.json was written by another version.") from None
+        if not card.data.eval_results:
+            raise _not_finished(run, f"{model.name} has not been evaluated as it is now.")
+        cards[model.place] = card
+    return cards
+
+
+def _require_shareable(run: Run) -> None:
+    """Refuse a run that says nothing of real models, or that others could not use."""
+    record = run.record
+    if record.preset == "demo":
+        raise ValueError(
+            f"{run.folder} is a run of the demo, whose models are small stand-ins and no "
+            "OPT-350M. Send a run of another preset, such as make run PRESET=quick."
+        )
+    if record.imported:
+        raise ValueError(
+            f"{run.folder} contains imported results and no model that could be sent. Name a run "
+            "that was trained."
+        )
+    if run.path("checkpoints").exists():
+        raise _not_finished(run, "a model is still being trained.")
+    base = record.sources.get("base_model", {"name": "not recorded", "commit": None})
+    if base["commit"] is None or Path(base["name"]).is_absolute():
+        raise ValueError(
+            f"The base of {run.folder} is a folder of this computer ({base['name']}), so others "
+            "could not load the run's models. Train with a base that has a name on the hub."
+        )
+
+
+def _not_finished(run: Run, reason: str) -> ValueError:
+    """Build the error for a run that is not finished."""
+    return ValueError(
+        f"{run.folder} is not a finished run: {reason} Repeat make run with its PRESET and RUN, "
+        "which makes what is missing. Nothing was sent."
     )
-    baseline = run.models[0].name
-    rows = []
-    for model in _list_trained(run):
-        parent = model.parent or baseline
-        rows.append({
-            "name": escape_markdown(model.name),
-            "place": model.place,
-            "parent": escape_markdown(parent),
-        })
-    return ModelCard.from_template(
-        metadata,
-        template_path=str(TEMPLATE),
-        metadata=metadata.to_yaml(),
-        title=escape_markdown(run.name),
-        base=first.base_model,
-        trained=rows,
-        summary=run.path("summary.md").read_text(encoding="utf-8").strip(),
-    )
 
 
-# ---- sending
+def _write_front_page(run: Run, to: str, cards: Mapping[str, ModelCard]) -> str:
+    """Write the card of the repository: the rates, and where each model lies in it."""
+    first = next(iter(cards.values())).data.to_dict()
+    shared = ("language", "base_model", "datasets", "license", "license_name", "license_link")
+    metadata = {name: first[name] for name in shared if first.get(name)}
+    metadata |= {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["trl"]}
+    lines = []
+    for model in run.models:
+        if model.place is not None:
+            link = f"[how it is loaded and what was measured]({model.place}/{CARD})"
+            lines.append(f'- {escape_markdown(model.name)}: `subfolder="{model.place}"`, {link}')
+    summary = run.path("summary.md").read_text(encoding="utf-8").strip()
+    return "\n".join([
+        # JSON is YAML too, and quotes every name.
+        "---", json.dumps(metadata, ensure_ascii=False, indent=1), "---",
+        f"# The run {escape_markdown(run.name)}", "",
+        "Language models after supervised fine-tuning (SFT) and direct preference optimisation "
+        f"(DPO), over the base `{run.record.sources['base_model']['name']}`. Each model lies in a "
+        f"folder of `{to}`:", "", *lines, "", summary, "",
+        "`report.html` is a page with every answer. `run.json` records what each file was made "
+        "from.", "",
+    ])  # fmt: skip
 
 
-def _send(run: Run, upload: Upload, force: bool) -> CommitInfo:
-    """Create the repository if there is none, and add one commit to it."""
+def _without_local_places(run: Run, files: Files) -> Files:
+    """Shorten the folders of this computer that the run's record names to their last part."""
+    folders = set()
+    for folder in (run.folder.resolve(), run.folder.absolute()):  # they differ behind a link
+        folders |= {str(folder), str(folder.parent)}
+    for text in _list_texts(run.record.model_dump()):
+        is_place = Path(text).is_absolute() and len(Path(text).parts) > 2 and "\n" not in text
+        if is_place:
+            folders.add(text)
+    cleaned: Files = {}
+    for name, content in files.items():
+        is_config = name.startswith(FOLDERS) and name.endswith((".json", CARD))
+        if name not in (*DESCRIPTIONS, PAGE, CARD) and not is_config:
+            cleaned[name] = content
+            continue
+        text = (content if isinstance(content, bytes) else content.read_bytes()).decode()
+        shortened = text
+        for folder in sorted(folders, key=len, reverse=True):
+            for spelling in (folder, json.dumps(folder)[1:-1], html.escape(folder)):
+                shortened = shortened.replace(spelling, Path(folder).name)
+        for place in (Path.cwd(), Path.home()):
+            if name != PAGE and len(place.parts) > 1 and f"{place}/" in shortened:
+                raise ValueError(
+                    f"{name} names the folder {place} of this computer, which others should not "
+                    "see. Remove it from the file, or make the file again. Nothing was sent."
+                )
+        cleaned[name] = content if shortened == text else shortened.encode()
+    return cleaned
+
+
+def _list_texts(data: Any) -> Iterator[str]:
+    """List the texts in nested dictionaries and lists."""
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, (Mapping, list)):
+        for part in data.values() if isinstance(data, Mapping) else data:
+            yield from _list_texts(part)
+
+
+# ---- the hub
+
+
+def _send(run: Run, files: Files, to: str, public: bool, force: bool) -> str:
+    """Create the repository if there is none, and send the files in one commit."""
     api = HfApi()
-    if not api.repo_exists(upload.to):
-        api.create_repo(upload.to, private=not upload.public)
-    info = api.model_info(upload.to)
-    there = [file.rfilename for file in info.siblings if file.rfilename != ".gitattributes"]
-    if there and not force:
-        raise ValueError(
-            f"TO = {upload.to!r} exists and has {len(there)} files. Choose another name, or give "
-            "FORCE=True to add a commit to it, in which the files of this run replace those of the "
-            "same name."
-        )
-    if info.private == upload.public:
-        given = "PUBLIC=True" if upload.public else "no PUBLIC=True"
-        seen = "private" if info.private else "public"
-        raise ValueError(
-            f"TO = {upload.to!r} is {seen}, but the command has {given}. Nothing here changes who "
-            "may see an existing repository: do it in its settings on the hub, or give "
-            f"{'PUBLIC=True' if not info.private else 'no PUBLIC=True'}."
-        )
-    operations = [CommitOperationAdd(path, file) for path, file in upload.files.items()]
-    known = (*RESULTS, *OPTIONAL, *RECORDS)
-    for path in there:
-        if path not in upload.files and (path in known or path.startswith(FOLDERS)):
-            operations.append(CommitOperationDelete(path))
-    # The parent makes the hub refuse the commit if the repository changes in the meantime.
-    return api.create_commit(
-        upload.to,
-        operations,
-        commit_message=f"Upload the run {run.name}",
-        parent_commit=info.sha,
+    with _explained(to, "Nothing was sent."):
+        known = _find(api, to)
+    if known is not None:
+        _require_permission(known, to, public, force)
+    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+    size = sum(operation.upload_info.size for operation in operations)
+    print(
+        f"Sending {len(files)} files ({size / 1e6:.1f} MB) of {run.folder} to {to} at "
+        f"{api.endpoint}, which is {'public' if public else 'private'}."
     )
+    left = "No commit is known to have arrived. Look at the repository, and repeat the command."
+    if known is None:
+        with _explained(to, "Nothing was sent."):
+            api.create_repo(to, private=not public, exist_ok=False)
+        # It is not removed: if the answer to the commit was lost, it may hold the run already.
+        left = (
+            f"The repository {to} was created, and no commit is known to have arrived. Repeat the "
+            f"command with FORCE=True, or remove it at {api.endpoint}/{to}/settings."
+        )
+    for name in _list_files(known):
+        is_of_run = name in (*NEEDED, *OPTIONAL) or name.startswith(FOLDERS)
+        if is_of_run and name not in files:
+            operations.append(CommitOperationDelete(name, is_folder=False))
+    with _explained(to, left):
+        api.create_commit(
+            to,
+            operations,
+            commit_message=f"The run {run.name}",
+            parent_commit=known.sha if known else None,
+        )
+    return f"{api.endpoint}/{to}"
+
+
+@contextmanager
+def _explained(to: str, left: str) -> Iterator[None]:
+    """Explain an error of the hub's client, and say what is on the hub now."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, errors.HTTPError) as error:
+        raise RuntimeError(
+            f"TO = {to!r}: the run could not be sent ({type(error).__name__}). "
+            f"{explain(error, uploading=True)} {left}"
+        ) from error
+
+
+def _find(api: HfApi, to: str) -> ModelInfo | None:
+    """Ask the hub for a repository; None if there is none that this login may see."""
+    try:
+        return api.model_info(to)
+    except errors.RepositoryNotFoundError:
+        return None
+
+
+def _require_permission(known: ModelInfo, to: str, public: bool, force: bool) -> None:
+    """Refuse a repository that exists, unless FORCE is set and it is as public as PUBLIC says."""
+    if not force:
+        raise ValueError(
+            f"TO = {to!r} exists on the hub. Choose another name, or set FORCE=True, which adds a "
+            "commit that replaces the run in it. Nothing was sent."
+        )
+    if known.private == public:
+        now, remedy = ("private", "Leave PUBLIC out") if public else ("public", "Set PUBLIC=True")
+        raise ValueError(
+            f"TO = {to!r} is {now} on the hub, and this command does not change that. {remedy}, "
+            "choose another name, or change it in the settings of the repository. Nothing was sent."
+        )
+
+
+def _list_files(known: ModelInfo | None) -> list[str]:
+    """List the files of a repository."""
+    return [file.rfilename for file in known.siblings or ()] if known else []

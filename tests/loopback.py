@@ -56,7 +56,7 @@ class Hub:
                 hub.requests.append(request)
                 if hub.silent is not None and re.search(hub.silent, request):
                     hub.closing.wait()
-                status, headers, content = hub.reply(self.command, self.path, body)
+                status, headers, content = hub.respond(request, self.headers, body)
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
                 for name, value in headers.items():
@@ -66,17 +66,17 @@ class Hub:
                     self.wfile.write(content)
 
             def read_body(self):
-                """Read what the request contains, in one piece or in chunks."""
+                """Read what was sent, at once or in chunks."""
                 if self.headers.get("Transfer-Encoding") != "chunked":
                     return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                parts = []
-                while length := int(self.rfile.readline(), 16):
-                    parts.append(self.rfile.read(length))
+                body = b""
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
                     self.rfile.readline()
                 self.rfile.readline()
-                return b"".join(parts)
+                return body
 
-            do_GET = do_HEAD = do_POST = do_PUT = do_CONNECT = handle_request
+            do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_CONNECT = handle_request
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -105,15 +105,15 @@ class Hub:
                 files[path.relative_to(folder).as_posix()] = path.read_bytes()
         hashes = [(path, hashlib.sha256(content).hexdigest()) for path, content in files.items()]
         commit = hashlib.sha1(json.dumps([name, hashes]).encode()).hexdigest()
-        new = SimpleNamespace(commits={}, gated=gated, private=False)
+        new = SimpleNamespace(commits={}, gated=gated)
         repository = self.repositories.setdefault((kind, name), new)
         repository.newest = commit
         repository.commits[commit] = files
         return commit
 
-    def reply(self, command, path, body):
-        """Return (status, headers, content) for a request."""
-        return self.answer(path)
+    def respond(self, request, headers, body):
+        """Return (status, headers, content) for a request, of which the path alone counts."""
+        return self.answer(request.split(" ", 1)[1])
 
     def answer(self, path):
         """Return (status, headers, content) for a path."""
@@ -138,9 +138,8 @@ class Hub:
         """Return the answer of the API about a repository at a commit."""
         siblings = [{"rfilename": path} for path in repository.commits[commit]]
         return self.as_json({
-            "id": match[2], "sha": commit, "private": repository.private,
-            "gated": repository.gated, "tags": [], "disabled": False, "downloads": 0, "likes": 0,
-            "siblings": siblings,
+            "id": match[2], "sha": commit, "private": False, "gated": repository.gated, "tags": [],
+            "disabled": False, "downloads": 0, "likes": 0, "siblings": siblings,
         })
 
     def answer_tree(self, repository, commit, match):

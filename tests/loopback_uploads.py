@@ -1,4 +1,8 @@
-"""A hub on 127.0.0.1 that also takes what is uploaded to it, as the real client sends it."""
+"""A hub on 127.0.0.1 that takes what its client sends, and then serves it.
+
+It has the part of the hub's interface that huggingface_hub calls without Xet. A commit appears
+only when it is complete: each large file must have arrived before, with its sha256.
+"""
 
 import base64
 import hashlib
@@ -9,114 +13,115 @@ from urllib.parse import unquote, urlsplit
 
 from loopback import Hub
 
-TOKEN = "hf_loopback"
-NEW = {".gitattributes": b"*.safetensors filter=lfs\n"}  # what the hub puts into a new repository
+LARGE = ".safetensors"  # the end of the names of files that are sent through Git LFS
+TOKEN = "hf_secretSecretSecretSecretSecret"
 
 
-class UploadHub(Hub):
-    """A hub with repositories that can be created and committed to with the token.
+class HubForUploads(Hub):
+    """Serves repositories, and takes commits from those who have the token.
 
     Attributes:
-        writes: the requests that would change something, as (what, repository).
-        fail: a word of `writes`; such requests get an error of the server.
+        written: the requests that create or change something, in their order.
+        broken: a pattern; requests that contain it are answered with `status`.
     """
 
     def __init__(self):
+        """Start a server without repositories."""
+        self.written, self.large = [], {}
+        self.broken, self.status = None, 500
         super().__init__()
-        self.writes, self.large, self.fail = [], {}, None
 
-    def create(self, name, private, files=NEW):
-        """Create a repository of models with a first commit."""
-        repository = SimpleNamespace(commits={}, gated=False, private=private)
-        self.repositories["models", name] = repository
-        self.commit(repository, dict(files))
-        return repository
-
-    def files(self, name):
-        """Return {path: content} of the newest commit of a repository."""
-        repository = self.repositories["models", name]
-        return repository.commits[repository.newest]
-
-    @staticmethod
-    def commit(repository, files):
-        """Make files the newest commit of a repository."""
-        sums = [(path, hashlib.sha1(content).hexdigest()) for path, content in files.items()]
-        made = json.dumps([len(repository.commits), sums])
-        repository.newest = hashlib.sha1(made.encode()).hexdigest()
-        repository.commits[repository.newest] = files
-
-    def reply(self, command, path, body):
+    def respond(self, request, headers, body):
         """Return (status, headers, content) for a request."""
+        method, path = request.split(" ", 1)
         path = unquote(urlsplit(path).path)
-        if command not in ("POST", "PUT"):
-            return super().reply(command, path, body)
+        if method in ("GET", "HEAD"):
+            status, sent, content = self.answer(path)
+            is_theirs = headers.get("Authorization") == f"Bearer {TOKEN}"
+            name = "/".join(path.removeprefix("/api/models").split("/")[1:3])
+            if self.is_private(name) and not is_theirs:
+                return 401, {"X-Error-Code": "RepoNotFound"}, b"{}"
+            return status, sent, content
         if path == "/api/validate-yaml":
             return self.as_json({"errors": [], "warnings": []})
-        routes = {
-            "create": r"/api/repos/(create)",
-            "preupload": r"/api/models/([^/]+/[^/]+)/preupload/main",
-            "batch": r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch",
-            "put": r"/(lfs)/.*",
-            "commit": r"/api/models/([^/]+/[^/]+)/commit/main",
-        }
-        for what, pattern in routes.items():
-            match = re.fullmatch(pattern, path)
-            if match:
-                self.writes.append((what, match[1]))
-                if self.fail == what:
-                    return 400, {"X-Request-Id": "1"}, b'{"error": "not today"}'
-                return getattr(self, f"take_{what}")(match[1], path, body)
-        return 404, {}, b"{}"
+        self.written.append(f"{method} {path}")
+        if self.broken is not None and re.search(self.broken, path):
+            return self.status, {}, b"{}"
+        if path.startswith("/upload/"):
+            return self.take_large_file(path.removeprefix("/upload/"), body)
+        if headers.get("Authorization") != f"Bearer {TOKEN}":
+            return 401, {}, b"{}"
+        if path == "/api/repos/create":
+            return self.create(json.loads(body))
+        name = re.sub(r"^/(api/models/)?|/(preupload|commit)/main$|\.git/info/.*$", "", path)
+        repository = self.repositories[("models", name)]
+        if path.endswith("/preupload/main"):
+            files = json.loads(body)["files"]
+            return self.as_json({"files": [self.choose(file) for file in files]})
+        if path.endswith("/objects/batch"):
+            return self.as_json({"transfer": "basic", "objects": self.list_places(body)})
+        return self.commit(repository, name, [json.loads(line) for line in body.splitlines()])
 
-    def take_create(self, _, path, body):
-        """Create a repository."""
-        asked = json.loads(body)
+    def is_private(self, name):
+        """Tell whether a repository exists and is private."""
+        return getattr(self.repositories.get(("models", name)), "private", False)
+
+    def answer_info(self, repository, commit, match):
+        """Return the answer of the API about a repository at a commit."""
+        status, headers, content = super().answer_info(repository, commit, match)
+        told = json.loads(content) | {"private": getattr(repository, "private", False)}
+        return status, headers, json.dumps(told).encode()
+
+    def create(self, asked):
+        """Create a repository, whose first commit is empty."""
         name = f"{asked['organization']}/{asked['name']}"
         if ("models", name) in self.repositories:
             return 409, {}, b"{}"
-        private = asked["private"] if "private" in asked else asked["visibility"] == "private"
-        self.create(name, private)
-        return self.as_json({"url": f"{self.url}/{name}"})
+        first = hashlib.sha1(name.encode()).hexdigest()
+        self.repositories[("models", name)] = SimpleNamespace(
+            commits={first: {}}, newest=first, gated=False, private=asked["visibility"] == "private"
+        )
+        return self.as_json({"url": f"{self.url}/{name}", "name": name})
 
-    def take_preupload(self, name, path, body):
-        """Say which files are large."""
-        files = []
-        for file in json.loads(body)["files"]:
-            mode = "lfs" if file["path"].endswith(".safetensors") else "regular"
-            files.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False})
-        return self.as_json({"files": files})
+    def choose(self, file):
+        """Say how a file is to be sent."""
+        mode = "lfs" if file["path"].endswith(LARGE) else "regular"
+        return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
 
-    def take_batch(self, name, path, body):
-        """Say where large files are to be sent."""
-        objects = []
-        for large in json.loads(body)["objects"]:
-            upload = {"href": f"{self.url}/lfs/{large['oid']}"}
-            objects.append(large | {"actions": {"upload": upload}})
-        return self.as_json({"transfer": "basic", "objects": objects})
+    def list_places(self, body):
+        """Say where each large file is to be sent."""
+        places = []
+        for wanted in json.loads(body)["objects"]:
+            upload = {"href": f"{self.url}/upload/{wanted['oid']}"}
+            places.append(wanted | {"actions": {"upload": upload}})
+        return places
 
-    def take_put(self, name, path, body):
-        """Take a large file."""
-        self.large[path.removeprefix("/lfs/")] = body
+    def take_large_file(self, sha256, content):
+        """Keep a large file, if it is the one that was announced."""
+        if hashlib.sha256(content).hexdigest() != sha256:
+            return 400, {}, b"{}"
+        self.large[sha256] = content
         return 200, {}, b""
 
-    def take_commit(self, name, path, body):
-        """Take a commit: all of it, or nothing."""
-        repository = self.repositories["models", name]
+    def commit(self, repository, name, lines):
+        """Make the newest commit of a repository from the lines of the request, or refuse all."""
         files = dict(repository.commits[repository.newest])
-        for line in body.decode().splitlines():
-            entry = json.loads(line)
-            value = entry["value"]
-            if entry["key"] == "header":
-                if value.get("parentCommit") not in (None, repository.newest):
-                    return 412, {}, b"{}"
-            elif entry["key"] == "file":
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header" and value.get("parentCommit", repository.newest) != (
+                repository.newest
+            ):
+                return 412, {}, b"{}"
+            if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
-            elif entry["key"] == "lfsFile":
-                content = self.large[value["oid"]]
-                assert hashlib.sha256(content).hexdigest() == value["oid"]
-                files[value["path"]] = content
-            elif entry["key"] == "deletedFile":
+            elif line["key"] == "lfsFile":
+                if value["oid"] not in self.large:
+                    return 400, {}, b"{}"
+                files[value["path"]] = self.large[value["oid"]]
+            elif line["key"] == "deletedFile":
                 del files[value["path"]]
-        self.commit(repository, files)
-        url = f"{self.url}/{name}/commit/{repository.newest}"
-        return self.as_json({"commitUrl": url, "commitOid": repository.newest})
+        hashes = [(path, hashlib.sha256(content).hexdigest()) for path, content in files.items()]
+        new = hashlib.sha1(json.dumps([repository.newest, hashes]).encode()).hexdigest()
+        repository.commits[new] = files
+        repository.newest = new
+        return self.as_json({"commitUrl": f"{self.url}/{name}/commit/{new}", "commitOid": new})

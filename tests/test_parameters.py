@@ -156,7 +156,6 @@ def test_every_parameter_of_the_notebooks_can_be_given():
         cells = nbformat.read(ROOT / notebook, as_version=4).cells
         (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
         names |= {line.split(" = ")[0] for line in cell.source.splitlines()}
-    of_commands = {"FROM", "SEEDS", "SETTING", "VALUES", "VOTES", "KEEP"}
     of_commands = {"FROM", "SEEDS", "SETTING", "VALUES", "VOTES", "PROCESSES", "PROCESS_TIMEOUT"}
     of_commands |= {"HARMFUL", "HELPFUL", "OUT", "KEEP", "MODEL", "TO", "PUBLIC", "FORCE"}
     # The command line fills EVALUATION with what it gives to eval.ipynb.
@@ -207,15 +206,15 @@ def test_make_takes_parameters_from_the_environment_and_says_which(make):
 
 
 # The environment may have these for something else.
-OF_THE_COMMAND_LINE = {"MODEL", "TO", "PUBLIC", "FORCE"}
+NOT_INHERITED = {"MODEL", "TO", "PUBLIC", "FORCE"}
 
 
 def test_make_takes_some_parameters_from_the_command_line_alone(make):
-    for name in OF_THE_COMMAND_LINE:
+    for name in NOT_INHERITED:
         assert make(**{name: "5"}) == [""]  # nothing is handed on
         assert make(f"{name}=5", **{name: "6"}) == [f"{name}=5"]
 
 
-@pytest.mark.parametrize("name", sorted({*Parameters.model_fields} - OF_THE_COMMAND_LINE))
+@pytest.mark.parametrize("name", sorted({*Parameters.model_fields} - NOT_INHERITED))
 def test_make_knows_every_parameter(make, name):
     assert make(**{name: "5"}) == [f"Taken from the environment: {name}.", f"{name}=5"]

@@ -1,266 +1,359 @@
-"""Uploading a run to a hub on 127.0.0.1 with the real client: what arrives, and what is refused."""
+"""make push: what arrives at a hub on 127.0.0.1 is what was sent; what is refused is not sent."""
 
 import ast
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import yaml
-from conftest import ROOT, command, load
-from huggingface_hub import constants, snapshot_download
-from loopback_uploads import NEW, TOKEN, UploadHub
-from test_hub import ask
+import torch
+from conftest import ROOT, contents_of
+from huggingface_hub import close_session, constants
+from loopback_uploads import TOKEN, HubForUploads
+from peft import LoraConfig, PeftModel, get_peft_model
+from small_runs import LORA, OPT
+from transformers import AutoModelForCausalLM
 
-from posttrain import generation
-from posttrain.files import sha256_of, write
-from posttrain.page import write_page
-from posttrain.pushing import push
+from posttrain import models, processes
+from posttrain.__main__ import main
+from posttrain.files import sha256_of
+from posttrain.pushing import collect, push
 from posttrain.run import Run
 
-BASE = "facebook/opt-350m"
-TO = "someone/quick"
-UPLOADING = {
-    "create_commit", "create_repo", "upload_file", "upload_folder", "upload_large_folder",
-    "push_to_hub", "preupload_lfs_files", "CommitOperationAdd", "CommitOperationDelete",
-    "delete_repo", "delete_file", "delete_folder", "update_repo_settings", "commit_scheduler",
-    "CommitScheduler", "metadata_update",
-}  # fmt: skip
+BASE = "someone/opt"
+TO = "me/quick-run"
+STRANGER = """
+import sys
+import torch
+from huggingface_hub import snapshot_download
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM
+
+_, base, to, out, *places = sys.argv
+tokens = torch.arange(5, 25)[None]
+logits = {}
+folder = snapshot_download(to)
+with torch.no_grad():
+    for place in places:
+        model = AutoModelForCausalLM.from_pretrained(base)
+        both = [
+            PeftModel.from_pretrained(model, to, subfolder=place),
+            AutoPeftModelForCausalLM.from_pretrained(f"{folder}/{place}"),  # names its base
+        ]
+        logits[place] = [loaded.eval()(tokens).logits for loaded in both]
+torch.save(logits, out)
+"""
+# What the client offers for changing something on the hub
+WRITING = re.compile(
+    r"(create|delete|move|update|upload|super_squash|duplicate|preupload)_"
+    r"(repo|commit|file|files|folder|large_folder|branch|tag|lfs_files|repo_settings|history"
+    r"|collection|space|bucket|discussion|pull_request)s?|push_to_hub|CommitOperation\w+|CommitScheduler"
+    r"|HfFileSystem|HfApi|metadata_update"
+)
 
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """A hub with the base of the run, and this process logged in there."""
-    server = UploadHub()
-    server.base = server.publish("models", BASE, ROOT / "demo" / "hub" / "opt")
-    ask(server.url, monkeypatch)
+    """A hub that has the base, for this process, with an empty cache and a token."""
+    hub = HubForUploads()
+    hub.publish("models", BASE, OPT)
+    files = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield server
-    server.close()
+    close_session()
+    yield hub
+    hub.close()
+    close_session()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The committed run's evaluation with random adapters, as a run over a base on the hub."""
+    hub = HubForUploads()
+    commit = hub.publish("models", BASE, OPT)
+    hub.close()
+    folder = tmp_path_factory.mktemp("finished") / "results" / "quick"
+    shutil.copytree(ROOT / "results" / "example", folder)
+    text = (folder / "run.json").read_text()
+    record = json.loads(text)
+    base = record["sources"]["base_model"]
+    old_name = base["name"]
+    for seed, model in enumerate(record["models"][1:]):
+        torch.manual_seed(seed)
+        adapted = get_peft_model(models.load_base(OPT), LoraConfig(**LORA))
+        place = folder / model["adapter"]
+        models.save_trained(adapted, place, OPT, BASE, commit, models.load_tokenizer(OPT))
+        old = record["artifacts"][model["adapter"]]["sha256"]
+        text = text.replace(old, sha256_of(place))
+    record = json.loads(text.replace(json.dumps(old_name), json.dumps(BASE)))
+    record["preset"] = "quick"
+    record["sources"]["base_model"]["commit"] = commit
+    record["sources"]["dataset"]["name"] = "/data/me/secret place/pairs"
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
 
 
 @pytest.fixture
-def run(copied_run, server, tmp_path):
-    """A finished run whose base is on that hub, and whose judge is a folder of this computer."""
-    record = load(copied_run.run / "run.json")
-    record["preset"] = "quick"
-    record["sources"]["base_model"] = {"name": BASE, "commit": server.base, "sha256": None}
-    record["sources"]["reward_model"]["name"] = str(tmp_path / "my <judge>")
-    write(copied_run.run / "run.json", record)
-    write_page(copied_run.run)
-    return Run(tmp_path / "results", "demo")
+def run(finished, tmp_path):
+    """A copy of the finished run that a test may change."""
+    shutil.copytree(finished, tmp_path / "results" / "quick")
+    return Run(tmp_path / "results", "quick")
 
 
-def ask_as_stranger(card, server, folder):
-    """Run the snippet of a card in another process, which only knows the hub's address."""
-    (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+def arrived(server, name=TO):
+    """The files of a repository's newest commit."""
+    repository = server.repositories[("models", name)]
+    return repository.commits[repository.newest]
+
+
+def change_record(run, **changes):
+    path = run.path("run.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def load_as_a_stranger(server, run, folder):
+    """Load the adapters by name in a new process, in both of PEFT's ways; return their logits."""
     variables = {
         "HF_ENDPOINT": server.url,
-        "HF_HOME": str(folder / "home"),
-        "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(folder / "their home"),
     }
+    places = [model.adapter for model in run.models[1:]]
+    card = arrived(server)["adapters/sft_dpo/README.md"].decode()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert TO in code and str(run.folder) not in code
     done = subprocess.run(
-        [sys.executable, "-c", snippet],
+        [sys.executable, "-c", STRANGER + code, BASE, TO, str(folder / "logits.pt"), *places],
         env=os.environ | variables,
         cwd=folder,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    assert done.returncode == 0, done.stderr
+    return torch.load(folder / "logits.pt")
 
 
 # ---- what arrives
 
 
-def test_what_arrives_is_the_run_and_loads_by_name(run, server, tmp_path, capsys):
-    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
-    address = push(run, TO)
-    assert address.startswith(f"{server.url}/{TO}/commit/")
-    assert server.repositories["models", TO].private
-    assert [what for what, _ in server.writes].count("commit") == 1
-    arrived = server.files(TO)
-    for name in ("prompts.json", "responses.json", "scores.json", "classification.json"):
-        assert arrived[name] == run.path(name).read_bytes()
-        assert sha256_of(run.path(name)) == yaml.safe_load(arrived["metrics.json"])["sha256"][name]
-    for place in ("adapters/sft", "adapters/dpo", "adapters/sft_dpo"):
-        weights = f"{place}/adapter_model.safetensors"
-        assert arrived[weights] == run.path(weights).read_bytes()
-        assert f"{place}/README.md" in arrived
-    assert before == {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
-    unwanted = [path for path in arrived if path.endswith((".ipynb", ".lock")) or "/." in path]
-    assert not unwanted
-    everything = b"\n".join(arrived.values())
-    assert str(tmp_path).encode() not in everything
-    assert TOKEN.encode() not in everything
-    assert yaml.safe_load(arrived["run.json"])["sources"]["reward_model"]["name"] == "my <judge>"
-    assert load(run.path("run.json"))["sources"]["reward_model"]["name"] == f"{tmp_path}/my <judge>"
-    said = capsys.readouterr().out
-    assert "only you and your organization can see" in said
-    assert TOKEN not in said
-    card = arrived["adapters/sft_dpo/README.md"].decode()
-    answer = ask_as_stranger(card, server, tmp_path)
-    question = re.search(r"Human: (.*?)\\n\\nAssistant:", card)[1]
-    base = run.source("base_model", str(ROOT / "demo" / "hub" / "opt"))
-    expected = generation.ask(run, "SFT+DPO", [question], base, max_new_tokens=48)
-    assert answer.strip() == expected[0]
+def test_what_arrives_is_what_was_sent_and_loads_by_name(server, run, tmp_path, capsys):
+    before = contents_of(run.folder)
+    expected = collect(run, TO)
+    main(["push", f"RESULTS={run.folder.parent}", "RUN=quick", f"TO={TO}"])
+    said = capsys.readouterr()
+    files = arrived(server)
+    assert set(files) == set(expected)
+    for name, content in expected.items():
+        assert files[name] == (content if isinstance(content, bytes) else content.read_bytes())
+    for name in ("prompts.json", "responses.json", "adapters/sft/adapter_model.safetensors"):
+        assert files[name] == run.path(name).read_bytes()
+    assert contents_of(run.folder) == before
+    assert "private" in said.out and f"{server.url}/{TO}" in said.out
+    assert server.repositories[("models", TO)].private
+    assert TOKEN not in said.out + said.err
+    assert sum("/upload/" in request for request in server.written) == 3  # each adapter once
+    theirs = load_as_a_stranger(server, run, tmp_path)
+    tokens = torch.arange(5, 25)[None]
+    for model in run.models[1:]:
+        base = AutoModelForCausalLM.from_pretrained(OPT).eval()
+        plain = base(tokens).logits
+        own = PeftModel.from_pretrained(base, run.path(model.adapter)).eval()(tokens).logits
+        assert not torch.allclose(own, plain)
+        for logits in theirs[model.adapter]:
+            assert torch.equal(logits, own)
 
 
-def test_front_page_lists_the_models_and_names_a_licence(run, server):
-    push(run, TO)
-    text = server.files(TO)["README.md"].decode()
-    metadata = yaml.safe_load(text.split("---\n")[1])
-    assert metadata["base_model"] == BASE
-    assert metadata["license_name"] == "opt-175b"
-    for place in ("adapters/sft", "adapters/dpo", "adapters/sft_dpo"):
-        assert f"({place}/README.md)" in text
-    assert run.path("summary.md").read_text().split("\n")[4] in text
+def test_no_folder_of_this_computer_is_sent(run):
+    for name, content in collect(run, TO).items():
+        text = content if isinstance(content, bytes) else content.read_bytes()
+        assert b"secret place" not in text, name
+        assert str(run.folder.parent).encode() not in text, name
+    assert b'"pairs"' in collect(run, TO)["run.json"]
 
 
-def test_files_can_be_had_by_name(run, server, tmp_path):
-    push(run, TO)
-    there = Path(snapshot_download(TO, cache_dir=tmp_path / "cache"))
-    for path, content in server.files(TO).items():
-        assert (there / path).read_bytes() == content
+def test_folder_that_no_record_names_is_refused(run, server):
+    path = run.path("summary.md")
+    path.write_text(path.read_text() + f"\n{ROOT}/data\n")
+    with pytest.raises(ValueError, match="summary.md names the folder"):
+        push(run, TO)
+    assert server.requests == []
 
 
-def test_public_only_if_asked(run, server, capsys):
+def test_front_page_names_every_model_and_the_rates(run):
+    page = collect(run, TO)["README.md"].decode()
+    for model in run.models[1:]:
+        assert f'`subfolder="{model.adapter}"`' in page
+    assert run.path("summary.md").read_text().strip() in page
+
+
+def test_public_only_if_it_is_said(server, run):
     push(run, TO, public=True)
-    assert not server.repositories["models", TO].private
-    assert "everybody can see" in capsys.readouterr().out
+    assert not server.repositories[("models", TO)].private
 
 
-# ---- a repository that exists
-
-
-def test_repository_with_files_is_left_alone_unless_forced(run, server):
-    others = NEW | {"notes.md": b"Mine.", "adapters/ipo/adapter_config.json": b"{}"}
-    server.create(TO, private=True, files=others)
-    with pytest.raises(ValueError, match=f"TO = '{TO}' exists and has 2 files.*FORCE=True"):
-        push(run, TO)
-    assert server.files(TO) == others and not server.writes
-    push(run, TO, force=True)
-    assert server.files(TO)["notes.md"] == b"Mine."
-    assert "adapters/ipo/adapter_config.json" not in server.files(TO)
-    assert "adapters/sft/adapter_config.json" in server.files(TO)
-
-
-@pytest.mark.parametrize(("private", "public"), [(True, True), (False, False)])
-def test_who_may_see_a_repository_is_never_changed(run, server, private, public):
-    server.create(TO, private=private)
-    with pytest.raises(ValueError, match="Nothing here changes who may see"):
-        push(run, TO, public=public, force=True)
-    assert server.files(TO) == NEW and not server.writes
-
-
-def test_failed_upload_leaves_an_empty_repository_and_can_be_repeated(run, server):
-    for step in ("put", "commit"):
-        server.fail = step
-        with pytest.raises(ValueError, match=f"TO = '{TO}': nothing was uploaded"):
-            push(run, TO)
-        assert server.files(TO) == NEW
-    server.fail = None
+def test_repository_that_exists_needs_force_and_gets_one_more_commit(server, run):
     push(run, TO)
-    assert "adapters/sft/README.md" in server.files(TO)
-
-
-# ---- what is refused before the hub is asked to write
-
-
-@pytest.mark.parametrize("to", ["quick", "a/b/c", "a b/c", "/quick", "user/", "../x", "a/b.git"])
-def test_what_is_no_name_of_a_repository(run, server, to):
-    with pytest.raises(ValueError, match="^TO = "):
-        push(run, to)
-    assert not server.writes
-
-
-def test_no_token(run, server, monkeypatch):
-    monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nonexistent")
-    with pytest.raises(ValueError, match="There is no token.*hf auth login"):
+    first = server.repositories[("models", TO)]
+    first.commits[first.newest] |= {"notes.txt": b"mine", "adapters/old/log.json": b"[]"}
+    writes = len(server.written)
+    with pytest.raises(ValueError, match="exists on the hub. Choose another name, or set FORCE"):
         push(run, TO)
-    assert not server.requests
+    with pytest.raises(ValueError, match="is private on the hub, and this command does not"):
+        push(run, TO, public=True, force=True)
+    assert len(server.written) == writes
+    path = run.path("summary.csv")
+    path.write_text(path.read_text() + "\n")
+    push(run, TO, force=True)
+    assert len(first.commits) == 3
+    assert arrived(server)["summary.csv"] == path.read_bytes()
+    assert arrived(server)["notes.txt"] == b"mine"
+    assert "adapters/old/log.json" not in arrived(server)
 
 
-def test_offline(run, server, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="HF_HUB_OFFLINE"):
-        push(run, TO)
-    assert not server.requests
+# ---- what is refused
 
 
-def spoil(run, how):
-    """Make a run one that is not uploaded."""
-    record = load(run.path("run.json"))
-    if how == "demo":
-        record["preset"] = "demo"
-    elif how == "folder":
-        record["sources"]["base_model"] = {"name": "my/opt", "commit": None, "sha256": "0"}
-    elif how == "imported":
-        record["models"] = record["models"][:1]
-    elif how == "new model":
-        another = record["models"][1] | {"name": "IPO", "adapter": "adapters/ipo"}
-        record["artifacts"]["adapters/ipo"] = record["artifacts"]["adapters/sft"]
-        shutil.copytree(run.path("adapters/sft"), run.path("adapters/ipo"))
-        record["models"].append(another)
-    elif how == "adapter":
-        path = run.path("adapters/dpo/adapter_model.safetensors")
-        path.write_bytes(path.read_bytes()[:-1])
-    elif how == "training":
-        write(run.path("checkpoints/dpo/checkpoint-10/trainer_state.json"), {})
-    elif how == "metrics":
-        run.path("metrics.json").unlink()
-    elif how == "old metrics":
-        write(run.path("scores.json"), load(run.path("scores.json"))[1:])
-    elif how == "page":
-        run.path("report.html").unlink()
-    write(run.path("run.json"), record)
+def spoil_adapter(run):
+    path = run.path("adapters/dpo/adapter_model.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def spoil_record(run):
+    record = json.loads(run.path("run.json").read_text())
+    record["artifacts"]["adapters/sft"]["made_from"] = {}
+    run.path("run.json").write_text(json.dumps(record))
+
+
+def name_local_base(run):
+    record = json.loads(run.path("run.json").read_text())
+    record["sources"]["base_model"]["commit"] = None
+    run.path("run.json").write_text(json.dumps(record))
+
+
+def change_answers(run):
+    path = run.path("responses.json")
+    path.write_text(path.read_text() + "\n")
+
+
+def write_older_metrics(run):
+    metrics = json.loads(run.path("metrics.json").read_text())
+    del metrics["sha256"]
+    run.path("metrics.json").write_text(json.dumps(metrics))
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("spoil", "message"),
     [
-        ("demo", "a run of the demo"),
-        ("folder", "The base of .* is the folder my/opt"),
-        ("imported", "has no trained model"),
-        ("new model", "no measures of IPO as it is now"),
-        ("adapter", "adapters/dpo is missing or was changed"),
-        ("training", "a training has not ended"),
-        ("metrics", "no measures of SFT as it is now"),
-        ("old metrics", "no measures of SFT as it is now"),
-        ("page", "has no report.html"),
+        (lambda run: change_record(run, preset="demo"), "is a run of the demo"),
+        (lambda run: change_record(run, imported={"what": "x"}), "contains imported results"),
+        (lambda run: run.path("checkpoints").mkdir(), "still being trained"),
+        (lambda run: run.path("metrics.json").unlink(), "SFT has not been evaluated"),
+        (lambda run: run.path("report.html").unlink(), "it has no report.html"),
+        (lambda run: run.path("run.json").unlink(), "has no run.json"),
+        (lambda run: shutil.rmtree(run.path("adapters/sft")), "sft is missing, or was changed"),
+        (spoil_adapter, "dpo is missing, or was changed"),
+        (spoil_record, "earlier version of this repository"),
+        (name_local_base, "is a folder of this computer"),
+        (change_answers, "has not been evaluated as it is now"),
+        (write_older_metrics, "written by another version"),
     ],
 )
-def test_unfit_runs(run, server, how, message):
-    spoil(run, how)
-    with pytest.raises(ValueError, match=message):
+def test_run_that_is_not_fit_is_refused_without_the_hub(server, run, spoil, message, capsys):
+    spoil(run)
+    with pytest.raises(SystemExit) as end:
+        main(["push", f"RESULTS={run.folder.parent}", "RUN=quick", f"TO={TO}"])
+    assert message in str(end.value) + capsys.readouterr().err
+    assert server.requests == []
+
+
+NO_NAMES = ["quick", "a/b/c", "me/", "/x", "me/a b", "https://x.y/me/a", "me/a..b"]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_name_that_is_none_is_refused(server, run, name):
+    with pytest.raises(ValueError, match="is no name of a repository. Write user/name"):
+        push(run, name)
+    assert server.requests == []
+
+
+def test_no_token_offline_and_several_processes_are_refused(server, run, monkeypatch):
+    with monkeypatch.context() as changed:
+        changed.setattr(processes, "count", lambda: 2)
+        with pytest.raises(ValueError, match="PROCESSES"):
+            push(run, TO)
+    with monkeypatch.context() as changed:
+        changed.delenv("HF_TOKEN")
+        with pytest.raises(ValueError, match="no access token"):
+            push(run, TO)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE forbids"):
         push(run, TO)
-    assert not server.requests
+    assert server.requests == []
 
 
-def test_command_says_what_it_needs_and_takes_no_run_that_is_none(tmp_path):
-    done = command("push", "RUN=quick")
-    assert done.returncode == 1 and "make push RUN=quick TO=user/name" in done.stderr
-    done = command("push", f"RESULTS={tmp_path}", "RUN=quick", f"TO={TO}")
-    assert done.returncode == 1 and "quick" in done.stderr
-    assert not any(tmp_path.iterdir())
+# ---- what goes wrong on the way
 
 
-def test_nothing_else_in_the_project_uploads():
+@pytest.mark.parametrize(
+    ("broken", "status", "message"),
+    [
+        ("/repos/create", 403, "no right to write.*Nothing was sent"),
+        ("/repos/create", 401, "does not accept the login.*Nothing was sent"),
+        ("/repos/create", 409, "A repository of this name exists.*Nothing was sent"),
+        ("/upload/", 403, "no right to write.*was created, and no commit is known.*FORCE=True"),
+        ("/commit/", 412, "Somebody else has changed"),
+    ],
+)
+def test_failure_leaves_no_half_run_and_says_what_is_there(server, run, broken, status, message):
+    server.broken, server.status = broken, status
+    with pytest.raises(RuntimeError, match=message) as failure:
+        push(run, TO)
+    assert TOKEN not in str(failure.value)
+    if ("models", TO) in server.repositories:
+        assert arrived(server) == {}
+        server.broken = None
+        push(run, TO, force=True)
+        assert "adapters/dpo/adapter_model.safetensors" in arrived(server)
+
+
+def test_hub_that_is_not_there_is_explained(server, run):
+    server.close()
+    with pytest.raises(RuntimeError, match="cannot be reached.*Nothing was sent"):
+        push(run, TO)
+
+
+def test_wrong_token_is_explained(server, run, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(RuntimeError, match="does not accept the login"):
+        push(run, TO)
+    assert server.repositories.keys() == {("models", BASE)}
+
+
+# ---- nothing else is sent
+
+
+def test_one_module_alone_names_what_sends():
     found = {}
-    for path in [*(ROOT / "posttrain").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [getattr(node, "attr", None), getattr(node, "id", None)]
-            names += [alias.name for alias in getattr(node, "names", []) if hasattr(alias, "name")]
-            if UPLOADING.intersection(names):
-                found[path.name] = True
-    assert list(found) == ["pushing.py"]
-    for name in ("main.ipynb", "eval.ipynb", "compare.ipynb"):
-        assert not re.search("|".join(UPLOADING), (ROOT / name).read_text(encoding="utf-8"))
+    for path in (ROOT / "posttrain").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(node, "attr", None) or getattr(node, "id", None)
+            name = name or (node.name if isinstance(node, ast.alias) else None)
+            if isinstance(node, ast.keyword):
+                name = node.arg
+            if name and WRITING.fullmatch(name):
+                found.setdefault(path.stem, set()).add(name)
+    assert found.keys() == {"pushing"}, found
+    assert {"HfApi", "create_repo", "create_commit", "CommitOperationAdd"} <= found["pushing"]
+    for notebook in ROOT.glob("*.ipynb"):
+        for cell in json.loads(notebook.read_text())["cells"]:
+            assert not WRITING.search("".join(cell["source"])), notebook
