@@ -343,7 +343,7 @@ def contents_of(folder):
             if path.suffix == ".html":
                 content = re.sub(rb"\b20\d\d-\d\d-\d\d\b", b"", content)
             if path.name == "README.md":  # a card names the folder that its model is loaded from
-                content = content.replace(str(folder).encode(), b"")
+                content = re.sub(rb'"[^"]*(results/demo/adapters)', rb'"\1', content)
             found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
     return found
 
