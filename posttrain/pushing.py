@@ -154,7 +154,8 @@ def _require_shareable(run: Run) -> None:
             f"{run.folder} contains imported results and no model that could be sent. Name a run "
             "that was trained."
         )
-    if run.path("checkpoints").exists():
+    # A trainer that is only built, as by running main.ipynb again, leaves an empty folder there.
+    if any(path.is_file() for path in run.path("checkpoints").rglob("*")):
         raise _not_finished(run, "a model is still being trained.")
     base = record.sources.get("base_model", {"name": "not recorded", "commit": None})
     if base["commit"] is None or Path(base["name"]).is_absolute():

@@ -81,7 +81,8 @@ def finished(tmp_path_factory):
     commit = hub.publish("models", BASE, OPT)
     hub.close()
     folder = tmp_path_factory.mktemp("finished") / "results" / "quick"
-    shutil.copytree(ROOT / "results" / "example", folder)
+    uncommitted = shutil.ignore_patterns(".*", "adapters", "checkpoints")
+    shutil.copytree(ROOT / "results" / "example", folder, ignore=uncommitted)
     text = (folder / "run.json").read_text()
     record = json.loads(text)
     base = record["sources"]["base_model"]
@@ -223,6 +224,13 @@ def test_repository_that_exists_needs_force_and_gets_one_more_commit(server, run
 # ---- what is refused
 
 
+def begin_training(run):
+    """Leave a checkpoint, as a training does that was interrupted."""
+    checkpoint = run.path("checkpoints/ipo/checkpoint-10")
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+
+
 def spoil_adapter(run):
     path = run.path("adapters/dpo/adapter_model.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
@@ -256,7 +264,7 @@ def write_older_metrics(run):
     [
         (lambda run: change_record(run, preset="demo"), "is a run of the demo"),
         (lambda run: change_record(run, imported={"what": "x"}), "contains imported results"),
-        (lambda run: run.path("checkpoints").mkdir(), "still being trained"),
+        (begin_training, "still being trained"),
         (lambda run: run.path("metrics.json").unlink(), "SFT has not been evaluated"),
         (lambda run: run.path("report.html").unlink(), "it has no report.html"),
         (lambda run: run.path("run.json").unlink(), "has no run.json"),
