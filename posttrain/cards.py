@@ -79,7 +79,7 @@ def build_card(
     method = training.inputs.get("trainer", "").rsplit(".", 1)[-1]
     metadata = ModelCardData(
         model_name=f"{model.name} ({run.name})",
-        language="en" if is_hh(data["name"]) else None,
+        language="en" if _is_hh_itself(data["name"]) else None,
         base_model=base["name"] if base["commit"] else None,
         base_model_relation="finetune" if is_plain else "adapter",
         datasets=[data["name"]] if data["commit"] else None,
@@ -104,6 +104,7 @@ def build_card(
         new_tokens=NEW_TOKENS,
         options=OPTIONS,
         is_hh=is_hh(data["name"]),
+        is_hh_itself=_is_hh_itself(data["name"]),
         settings=_list_settings(run, training),
         base={"name": base["name"], "licence": _explain_licence(_read_licence(base["name"]))},
         data={"name": data["name"], "licence": _explain_licence(_read_licence(data["name"]))},
@@ -128,12 +129,17 @@ def _name_source(run: Run, role: str) -> dict[str, str | None]:
     return run.record.sources.get(role, {"name": name, "commit": None, "sha256": None})
 
 
+def _is_hh_itself(name: str) -> bool:
+    """Tell whether a dataset is HH-RLHF on the hub, or the demo's stand-in for it."""
+    return name in (HH, f"{STAND_INS}/hh-rlhf")
+
+
 def _read_licence(name: str) -> Licence:
     """Look up the licence of a base or dataset, which is unknown unless its own card names it."""
     if re.fullmatch(r"facebook/opt-\d[\w.]*", name):
         link = f"https://huggingface.co/{name}/blob/main/LICENSE.md"
         return {"license": "other", "license_name": OPT_LICENCE, "license_link": link}
-    if name == HH or Path(name).is_relative_to(STAND_INS):
+    if _is_hh_itself(name) or Path(name).is_relative_to(STAND_INS):
         return {"license": "mit"}
     path, fields = Path(name) / CARD, {}
     if path.is_file():
@@ -212,9 +218,11 @@ def _list_settings(run: Run, training: Artifact) -> dict[str, str]:
     values["pairs"] = sum(row.get("training", 0) for row in run.record.data) or None
     values |= {name: inputs.get("arguments", {}).get(name) for name in ARGUMENTS}
     values |= {name: adapter.get(name) for name in ADAPTER}
-    layers = {layer.rsplit(".", 1)[-1] for layer in adapter.get("target_modules") or ()}
-    left_out = adapter.get("exclude_modules") or ()
-    values["adapted layers"] = ", ".join(sorted(layers.difference(left_out)))
+    adapted = adapter.get("target_modules") or ()
+    if not isinstance(adapted, str):  # a pattern
+        layers = {layer.rsplit(".", 1)[-1] for layer in adapted}
+        adapted = ", ".join(sorted(layers.difference(adapter.get("exclude_modules") or ())))
+    values["adapted layers"] = adapted
     for role in ("base_model", "dataset"):
         source = _name_source(run, role)
         version = source["commit"] or f"sha256 {source['sha256']}"
@@ -278,7 +286,7 @@ def _list_results(
         results.append(
             EvalResult(
                 task_type="text-generation",
-                dataset_type=data["name"],
+                dataset_type=data["name"] if data["commit"] else "local",
                 dataset_name=f"{data['name']}, {' and '.join(kinds)} prompts",
                 dataset_config=subset,
                 dataset_split="test",
@@ -314,5 +322,5 @@ def _describe_rates(run: Run, model: Model, measured: Mapping[str, Any] | None) 
         "judge": _name_source(run, "reward_model")["name"],
         "test_data": _name_source(run, "test_dataset")["name"],
         "prompts": f"{' and '.join(counts)} prompts",
-        "agreement": measured["judge"],
+        "agreement": measured.get("judge") or [],
     }

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from posttrain.conversations import convert_row
-from posttrain.files import write, written_whole
+from posttrain.files import require_new_folder, write, written_whole
 from posttrain.reading import Source, read_source
 from posttrain.transcripts import CONVERSION, MEASURED, Pair, Row
 
@@ -46,8 +46,7 @@ def convert(sources: Mapping[str, str], out: Path) -> Report:
         ValueError: if the folder is not empty, a source cannot be read, lacks the columns of
             preference pairs, or has no usable pair.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"OUT: {out} exists already and is not empty. Choose another folder.")
+    require_new_folder(out)
     if len(set(sources.values())) < len(sources):
         raise ValueError(
             "HARMFUL, HELPFUL: both name the same source, so the same prompts would be harmful and "

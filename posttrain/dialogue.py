@@ -19,7 +19,6 @@ from posttrain.judging import compute_rewards, encode_answers, read_question
 from posttrain.models import load_judge, load_models, load_tokenizer, plain, switched_to
 from posttrain.notebooks import read_functions
 from posttrain.preparation import EVAL, require_own_name
-from posttrain.reasking import list_places
 from posttrain.sources import Source
 from posttrain.tokens import encode_prompts
 from posttrain.transcripts import CONTROL, PROMPT_END, TURN
@@ -189,7 +188,7 @@ class Dialogue:
                 if self._judge is not None:
                     reply.reward = self._rate(name, prompt, reply.answer)
                 replies.append(reply)
-        except KeyboardInterrupt:
+        except BaseException:  # such as Ctrl-C or no memory, in the middle of anything
             self._models = {}  # an adapter may be left in the base's weights
             raise
         for reply in replies:
@@ -235,7 +234,8 @@ class Dialogue:
         decoding |= SAMPLING if sample else {"do_sample": False}
         text = plain(prompt, self._tokenizer)
         model = self._models[name]
-        with switched_to(model, name), torch.random.fork_rng(enabled=sample):
+        devices = [model.device] if model.device.type == "cuda" else []
+        with switched_to(model, name), torch.random.fork_rng(devices, enabled=sample):
             if sample:
                 torch.manual_seed(self._seed)
             (completion,) = respond(
@@ -303,11 +303,11 @@ def require_models(run: Run) -> None:
         raise ValueError(
             f"{run.folder} has no models yet. Run main.ipynb with RUN = {run.name!r} first."
         )
-    for place in list_places(run):
-        if not run.path(place).exists():
+    for model in record.models:
+        if model.place is not None and not run.path(model.place).exists():
             raise ValueError(
-                f"{run.path(place)} is missing, so this model cannot be asked. Restore it, or "
-                "train the run again. (Runs of the repository come without their models.)"
+                f"{run.path(model.place)} is missing, so {model.name} cannot be asked. Restore "
+                "it, or train the run again. (Runs of the repository come without their models.)"
             )
 
 

@@ -62,6 +62,7 @@ class Form:
         """Ask what is filled in, and show the answers or why there are none."""
         self.ask.disabled = self.over.disabled = True
         self._say("The models are answering. Before the first answer they are loaded.")
+        replies = None
         with self.printed:  # progress bars, and what the package prints
             try:
                 replies = self._dialogue.ask(self.question.value, self.way.value == "sampled")
@@ -74,7 +75,12 @@ class Form:
             except (ValueError, RuntimeError, OSError) as error:
                 self._say(str(error))
             except KeyboardInterrupt:
-                self._say("Interrupted. The conversations are as they were before the question.")
+                state = "as they were before this question"
+                if replies is not None:
+                    state = "with this question and its answers"
+                self._say(f"Interrupted. The conversations are {state}.")
+            except Exception as error:  # a button has no other place to show it
+                self._say(f"{type(error).__name__}: {error}")
         self.printed.clear_output()
         self.ask.disabled = self.over.disabled = False
 

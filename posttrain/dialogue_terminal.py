@@ -109,6 +109,7 @@ def _read_lines() -> Iterator[str]:
 
 def _answer(dialogue: Dialogue, question: str, sample: bool, keep: bool) -> None:
     """Print the answers to a question, or why there are none."""
+    replies = None
     try:
         replies = dialogue.ask(question, sample)
         _print_replies(replies)
@@ -119,7 +120,10 @@ def _answer(dialogue: Dialogue, question: str, sample: bool, keep: bool) -> None
         _say(str(error))
     except KeyboardInterrupt:
         print()
-        _say("Interrupted. The conversations are as they were before this question.")
+        if replies is None:
+            _say("Interrupted. The conversations are as they were before this question.")
+        else:
+            _say("Interrupted. The conversations contain this question and its answers.")
 
 
 def _print_replies(replies: list[Reply]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,6 +135,24 @@ def read_json(path: Path, kind: Any = Any) -> Any:
         f"{path} is damaged ({place or 'the whole file'}: {reason}). Restore it{remedy}, or set "
         "FRESH = True to start over."
     ) from cause
+
+
+def require_new_folder(out: Path) -> None:
+    """Refuse an OUT that has something in it, or cannot be written, before any work is done.
+
+    Raises:
+        ValueError: if that is so.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"OUT: {out} exists already and is not empty. Choose another folder.")
+    parent = next(parent for parent in out.absolute().parents if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise ValueError(
+            f"OUT: {out} cannot be written ({error.strerror}: {parent}). Choose a folder that you "
+            "may write into."
+        ) from error
 
 
 def sha256_of(path: Path) -> str:

@@ -91,8 +91,8 @@ STATUSES_OF_UPLOADS = {
         "right to write (`hf auth login`), and unset HF_TOKEN if it is set."
     ),
     403: (
-        "Your access token has no right to write there. Give it the right to write in the hub's "
-        "settings, and check that the user or organisation in the name is yours."
+        "The hub forbids it. Check that the user or organisation in the name is yours, and that "
+        "your access token has the right to write (in the hub's settings)."
     ),
     404: "The hub knows no such repository, or no such user or organisation. Check the name.",
     409: "A repository of this name exists, which this login may not see. Choose another name.",
@@ -111,11 +111,9 @@ def explain(error: Exception, uploading: bool = False) -> str:
         Sentences that say what happened and what to do.
     """
     causes = _list_causes(error)
-    if uploading:
-        for cause in causes:
-            status = getattr(getattr(cause, "response", None), "status_code", None)
-            if status in STATUSES_OF_UPLOADS:
-                return STATUSES_OF_UPLOADS[status]
+    refusal = _explain_refused_upload(causes) if uploading else None
+    if refusal is not None:
+        return refusal
     kinds = set()
     for cause in causes:
         kinds.update(kind.__name__ for kind in type(cause).__mro__)
@@ -127,6 +125,18 @@ def explain(error: Exception, uploading: bool = False) -> str:
         place = ""
     reason = _find_reason(causes, kinds, "sent" if uploading else "downloaded")
     return place + reason.replace("{endpoint}", constants.ENDPOINT)
+
+
+def _explain_refused_upload(causes: list[BaseException]) -> str | None:
+    """Explain an answer with which the hub refuses an upload, in its own words too."""
+    for cause in causes:
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if status in STATUSES_OF_UPLOADS or (status is not None and 400 <= status < 429):
+            otherwise = f"The hub refused it with the status {status}."
+            said = getattr(cause, "server_message", None)
+            reason = STATUSES_OF_UPLOADS.get(status, otherwise)
+            return f"{reason} It says: {said}" if said else reason
+    return None
 
 
 def _list_causes(error: BaseException | None) -> list[BaseException]:

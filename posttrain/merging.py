@@ -1,10 +1,9 @@
 """Merge a trained adapter into its base, so that a plain model can be saved and shared."""
 
-import tempfile
 from pathlib import Path
 
 from posttrain.cards import CARD, build_card
-from posttrain.files import write, written_whole
+from posttrain.files import require_new_folder, write, written_whole
 from posttrain.models import (
     LARGEST_DIFFERENCE,
     PROBES,
@@ -42,7 +41,7 @@ def merge(run: Run, name: str, out: str, base_model: str | None = None) -> float
     """
     model = _require_adapter(run, name)
     folder = Path(out).resolve()
-    _require_free(out, folder)
+    require_new_folder(Path(out))
     require_as_made(run, model.adapter)
     base_name = run.record.sources.get("base_model", {}).get("name", run.models[0].base)
     base = run.source("base_model", base_model or base_name)
@@ -88,17 +87,3 @@ def _require_adapter(run: Run, name: str) -> Model:
         f"MODEL: {name} has no adapter that could be merged. The models of {run.folder} with an "
         f"adapter are: {', '.join(trained) or 'none'}."
     )
-
-
-def _require_free(out: str, folder: Path) -> None:
-    """Refuse a folder that is not empty or cannot be written, before anything is loaded."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"OUT: {out} exists already and is not empty. Choose another folder.")
-    parent = next(parent for parent in folder.parents if parent.exists())
-    try:
-        tempfile.TemporaryFile(dir=parent).close()
-    except OSError as error:
-        raise ValueError(
-            f"OUT: {out} cannot be written ({error.strerror}: {parent}). Choose a folder that you "
-            "may write into."
-        ) from error

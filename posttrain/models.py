@@ -192,8 +192,8 @@ def _merged(model: PeftModel) -> Iterator[None]:
     peft itself subtracts the adapter again, which leaves rounding errors in the base's weights.
     """
     originals = [(weight, weight.detach().clone()) for weight in _list_adapted(model)]
-    model.merge_adapter(safe_merge=True)
     try:
+        model.merge_adapter(safe_merge=True)
         yield
     finally:
         model.unmerge_adapter()

@@ -178,7 +178,9 @@ def _write_front_page(run: Run, to: str, cards: Mapping[str, ModelCard]) -> str:
     first = next(iter(cards.values())).data.to_dict()
     shared = ("language", "base_model", "datasets", "license", "license_name", "license_link")
     metadata = {name: first[name] for name in shared if first.get(name)}
-    metadata |= {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["trl"]}
+    tags = {tag: None for card in cards.values() for tag in card.data.tags}  # each once
+    library = "peft" if "lora" in tags else "transformers"
+    metadata |= {"library_name": library, "pipeline_tag": "text-generation", "tags": [*tags]}
     lines = []
     for model in run.models:
         if model.place is not None:
@@ -203,8 +205,8 @@ def _without_local_places(run: Run, files: Files) -> Files:
     for folder in (run.folder.resolve(), run.folder.absolute()):  # they differ behind a link
         folders |= {str(folder), str(folder.parent)}
     for text in _list_texts(run.record.model_dump()):
-        is_place = Path(text).is_absolute() and len(Path(text).parts) > 2 and "\n" not in text
-        if is_place:
+        is_absolute = Path(text).is_absolute() and len(Path(text).parts) > 2
+        if (is_absolute or text.startswith(("~/", "../"))) and "\n" not in text:
             folders.add(text)
     cleaned: Files = {}
     for name, content in files.items():
@@ -300,7 +302,8 @@ def _require_permission(known: ModelInfo, to: str, public: bool, force: bool) ->
     if not force:
         raise ValueError(
             f"TO = {to!r} exists on the hub. Choose another name, or set FORCE=True, which adds a "
-            "commit that replaces the run in it. Nothing was sent."
+            "commit that replaces the run in it: files of the same names are overwritten, and "
+            "whatever else is below adapters/ and models/ is removed. Nothing was sent."
         )
     if known.private == public:
         now, remedy = ("private", "Leave PUBLIC out") if public else ("public", "Set PUBLIC=True")

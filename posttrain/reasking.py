@@ -56,7 +56,7 @@ def _require_models(source: Run) -> None:
             f"FROM: {source.folder} contains imported results and no models, so nothing can answer "
             "again."
         )
-    places = list_places(source)
+    places = [model.place for model in source.models if model.place]
     if not places:
         raise ValueError(
             f"FROM: {source.folder} has no trained models. Run main.ipynb with RUN = "
@@ -70,17 +70,6 @@ def _require_models(source: Run) -> None:
                 "models.)"
             )
         source.require_whole(place)
-
-
-def list_places(run: Run) -> list[str]:
-    """List the folders of a run's trained models, relative to the run's own folder."""
-    places = []
-    for model in run.models:
-        if model.adapter is not None:
-            places.append(model.adapter)
-        elif model.base != run.models[0].base:
-            places.append(model.base)
-    return places
 
 
 def _require_free(run: Run, source: Run) -> None:
@@ -107,7 +96,7 @@ def _require_free(run: Run, source: Run) -> None:
 def _describe_models(run: Run) -> tuple[list[Model], dict[str, Artifact]]:
     """Collect a run's models, and the records of those that were trained."""
     artifacts = run.record.artifacts
-    return run.models, {place: artifacts[place] for place in list_places(run)}
+    return run.models, {model.place: artifacts[model.place] for model in run.models if model.place}
 
 
 @decided_by_main

@@ -144,7 +144,7 @@ def test_folders_are_no_names_of_the_hub(evaluated):
 LICENCES = {
     "OPT": ("facebook/opt-350m", None, "opt-175b", "non-commercial research only"),
     "a name on the hub": ("org/model", None, "unknown", "Look at its page"),
-    "a folder with a card": ("folder", "---\nlicense: apache-2.0\n---\n", "apache-2.0", "0."),
+    "a folder with a card": ("folder", "---\nlicense: gpl-3.0\n---\n", "gpl-3.0", "gpl-3.0."),
     "a folder with none": ("folder", None, "unknown", "Look at its page"),
     "a card without licence": ("folder", "# Model\n", "unknown", "Look at its page"),
     "a damaged card": ("folder", "---\nlicense: [\n---\n", "unknown", "Look at its page"),
