@@ -50,10 +50,10 @@ make chat RUN=name [KEEP=True]
                         Type your own questions, which all models of a run answer. KEEP=True adds
                         the answers to results/<run>/chat.json.
 make merge RUN=name MODEL="SFT+DPO" OUT=folder
-                        Write a run's model without an adapter, which needs PEFT no more.
+                        Write a model with its adapter merged into the base, so that PEFT is not needed.
 make push RUN=name TO=user/name [PUBLIC=True] [FORCE=True]
-                        Send a finished run to the Hugging Face hub, privately unless PUBLIC=True.
-                        FORCE=True replaces the run in a repository that exists.
+                        Send a finished run to the Hugging Face hub, to a private repository unless
+                        PUBLIC=True. FORCE=True replaces the run in a repository that exists.
 make install            Install what is needed and do nothing else.
 
 Commands to work on the repository

@@ -23,9 +23,9 @@
     python -m posttrain chat RUN=name [KEEP=True]
                         ask all models of a run one's own questions, read from standard input
     python -m posttrain merge RUN=name MODEL="SFT+DPO" OUT=folder
-                        write a model without an adapter, which needs PEFT no more
+                        write a model with its adapter merged into the base
     python -m posttrain push RUN=name TO=user/name [PUBLIC=True] [FORCE=True]
-                        send a finished run to the Hugging Face hub, privately unless PUBLIC=True
+                        send a finished run to the hub, to a private repository unless PUBLIC=True
 
 A NAME without a value is read from the environment, where make puts the values that it is given.
 PROCESSES=2 shares the work of run, seeds, sweep, reask and rejudge among two processes, each of

@@ -29,6 +29,18 @@ ARGUMENTS = (
     "learning_rate", "num_train_epochs", "pairs_in_a_step", "lr_scheduler_type", "warmup_steps",
     "weight_decay", "max_length", "beta", "loss_type", "loss_weights", "label_smoothing", "seed",
 )  # fmt: skip
+NAMES = {
+    "trainer": "trainer",
+    "pairs": "pairs",
+    "pairs_in_a_step": "pairs in an optimizer step",
+    "adapted layers": "adapted layers",
+    "base_model": "base",
+    "dataset": "data",
+    "packages": "packages",
+    "python": "Python",
+    "device": "device",
+    "git_commit": "commit of the training code",
+}  # of what is no argument of a library
 ADAPTER = ("peft_type", "r", "lora_alpha", "lora_dropout")
 OPT_LICENCE = "opt-175b"
 METHODS = {"PairTrainer": "dpo"}  # trainers whose name does not say how they train
@@ -95,15 +107,16 @@ def build_card(
         metadata=metadata.to_yaml(),
         title=escape_markdown(f"{model.name}, of the run {run.name}"),
         demo=record.preset == "demo",
-        what=_describe(run, model, base["name"], merged),
+        what=_describe(run, model, base["name"], subfolder, merged),
         run=escape_markdown(run.name),
         parent=escape_markdown(model.parent) if model.parent else None,
         chat=record.settings.get("training", {}).get("format") == "chat",
         loaded=_list_places(run, model, place, subfolder, merged),
+        is_relative=not subfolder and not Path(place).is_absolute(),
         question=QUESTION,
         new_tokens=NEW_TOKENS,
         options=OPTIONS,
-        is_hh=is_hh(data["name"]),
+        is_hh=_is_hh_itself(data["name"]) or (Path(data["name"]).is_dir() and is_hh(data["name"])),
         is_hh_itself=_is_hh_itself(data["name"]),
         settings=_list_settings(run, training),
         base={"name": base["name"], "licence": _explain_licence(_read_licence(base["name"]))},
@@ -169,10 +182,13 @@ def _explain_licence(licence: Licence) -> str:
 # ---- what the model is, and how it is used
 
 
-def _describe(run: Run, model: Model, base: str, merged: bool) -> str:
+def _describe(
+    run: Run, model: Model, base: str, subfolder: str | None, merged: bool
+) -> str:
     """Say in a sentence what the model is."""
     if model.base != run.models[0].base:
-        base = f"{base}` as fine-tuned in `{run.folder.name}/{model.base}"
+        place = model.base if subfolder else f"{run.folder.name}/{model.base}"
+        base = f"{base}` as fine-tuned in `{place}"
     if model.adapter is None:
         return f"The causal language model `{base}`: all of its weights were trained."
     if merged:
@@ -232,8 +248,10 @@ def _list_settings(run: Run, training: Artifact) -> dict[str, str]:
     values |= {name: made_with.get(name) for name in ("python", "device", "git_commit")}
     listed = {}
     for name, value in values.items():
-        if value not in (None, "", []):
-            listed[name.replace("_", " ")] = escape_markdown(str(value))
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
+        if value not in (None, ""):
+            listed[NAMES.get(name, f"`{name}`")] = escape_markdown(str(value))
     return listed
 
 
@@ -313,6 +331,7 @@ def _describe_rates(run: Run, model: Model, measured: Mapping[str, Any] | None) 
     first, row = measured["models"][0], _row_of(measured, model.name)
     kinds = [kind for kind in ("harmful", "helpful") if row[f"{kind}_prompts"]]
     counts = [f"{row[f'{kind}_prompts']} {kind}" for kind in kinds]
+    evaluated = run.record.settings.get("evaluation", {})
     caption = f"The run's base and this model. Run {measured['run']}."
     return {
         "rates": as_markdown(summary([first, row]), caption).strip(),
@@ -323,4 +342,6 @@ def _describe_rates(run: Run, model: Model, measured: Mapping[str, Any] | None) 
         "test_data": _name_source(run, "test_dataset")["name"],
         "prompts": f"{' and '.join(counts)} prompts",
         "agreement": measured.get("judge") or [],
+        "limit": evaluated.get("max_new_tokens"),
+        "of_study": evaluated.get("protocol") == "paper",
     }

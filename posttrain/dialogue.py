@@ -68,7 +68,7 @@ class Reply(BaseModel):
         if not self.answer:
             remarks.append("empty")
         if self.finish == "length":
-            remarks.append("cut at the limit of tokens")
+            remarks.append("cut off at the token limit")
         return ", ".join(remarks)
 
 
@@ -296,7 +296,7 @@ def require_models(run: Run) -> None:
     record = run.record
     if record.imported:
         raise ValueError(
-            f"{run.folder} contains imported results and no models, so nobody can be asked. Choose "
+            f"{run.folder} contains imported results, so there is no model to ask. Choose "
             "a run that was trained here."
         )
     if not record.models or "base_model" not in record.sources:
@@ -325,7 +325,7 @@ def load_judge_at_hand(judge: Source) -> tuple[PreTrainedModel, PreTrainedTokeni
             "downloads it when it evaluates the run."
         )
     if judge.identity not in (None, identify(folder)):
-        raise ValueError(f"The judge {judge.name} was changed since the run was judged by it.")
+        raise ValueError(f"The judge {judge.name} has changed since it judged the run.")
     return load_judge(folder)
 
 
@@ -336,7 +336,10 @@ def read_kept(run: Run) -> list[Reply]:
         ValueError: if the file is damaged.
     """
     path = run.path(FILE)
-    return read_json(path, list[Reply]) if path.exists() else []
+    try:
+        return read_json(path, list[Reply]) if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged. Move it away, or leave KEEP out.") from error
 
 
 def _require_text(question: str) -> None:

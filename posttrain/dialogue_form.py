@@ -61,7 +61,7 @@ class Form:
     def _ask(self, _: object) -> None:
         """Ask what is filled in, and show the answers or why there are none."""
         self.ask.disabled = self.over.disabled = True
-        self._say("The models are answering. Before the first answer they are loaded.")
+        self._say("The models are answering. Before the first answer they have to be loaded.")
         replies = None
         with self.printed:  # progress bars, and what the package prints
             try:
@@ -130,7 +130,7 @@ def show_form(
         return None
     _shown.append(dialogue)
     names = list_words(dialogue.names)
-    print_paragraphs([f"A running notebook shows a form below this line, which asks {names}."])
+    print_paragraphs([f"In a running notebook, the form below this line asks {names}."])
     display(form.box)
     return form
 

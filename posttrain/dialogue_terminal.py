@@ -19,7 +19,7 @@ from posttrain.dialogue import (
 from posttrain.preparation import require_own_name
 
 COMMANDS = (
-    "/new starts over, /sample draws the answers, /greedy takes the likeliest words again, "
+    "/new starts over, /sample draws the answers, /greedy returns to greedy decoding, "
     "/quit ends."
 )
 WIDTH = 78  # columns

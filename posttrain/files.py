@@ -145,6 +145,9 @@ def require_new_folder(out: Path) -> None:
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"OUT: {out} exists already and is not empty. Choose another folder.")
+    unfinished = out.with_name(f"{out.name}.tmp")  # where `written_whole` writes
+    if unfinished.exists():
+        raise ValueError(f"OUT: {unfinished} exists and would be overwritten. Move it away.")
     parent = next(parent for parent in out.absolute().parents if parent.exists())
     try:
         tempfile.TemporaryFile(dir=parent).close()

@@ -51,7 +51,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 def escape_markdown(text: str) -> str:
     """Write a text in one line in which nothing is markdown."""
-    return re.sub(r"([\\`*_{}\[\]<>|$#~])", r"\\\1", text)
+    return re.sub(r"([\\`*_{}\[\]<>|$#~])", r"\\\1", " ".join(text.splitlines()))
 
 
 def as_latex(table: pd.DataFrame, caption: str, note: str) -> str:

@@ -84,7 +84,11 @@ STATUSES = {
 }
 
 
-# The same by status, where something was to be sent
+# What is said in place of these where something was to be sent
+REASONS_OF_UPLOADS = {
+    "TimeoutException": "{endpoint} did not answer in time. Try again later.",
+    "TransportError": "The connection to {endpoint} broke off.",
+}
 STATUSES_OF_UPLOADS = {
     401: (
         "The hub does not accept the login of this computer. Log in with a token that has the "
@@ -95,7 +99,10 @@ STATUSES_OF_UPLOADS = {
         "your access token has the right to write (in the hub's settings)."
     ),
     404: "The hub knows no such repository, or no such user or organisation. Check the name.",
-    409: "A repository of this name exists, which this login may not see. Choose another name.",
+    409: (
+        "A repository of this name exists, which this login may not see, or somebody else is "
+        "changing it. Choose another name, or try again."
+    ),
     412: "Somebody else has changed the repository in the meantime. Look at it, and try again.",
 }
 
@@ -123,7 +130,10 @@ def explain(error: Exception, uploading: bool = False) -> str:
         place = f"It is not in the cache, {constants.HF_HUB_CACHE}. "
     else:
         place = ""
-    reason = _find_reason(causes, kinds, "sent" if uploading else "downloaded")
+    reasons, done = REASONS, "downloaded"
+    if uploading:
+        reasons, done = REASONS | REASONS_OF_UPLOADS, "sent"
+    reason = _find_reason(causes, kinds, reasons, done)
     return place + reason.replace("{endpoint}", constants.ENDPOINT)
 
 
@@ -131,7 +141,8 @@ def _explain_refused_upload(causes: list[BaseException]) -> str | None:
     """Explain an answer with which the hub refuses an upload, in its own words too."""
     for cause in causes:
         status = getattr(getattr(cause, "response", None), "status_code", None)
-        if status in STATUSES_OF_UPLOADS or (status is not None and 400 <= status < 429):
+        is_refusal = status is not None and 400 <= status < 500
+        if status in STATUSES_OF_UPLOADS or (is_refusal and status not in STATUSES):
             otherwise = f"The hub refused it with the status {status}."
             said = getattr(cause, "server_message", None)
             reason = STATUSES_OF_UPLOADS.get(status, otherwise)
@@ -148,7 +159,9 @@ def _list_causes(error: BaseException | None) -> list[BaseException]:
     return causes
 
 
-def _find_reason(causes: list[BaseException], kinds: set[str], done: str) -> str:
+def _find_reason(
+    causes: list[BaseException], kinds: set[str], reasons: dict[str, str], done: str
+) -> str:
     """Find the sentences about what happened, in which {endpoint} is the hub's address."""
     status = None
     for cause in causes:
@@ -165,7 +178,7 @@ def _find_reason(causes: list[BaseException], kinds: set[str], done: str) -> str
     # The client takes some tokens that have expired for a repository that does not exist.
     if status == 401:
         return STATUSES[401]
-    for kind, reason in REASONS.items():
+    for kind, reason in reasons.items():
         if kind in kinds:
             return reason
     if kinds.intersection(NO_ANSWER_OF_THE_HUB):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from posttrain.cards import CARD, build_card
 from posttrain.files import require_new_folder, write, written_whole
+from posttrain.hub import fetch, identify
 from posttrain.models import (
     LARGEST_DIFFERENCE,
     PROBES,
@@ -43,16 +44,15 @@ def merge(run: Run, name: str, out: str, base_model: str | None = None) -> float
     folder = Path(out).resolve()
     require_new_folder(Path(out))
     require_as_made(run, model.adapter)
-    base_name = run.record.sources.get("base_model", {}).get("name", run.models[0].base)
-    base = run.source("base_model", base_model or base_name)
+    base_folder = _find_base(run, base_model)
     card = build_card(run, model, out, merged=True)
-    tokenizer = load_tokenizer(base.folder)
-    adapted = load_models(run, base.folder, [name])[name]
+    tokenizer = load_tokenizer(base_folder)
+    adapted = load_models(run, base_folder, [name])[name]
     if not can_merge(adapted):
         raise ValueError(
             f"MODEL: {name} cannot be merged. Either its adapter is not a LoRA adapter, or it "
-            "adapts an embedding whose weights are those of the head too, so that merging would "
-            f"change the head with it. Use the adapter as it is: {run.path(model.adapter)}."
+            "adapts an embedding that is tied to the output layer, so that merging would "
+            f"change the output layer too. Use the adapter as it is: {run.path(model.adapter)}."
         )
     expected = logits_of(adapted, tokenizer, PROBES)
     merged = adapted.merge_and_unload(safe_merge=True)
@@ -70,6 +70,19 @@ def merge(run: Run, name: str, out: str, base_model: str | None = None) -> float
                 f"{run.path(model.adapter)}."
             )
     return difference
+
+
+def _find_base(run: Run, base_model: str | None) -> Path:
+    """Find the folder of a run's base, which may have moved, without noting it in the record."""
+    known = run.record.sources.get("base_model", {"name": run.models[0].base})
+    name = base_model or known["name"]
+    folder = fetch("BASE_MODEL", name, commit=known.get("commit"))
+    if identify(folder) not in (known.get("commit"), known.get("sha256")):
+        raise ValueError(
+            f"BASE_MODEL = {name!r} is not the base that {run.folder} was trained on "
+            f"({known['name']}), or was changed since. Name that base."
+        )
+    return folder
 
 
 def _require_adapter(run: Run, name: str) -> Model:

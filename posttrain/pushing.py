@@ -21,7 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from posttrain import processes
 from posttrain.cards import CARD, build_card
-from posttrain.formats import escape_markdown
+from posttrain.formats import LATEX, escape_markdown
 from posttrain.hub_errors import explain
 from posttrain.run import Run
 
@@ -58,6 +58,7 @@ def push(run: Run, to: str, public: bool = False, force: bool = False) -> str:
     if processes.count() > 1:
         raise ValueError("PROCESSES: a run is sent by one process. Leave PROCESSES out.")
     _require_name(to)
+    _require_shareable(run)
     if constants.HF_HUB_OFFLINE:
         raise ValueError("HF_HUB_OFFLINE forbids asking the hub. Unset it to send a run.")
     if get_token() is None:
@@ -79,8 +80,8 @@ def _require_name(to: str) -> None:
         is_name = False
     if not is_name:
         raise ValueError(
-            f"TO = {to!r} is no name of a repository. Write user/name, where user is your account "
-            "or organisation on the hub, with letters, digits, -, _ and . in both."
+            f"TO = {to!r} is not the name of a repository. Write user/name, where user is your "
+            "account or organisation on the hub, with letters, digits, -, _ and . in both."
         )
 
 
@@ -101,7 +102,6 @@ def collect(run: Run, to: str) -> Files:
         ValueError: if the run is the demo's, is not finished, is not whole, or names folders of
             this computer that others do not have.
     """
-    _require_shareable(run)
     cards = _build_cards(run, to)
     if not cards:
         raise _not_finished(run, "no model has been trained.")
@@ -178,9 +178,12 @@ def _write_front_page(run: Run, to: str, cards: Mapping[str, ModelCard]) -> str:
     first = next(iter(cards.values())).data.to_dict()
     shared = ("language", "base_model", "datasets", "license", "license_name", "license_link")
     metadata = {name: first[name] for name in shared if first.get(name)}
-    tags = {tag: None for card in cards.values() for tag in card.data.tags}  # each once
-    library = "peft" if "lora" in tags else "transformers"
-    metadata |= {"library_name": library, "pipeline_tag": "text-generation", "tags": [*tags]}
+    tags, libraries = [], []
+    for card in cards.values():
+        tags += [tag for tag in card.data.tags if tag not in tags]
+        libraries.append(card.data.library_name)
+    library = "peft" if "peft" in libraries else "transformers"
+    metadata |= {"library_name": library, "pipeline_tag": "text-generation", "tags": tags}
     lines = []
     for model in run.models:
         if model.place is not None:
@@ -191,10 +194,11 @@ def _write_front_page(run: Run, to: str, cards: Mapping[str, ModelCard]) -> str:
         # JSON is YAML too, and quotes every name.
         "---", json.dumps(metadata, ensure_ascii=False, indent=1), "---",
         f"# The run {escape_markdown(run.name)}", "",
-        "Language models after supervised fine-tuning (SFT) and direct preference optimisation "
-        f"(DPO), over the base `{run.record.sources['base_model']['name']}`. Each model lies in a "
-        f"folder of `{to}`:", "", *lines, "", summary, "",
-        "`report.html` is a page with every answer. `run.json` records what each file was made "
+        "Language models that were fine-tuned from the base "
+        f"`{run.record.sources['base_model']['name']}` for research alone. Each model lies in a "
+        f"folder of `{to}`, whose card contains its cautions, its intended use and its licences:",
+        "", *lines, "", summary, "",
+        "Download `report.html` to read every answer. `run.json` records what each file was made "
         "from.", "",
     ])  # fmt: skip
 
@@ -208,6 +212,9 @@ def _without_local_places(run: Run, files: Files) -> Files:
         is_absolute = Path(text).is_absolute() and len(Path(text).parts) > 2
         if (is_absolute or text.startswith(("~/", "../"))) and "\n" not in text:
             folders.add(text)
+    for source in run.record.sources.values():
+        if source["commit"] is None and len(Path(source["name"]).parts) > 1:
+            folders.add(source["name"])
     cleaned: Files = {}
     for name, content in files.items():
         is_config = name.startswith(FOLDERS) and name.endswith((".json", CARD))
@@ -217,16 +224,24 @@ def _without_local_places(run: Run, files: Files) -> Files:
         text = (content if isinstance(content, bytes) else content.read_bytes()).decode()
         shortened = text
         for folder in sorted(folders, key=len, reverse=True):
-            for spelling in (folder, json.dumps(folder)[1:-1], html.escape(folder)):
+            for spelling in _spell(folder):
                 shortened = shortened.replace(spelling, Path(folder).name)
         for place in (Path.cwd(), Path.home()):
-            if name != PAGE and len(place.parts) > 1 and f"{place}/" in shortened:
+            is_named = any(spelling in shortened for spelling in _spell(f"{place}/"))
+            if name != PAGE and len(place.parts) > 1 and is_named:
                 raise ValueError(
-                    f"{name} names the folder {place} of this computer, which others should not "
-                    "see. Remove it from the file, or make the file again. Nothing was sent."
+                    f"{name} would name the folder {place} of this computer, which others should "
+                    "not see. Remove it from the run's files. Nothing was sent."
                 )
         cleaned[name] = content if shortened == text else shortened.encode()
     return cleaned
+
+
+def _spell(folder: str) -> set[str]:
+    """Write a folder as it is written in JSON, HTML, markdown and LaTeX."""
+    as_json = json.dumps(folder)[1:-1]
+    as_latex = folder.translate(LATEX)
+    return {folder, as_json, html.escape(folder), escape_markdown(folder), as_latex}
 
 
 def _list_texts(data: Any) -> Iterator[str]:
@@ -254,7 +269,7 @@ def _send(run: Run, files: Files, to: str, public: bool, force: bool) -> str:
         f"Sending {len(files)} files ({size / 1e6:.1f} MB) of {run.folder} to {to} at "
         f"{api.endpoint}, which is {'public' if public else 'private'}."
     )
-    left = "No commit is known to have arrived. Look at the repository, and repeat the command."
+    left = "Look at the repository before you repeat the command, since the commit may be there."
     if known is None:
         with _explained(to, "Nothing was sent."):
             api.create_repo(to, private=not public, exist_ok=False)
@@ -282,6 +297,8 @@ def _explained(to: str, left: str) -> Iterator[None]:
     """Explain an error of the hub's client, and say what is on the hub now."""
     try:
         yield
+    except KeyboardInterrupt:
+        raise RuntimeError(f"TO = {to!r}: interrupted. {left}") from None
     except (OSError, RuntimeError, ValueError, errors.HTTPError) as error:
         raise RuntimeError(
             f"TO = {to!r}: the run could not be sent ({type(error).__name__}). "

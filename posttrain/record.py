@@ -52,8 +52,10 @@ class Model(BaseModel):
     @property
     def place(self) -> str | None:
         """The folder in the run of what was trained, None for a base."""
-        is_trained = self.base == f"models/{slug(self.name)}"
-        return self.adapter or (self.base if is_trained else None)
+        if self.adapter is not None:
+            return self.adapter
+        in_models = self.base.startswith("models/")  # an imported name may have no slug
+        return self.base if in_models and self.base == f"models/{slug(self.name)}" else None
 
 
 class Artifact(BaseModel):

@@ -94,7 +94,7 @@ def test_settings_are_those_of_the_models_own_training(evaluated):
             "| r | 16 |",
             "| seed | 0 |",
             f"| base model | demo/hub/opt (sha256 {base['sha256']}) |",
-            f"| git commit | {artifact.environment['git_commit']} |",
+            f"| commit of the training code | {artifact.environment['git_commit']} |",
             f"transformers {artifact.environment['packages']['transformers']},",
         ):
             assert line in text, line

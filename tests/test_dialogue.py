@@ -305,7 +305,7 @@ def test_a_run_without_its_adapters_is_refused_before_anything_is_loaded(copied_
     opened = open_dialogue(run)
     given = (opened._evaluation, opened._base, opened._judge_source, *opened._inputs)
     shutil.rmtree(run.path("adapters/dpo"))
-    with pytest.raises(ValueError, match="adapters/dpo is missing, so this model cannot be asked"):
+    with pytest.raises(ValueError, match="adapters/dpo is missing, so DPO cannot be asked"):
         open_dialogue(run)
     assert dialogue_form.show_form(run, *given) is None
     assert "come without their models" in " ".join(capsys.readouterr().out.split())
@@ -313,7 +313,7 @@ def test_a_run_without_its_adapters_is_refused_before_anything_is_loaded(copied_
 
 def test_imported_run_has_nobody_to_ask():
     run = Run(ROOT / "results", "published")
-    with pytest.raises(ValueError, match="imported results and no models, so nobody can be asked"):
+    with pytest.raises(ValueError, match="imported results, so there is no model to ask"):
         open_dialogue(run)
 
 
@@ -462,7 +462,7 @@ def test_terminal_is_not_sent_what_it_would_obey(capsys):
     printed = capsys.readouterr().out
     assert all(character.isprintable() for character in printed.replace("\n", ""))
     assert "one\\x1b]0;title\\x07\\r\\x9b31m\\u202etwo\\tthree" in printed
-    assert "Base (cut at the limit of tokens)" in printed
+    assert "Base (cut off at the token limit)" in printed
     assert max(map(len, printed.splitlines())) <= 80
 
 

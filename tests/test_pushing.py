@@ -315,10 +315,10 @@ def test_no_token_offline_and_several_processes_are_refused(server, run, monkeyp
 @pytest.mark.parametrize(
     ("broken", "status", "message"),
     [
-        ("/repos/create", 403, "no right to write.*Nothing was sent"),
+        ("/repos/create", 403, "The hub forbids it.*Nothing was sent"),
         ("/repos/create", 401, "does not accept the login.*Nothing was sent"),
         ("/repos/create", 409, "A repository of this name exists.*Nothing was sent"),
-        ("/upload/", 403, "no right to write.*was created, and no commit is known.*FORCE=True"),
+        ("/upload/", 403, "The hub forbids it.*was created, and no commit is known.*FORCE=True"),
         ("/commit/", 412, "Somebody else has changed"),
     ],
 )
