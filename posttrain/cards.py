@@ -29,18 +29,6 @@ ARGUMENTS = (
     "learning_rate", "num_train_epochs", "pairs_in_a_step", "lr_scheduler_type", "warmup_steps",
     "weight_decay", "max_length", "beta", "loss_type", "loss_weights", "label_smoothing", "seed",
 )  # fmt: skip
-NAMES = {
-    "trainer": "trainer",
-    "pairs": "pairs",
-    "pairs_in_a_step": "pairs in an optimizer step",
-    "adapted layers": "adapted layers",
-    "base_model": "base",
-    "dataset": "data",
-    "packages": "packages",
-    "python": "Python",
-    "device": "device",
-    "git_commit": "commit of the training code",
-}  # of what is no argument of a library
 ADAPTER = ("peft_type", "r", "lora_alpha", "lora_dropout")
 OPT_LICENCE = "opt-175b"
 METHODS = {"PairTrainer": "dpo"}  # trainers whose name does not say how they train
@@ -116,7 +104,7 @@ def build_card(
         question=QUESTION,
         new_tokens=NEW_TOKENS,
         options=OPTIONS,
-        is_hh=_is_hh_itself(data["name"]) or (Path(data["name"]).is_dir() and is_hh(data["name"])),
+        is_hh=is_hh(data["name"]),
         is_hh_itself=_is_hh_itself(data["name"]),
         settings=_list_settings(run, training),
         base={"name": base["name"], "licence": _explain_licence(_read_licence(base["name"]))},
@@ -182,9 +170,7 @@ def _explain_licence(licence: Licence) -> str:
 # ---- what the model is, and how it is used
 
 
-def _describe(
-    run: Run, model: Model, base: str, subfolder: str | None, merged: bool
-) -> str:
+def _describe(run: Run, model: Model, base: str, subfolder: str | None, merged: bool) -> str:
     """Say in a sentence what the model is."""
     if model.base != run.models[0].base:
         place = model.base if subfolder else f"{run.folder.name}/{model.base}"
@@ -245,13 +231,16 @@ def _list_settings(run: Run, training: Artifact) -> dict[str, str]:
         values[role] = f"{source['name']} ({version})"
     packages = made_with.get("packages", {}).items()
     values["packages"] = ", ".join(f"{name} {version}" for name, version in packages)
-    values |= {name: made_with.get(name) for name in ("python", "device", "git_commit")}
+    values |= {name: made_with.get(name) for name in ("python", "device")}
+    values["commit of the training code"] = made_with.get("git_commit")
     listed = {}
     for name, value in values.items():
         if isinstance(value, list):
             value = ", ".join(map(str, value))
         if value not in (None, ""):
-            listed[NAMES.get(name, f"`{name}`")] = escape_markdown(str(value))
+            is_argument = name in ARGUMENTS or name in ADAPTER
+            shown = f"`{name}`" if is_argument else name.replace("_", " ")
+            listed[shown] = escape_markdown(str(value))
     return listed
 
 

@@ -77,7 +77,8 @@ def _find_base(run: Run, base_model: str | None) -> Path:
     known = run.record.sources.get("base_model", {"name": run.models[0].base})
     name = base_model or known["name"]
     folder = fetch("BASE_MODEL", name, commit=known.get("commit"))
-    if identify(folder) not in (known.get("commit"), known.get("sha256")):
+    identity = known.get("commit") or known.get("sha256")
+    if identity not in (None, identify(folder)):
         raise ValueError(
             f"BASE_MODEL = {name!r} is not the base that {run.folder} was trained on "
             f"({known['name']}), or was changed since. Name that base."

@@ -22,6 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 from posttrain import processes
 from posttrain.cards import CARD, build_card
 from posttrain.formats import LATEX, escape_markdown
+from posttrain.hub import STAND_INS
 from posttrain.hub_errors import explain
 from posttrain.run import Run
 
@@ -205,16 +206,7 @@ def _write_front_page(run: Run, to: str, cards: Mapping[str, ModelCard]) -> str:
 
 def _without_local_places(run: Run, files: Files) -> Files:
     """Shorten the folders of this computer that the run's record names to their last part."""
-    folders = set()
-    for folder in (run.folder.resolve(), run.folder.absolute()):  # they differ behind a link
-        folders |= {str(folder), str(folder.parent)}
-    for text in _list_texts(run.record.model_dump()):
-        is_absolute = Path(text).is_absolute() and len(Path(text).parts) > 2
-        if (is_absolute or text.startswith(("~/", "../"))) and "\n" not in text:
-            folders.add(text)
-    for source in run.record.sources.values():
-        if source["commit"] is None and len(Path(source["name"]).parts) > 1:
-            folders.add(source["name"])
+    folders = _list_folders(run)
     cleaned: Files = {}
     for name, content in files.items():
         is_config = name.startswith(FOLDERS) and name.endswith((".json", CARD))
@@ -235,6 +227,23 @@ def _without_local_places(run: Run, files: Files) -> Files:
                 )
         cleaned[name] = content if shortened == text else shortened.encode()
     return cleaned
+
+
+def _list_folders(run: Run) -> set[str]:
+    """List the folders of this computer that a run's record names, and the run's own."""
+    folders = set()
+    for folder in (run.folder.resolve(), run.folder.absolute()):  # they differ behind a link
+        folders |= {str(folder), str(folder.parent)}
+    for text in _list_texts(run.record.model_dump()):
+        is_absolute = Path(text).is_absolute() and len(Path(text).parts) > 2
+        if (is_absolute or text.startswith(("~/", "../"))) and "\n" not in text:
+            folders.add(text)
+    for source in run.record.sources.values():
+        place = Path(source["name"])
+        is_public = source["commit"] is not None or place.is_relative_to(STAND_INS)
+        if not is_public and len(place.parts) > 1:
+            folders.add(source["name"])
+    return folders
 
 
 def _spell(folder: str) -> set[str]:

@@ -78,7 +78,8 @@ def test_rates_are_those_of_metrics_json(evaluated, name):
     assert results["HmR"].metric_args["harmful_prompts"] == row["harmful_prompts"]
     assert "at least −3" in card.text and "above −2" in card.text
     assert len(measured["cautions"]) > 1
-    assert card.text.count("\n- ") == 3 + len(measured["cautions"]) + len(measured["judge"]) + 2
+    assert card.text.count("\n  - ") == len(measured["cautions"])
+    assert card.text.count("\n- ") == 4 + len(measured["judge"]) + 2
 
 
 def test_settings_are_those_of_the_models_own_training(evaluated):
@@ -89,16 +90,16 @@ def test_settings_are_those_of_the_models_own_training(evaluated):
         assert artifact.inputs["arguments"]["learning_rate"] == rate
         pairs = sum(row["training"] for row in evaluated.record.data)
         for line in (
-            f"| learning rate | {rate} |",
+            f"| `learning_rate` | {rate} |",
             f"| pairs | {pairs} |",
-            "| r | 16 |",
-            "| seed | 0 |",
+            "| `r` | 16 |",
+            "| `seed` | 0 |",
             f"| base model | demo/hub/opt (sha256 {base['sha256']}) |",
             f"| commit of the training code | {artifact.environment['git_commit']} |",
             f"transformers {artifact.environment['packages']['transformers']},",
         ):
             assert line in text, line
-        assert ("| beta | 0.3 |" in text) == (name == "DPO")
+        assert ("| `beta` | 0.3 |" in text) == (name == "DPO")
 
 
 def test_warnings_are_in_every_card(evaluated, adapters):
@@ -267,7 +268,7 @@ def test_card_is_saved_with_the_model_and_may_be_written_again(tmp_path):
     path = run.path(f"adapters/sft/{CARD}")
     card = ModelCard.load(path)
     assert card.data.tags == ["trl", "sft", "lora"]
-    assert "| learning rate | 0.001 |" in card.text
+    assert "| `learning_rate` | 0.001 |" in card.text
     assert "has not been evaluated" in card.text
     assert run.is_whole("adapters/sft")
     path.write_text("other")

@@ -255,7 +255,7 @@ def test_judge_with_a_chat_template_reads_a_conversation(copied_run, tmp_path):
         ({"name": "some/judge", "commit": "0" * 40}, "neither a folder nor in the hub's cache"),
         ({"name": "no/such", "commit": None}, "neither a folder nor in the hub's cache"),
         ({"name": "~/a judge"}, "neither a folder nor in the hub's cache"),
-        ({"name": "demo/hub/reward-model", "sha256": "0" * 64}, "was changed since the run"),
+        ({"name": "demo/hub/reward-model", "sha256": "0" * 64}, "has changed since it judged"),
         ({"name": "demo/hub/opt"}, "has 2 labels"),
     ],
 )
@@ -642,7 +642,8 @@ def test_without_models_a_sentence_says_so(capsys, demo_run):
     opened = open_dialogue(open_run(demo_run))
     given = (opened._evaluation, opened._base, opened._judge_source, *opened._inputs)
     assert dialogue_form.show_form(Run(ROOT / "results", "published"), *given) is None
-    assert "imported results and no models" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "imported results, so there is no model to ask" in said
 
 
 def test_other_processes_show_no_form(demo_run, monkeypatch, capsys):

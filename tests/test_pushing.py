@@ -97,7 +97,7 @@ def finished(tmp_path_factory):
     record = json.loads(text.replace(json.dumps(old_name), json.dumps(BASE)))
     record["preset"] = "quick"
     record["sources"]["base_model"]["commit"] = commit
-    record["sources"]["dataset"]["name"] = "/data/me/secret place/pairs"
+    record["sources"]["dataset"]["name"] = "/data/me/my_zecret {place}/pairs"
     (folder / "run.json").write_text(json.dumps(record))
     return folder
 
@@ -177,7 +177,7 @@ def test_what_arrives_is_what_was_sent_and_loads_by_name(server, run, tmp_path, 
 def test_no_folder_of_this_computer_is_sent(run):
     for name, content in collect(run, TO).items():
         text = content if isinstance(content, bytes) else content.read_bytes()
-        assert b"secret place" not in text, name
+        assert b"zecret" not in text, name
         assert str(run.folder.parent).encode() not in text, name
     assert b'"pairs"' in collect(run, TO)["run.json"]
 
@@ -185,7 +185,7 @@ def test_no_folder_of_this_computer_is_sent(run):
 def test_folder_that_no_record_names_is_refused(run, server):
     path = run.path("summary.md")
     path.write_text(path.read_text() + f"\n{ROOT}/data\n")
-    with pytest.raises(ValueError, match="summary.md names the folder"):
+    with pytest.raises(ValueError, match="summary.md would name the folder"):
         push(run, TO)
     assert server.requests == []
 
@@ -289,7 +289,7 @@ NO_NAMES = ["quick", "a/b/c", "me/", "/x", "me/a b", "https://x.y/me/a", "me/a..
 
 @pytest.mark.parametrize("name", NO_NAMES)
 def test_name_that_is_none_is_refused(server, run, name):
-    with pytest.raises(ValueError, match="is no name of a repository. Write user/name"):
+    with pytest.raises(ValueError, match="is not the name of a repository. Write user/name"):
         push(run, name)
     assert server.requests == []
 
