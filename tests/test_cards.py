@@ -258,6 +258,24 @@ def test_snippet_writes_the_chat_template_and_ends_at_its_end(tmp_path, name):
     assert answer["response"].startswith(short) and len(short) < len(answer["response"])
 
 
+def test_snippet_leaves_out_what_the_base_asks_for(adapters, tmp_path):
+    """As in the evaluation, penalties of the base's own generation config have no effect."""
+    folder = tmp_path / "base"
+    shutil.copytree(OPT, folder)
+    penalties = {"eos_token_id": 2, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2}
+    write(folder / "generation_config.json", penalties)
+    run = Run(tmp_path / "results", "penalties")
+    run.add_model(Model(name="Base", base=str(folder), adapter=None))
+
+    def save(target):
+        shutil.copytree(adapters.path("adapters/sft"), target)
+
+    run.stage("adapters/sft", save, {})
+    run.add_model(Model(name="SFT", base=str(folder), adapter="adapters/sft"))
+    card = build_card(run, run.models[1], str(run.path("adapters/sft")))
+    assert ask_as_a_stranger(card) == ask_with_the_package(run, "SFT")
+
+
 # ---- when it is written
 
 
