@@ -4,6 +4,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -19,7 +20,7 @@ from trl.kernels import chunked_logprob
 from benchmarks.common import HUB, Notebook, build_trainer, prepare_training
 from demo import build
 from posttrain import data, generation, judging, models, settings
-from posttrain.device import process_peak
+from posttrain.device import leave_types_to_autocast, process_peak
 
 PAIRS = {"SFT": 32, "DPO": 16}  # that are trained on
 STEP = 8  # pairs in a step
@@ -56,6 +57,7 @@ DEBERTA = {
     "intermediate_size": 4096,
     "vocab_size": 128100,
     "pooler_hidden_size": 1024,
+    "position_buckets": 256,
 }
 
 
@@ -225,7 +227,9 @@ def make_baseline(
         notebook: whose pairs and adapter it takes.
         folder: where it may write.
     """
-    trl.trainer.utils._use_triton = chunked_logprob._use_triton  # what the package changes
+    # What the package changes is set back to TRL's own.
+    trl.trainer.utils._use_triton = chunked_logprob._use_triton
+    trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = 32768
     names = notebook.names
     options = {
         "output_dir": mkdtemp(dir=folder),
@@ -285,7 +289,9 @@ def measure_training(stage: str, way: str, folder: Path, dataset: Path) -> dict[
     trainer.args.save_strategy = "no"
     trainer.args.logging_steps = 1
     trainer.args.learning_rate = 0.0
-    trainer.train()
+    is_ours = way.startswith("ours")
+    with leave_types_to_autocast(trainer) if is_ours else nullcontext():
+        trainer.train()
 
     logs = [record for record in trainer.state.log_history if "loss" in record]
     replies = ["chosen"] if stage == "SFT" else ["chosen", "rejected"]
@@ -350,7 +356,8 @@ def measure_generation(way: str, folder: Path, dataset: Path) -> dict[str, Any]:
         options = {**decoding, "stop_strings": [data.TURN]}
 
         def respond(prompts: list[str]) -> list[dict[str, Any]]:
-            return generation.respond(model, tokenizer, prompts, PROMPTS, "ours", **options)
+            with models.switched_to(model, "Base"):
+                return generation.respond(model, tokenizer, prompts, PROMPTS, "ours", **options)
 
     else:
 

@@ -4,7 +4,7 @@ import copy
 import math
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,30 @@ import torch
 import trl.trainer.utils
 from accelerate.utils.memory import release_memory, should_reduce_batch_size
 from peft import PeftModel
+from peft.helpers import disable_input_dtype_casting
 from transformers import Trainer
 
 from posttrain import processes, sharing
 from posttrain.architecture import read_size
 from posttrain.loading import load_config
 
-# Memory for a pass on a CPU. With OPT-350M's architecture, passes of four or eight texts were
-# hardly faster per text than passes of two.
-CPU_PASS = 2.5 * 2**30  # bytes
+# Size of a pass on a CPU: tokens, times layers, times the length of a hidden state. With OPT-350M's
+# architecture, passes of four or eight texts were hardly faster per text than passes of two.
+CPU_PASS = 32_000_000
+# Memory for each unit of that size, for what is kept for the backward pass. Measured were from 27
+# bytes (OPT in bf16) to 134 (Gemma 3 in fp32).
+BYTES_OF_A_UNIT = 140
 
 # Where Triton runs, TRL computes logits only at positions with a label. Elsewhere it computes them
 # at all positions, prompt and padding included, because some accelerators need a fixed shape. On a
 # CPU this takes up to a third of the time and most of the memory, and the loss is the same. TRL has
 # no option for it.
 trl.trainer.utils._use_triton = lambda device: True
+
+# TRL computes logits for this many tokens of the vocabulary at once: 32,768, which suits a GPU. On
+# a CPU that is more than its cache holds, and the head took a quarter longer in bf16.
+if not torch.cuda.is_available():
+    trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE = 4096
 
 
 def choose_precision(wanted: str) -> str:
@@ -55,8 +64,7 @@ def device_options(wanted: str) -> dict[str, Any]:
     """Build the precision and device arguments of a trainer's config.
 
     Several processes share each pass, so that the numbers of pairs in the config are those of all
-    processes together. On a CPU both precisions are off: there the type of the base's weights sets
-    the precision.
+    processes together.
 
     Args:
         wanted: the precision, as in `choose_precision`.
@@ -64,7 +72,7 @@ def device_options(wanted: str) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     precision = choose_precision(wanted)
     options: dict[str, Any] = {
-        "bf16": on_gpu and precision == "bf16",
+        "bf16": precision == "bf16",
         "fp16": precision == "fp16",
         "use_cpu": not on_gpu,
     }
@@ -98,6 +106,20 @@ def choose_dtype(base: Path, wanted: str, frozen: bool) -> torch.dtype:
         f"{str(dtype).removeprefix('torch.')}, and the weights of the adapters as float32."
     )
     return dtype
+
+
+def leave_types_to_autocast(trainer: Trainer) -> AbstractContextManager[None]:
+    """Let adapters take their input in the type that it has, where autocast chooses the types.
+
+    peft converts the input of an adapter to the adapter's fp32, and autocast converts it back to
+    bf16. Without the first conversion loss and gradients are the same to the bit. With OPT's
+    architecture a third less memory is taken by what is kept for the backward pass.
+
+    Args:
+        trainer: the trainer that computes meanwhile. Nothing changes where it trains in fp32.
+    """
+    autocasts = trainer.accelerator.mixed_precision != "no"
+    return disable_input_dtype_casting(trainer.model, active=autocasts)
 
 
 # ---- passes
@@ -196,7 +218,7 @@ def fits(trainer: Trainer, pairs: int) -> bool:
             copies = [torch.zeros_like(weight) for weight in trainable if processes.count() > 1]
             batch = trainer._prepare_inputs(trainer.data_collator(rows))
             trainer.model.train()
-            with trainer.accelerator.autocast():
+            with trainer.accelerator.autocast(), leave_types_to_autocast(trainer):
                 loss = trainer.compute_loss(trainer.model, batch)
             loss.backward()
             del first_moments, second_moments, copies, batch, loss
@@ -251,21 +273,14 @@ def _lengths(trainer: Trainer) -> list[int]:
 
 
 def _pairs_on_cpu(trainer: Trainer) -> int:
-    """Estimate how many pairs of the longest length fit into a pass on a CPU.
-
-    In OPT-350M's architecture the activations took 34 bytes per token, layer and unit of width
-    under autocast, and they take twice as much in fp32. The 84 bytes assumed here leave room for
-    the kernels. Other architectures need more (Llama 53 to 61 and Qwen 66 to 74 bytes, where OPT
-    needs 26 to 40), which that room covers.
-    """
+    """Estimate how many pairs of the longest length suit a pass on a CPU, and fit its memory."""
     size = read_size(trainer.accelerator.unwrap_model(trainer.model).config)
     row = trainer.data_collator([trainer.train_dataset[_longest(trainer, 1)[0]]])
     ids = [tensor for name, tensor in row.items() if name.endswith("input_ids")]
     tokens = sum(tensor.numel() for tensor in ids)
-    activations = 84 * size.layers * size.width * max(1, tokens)
     memory = 0.9 * _machine_memory() / processes.count_on_this_machine()
-    free = min(CPU_PASS, memory - 2**30)
-    return 2 ** int(math.log2(max(1, free / activations)))
+    largest = min(CPU_PASS, (memory - 2**30) / BYTES_OF_A_UNIT)
+    return 2 ** int(math.log2(max(1, largest / (max(1, tokens) * size.layers * size.width))))
 
 
 def _machine_memory() -> int:

@@ -31,6 +31,7 @@ from posttrain.loading import (
     require_base,
     require_reward_model,
 )
+from posttrain.packing import packed
 from posttrain.record import Model, slug
 from posttrain.tokens import list_special_tokens
 
@@ -142,14 +143,21 @@ def switched_to(model: PreTrainedModel | PeftModel, name: str) -> Iterator[None]
     """Activate the adapter of one of the models that share a PeftModel.
 
     The adapter is merged into the base's weights for as long as it is active, so that a layer
-    computes one product in place of three. Afterwards the weights are the base's own again, to the
+    computes one product in place of three. On a CPU the weights are also rearranged, as `packed`
+    describes, so they cannot be read meanwhile. Afterwards they are the base's own again, to the
     bit.
 
     Args:
         model: the value of `load_models` for `name`.
         name: the model's name. If it has no adapter, all adapters are switched off.
     """
-    key = _adapter_key(name)
+    with _active(model, _adapter_key(name)), packed(model):
+        yield
+
+
+@contextmanager
+def _active(model: PreTrainedModel | PeftModel, key: str) -> Iterator[None]:
+    """Activate one of the adapters that share a PeftModel, merged if it can be."""
     if not isinstance(model, PeftModel):
         yield
     elif key not in model.peft_config:

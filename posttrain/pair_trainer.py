@@ -82,7 +82,8 @@ class PairTrainer(DPOTrainer):
 
         separate = read(nullcontext())
         shared = read(shared_prompts(backbone))
-        is_exact = backbone.dtype == torch.float32 and separate.device.type == "cpu"
+        is_fp32 = backbone.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
+        is_exact = is_fp32 and separate.device.type == "cpu"
         tolerance = EXACT_TOLERANCE if is_exact else ROUNDING_TOLERANCE
         return bool((shared - separate).abs().mean() < tolerance * separate.std())
 

@@ -27,7 +27,12 @@ from posttrain.callbacks import (
 from posttrain.cards import CARD, build_card
 from posttrain.checkpoints import Checkpoints, last_checkpoint
 from posttrain.description import describe, fingerprint_adapter
-from posttrain.device import describe_computing, peak_memory, settle_pass
+from posttrain.device import (
+    describe_computing,
+    leave_types_to_autocast,
+    peak_memory,
+    settle_pass,
+)
 from posttrain.files import read_json, write
 from posttrain.models import save_trained
 from posttrain.record import Artifact, Model, as_json, environment, slug
@@ -203,7 +208,8 @@ def _train_and_save(
     trainer.args.eval_on_start = trainer.args.eval_on_start and checkpoint is None
     try:
         trackers.start(trainer, run.path(f"logs/{slug(name)}"))
-        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        with leave_types_to_autocast(trainer):
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     except NotFiniteError:
         run.forget(checkpoints)  # with another learning rate they could not be continued
         raise

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,10 +45,11 @@ def test_precision_follows_the_card(monkeypatch, capability, name):
     ],
 )
 def test_precision_follows_the_processor(monkeypatch, able, name):
-    """It is bf16 if the processor multiplies bf16 in hardware, set by the weights' type."""
+    """It is bf16 if the processor multiplies bf16 in hardware."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     assert device.choose_precision("auto") == name
-    assert device.device_options("auto") == {"bf16": False, "fp16": False, "use_cpu": True}
+    expected = {"bf16": name == "bf16", "fp16": False, "use_cpu": True}
+    assert device.device_options("auto") == expected
 
 
 @pytest.mark.parametrize(
@@ -147,6 +149,38 @@ def test_only_labels_go_through_the_vocabulary(monkeypatch, make):
     assert labels < positions
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [make_sft, make_dpo])
+def test_adapters_input_keeps_its_type_under_autocast(make):
+    """This changes no bit of loss and gradients, and saves memory; in fp32 nothing changes."""
+    for in_bf16 in (True, False):
+        results = []
+        for context in (device.leave_types_to_autocast, lambda trainer: nullcontext()):
+            dtype = torch.bfloat16 if in_bf16 else torch.float32
+            lora = {**LORA, "lora_dropout": 0.0}
+            trainer = make(model=models.load_base(OPT, dtype=dtype), lora=lora, bf16=in_bf16)
+            batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+            kept = {}  # for the backward pass
+
+            def keep(tensor, kept=kept):
+                kept[tensor.untyped_storage().data_ptr()] = tensor
+                return tensor
+
+            hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+            model = trainer.model.train()
+            with trainer.accelerator.autocast(), context(trainer), hooks:
+                loss = trainer.compute_loss(model, batch)
+            loss.backward()
+            memory = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+            gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+            results.append((loss, gradients, memory))
+            types = {tensor.dtype for tensor in gradients}
+            assert gradients and types == {torch.float32}
+        ours, other = results
+        assert torch.equal(ours[0], other[0])
+        assert all(torch.equal(one, two) for one, two in zip(ours[1], other[1], strict=True))
+        assert (ours[2] < 0.9 * other[2]) == in_bf16
 
 
 # ---- passes
