@@ -22,7 +22,7 @@ from benchmarks import bag_of_words, real_model_tables
 from benchmarks.common import BENCHMARKS, ROOT, describe_machine, existing_folder
 from benchmarks.real_model import PLACE, RUN, read_validation
 from benchmarks.real_model_tables import REFERENCE_OF, REPLIES
-from posttrain import data, generation, models, settings, style
+from posttrain import data, likelihood, models, settings, style
 from posttrain.files import read_json, write
 from posttrain.run import Run
 from posttrain.tokens import list_special_tokens
@@ -98,7 +98,7 @@ def log_probabilities(
         for reply in REPLIES:
             ids = [pair[f"{reply}_ids"].tolist() for pair in pairs]
             with models.switched_to(model, name):
-                means = generation.mean_log_probabilities(model, tokenizer, prompts, ids, BATCH)
+                means = likelihood.mean_log_probabilities(model, tokenizer, prompts, ids, BATCH)
             columns[f"{name} {reply}"] = [mean * len(one) for mean, one in zip(means, ids)]
     return columns
 

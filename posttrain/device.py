@@ -24,8 +24,8 @@ from posttrain.loading import load_config
 # Size of a pass on a CPU: tokens, times layers, times the length of a hidden state. With OPT-350M's
 # architecture, passes of four or eight texts were hardly faster per text than passes of two.
 CPU_PASS = 32_000_000
-# Memory for each unit of that size, for what is kept for the backward pass. Measured were from 27
-# bytes (OPT in bf16) to 134 (Gemma 3 in fp32).
+# Bytes for each unit of that size, for what is kept for the backward pass: more than any of the
+# architectures takes that benchmarks/activations.md lists.
 BYTES_OF_A_UNIT = 140
 
 # Where Triton runs, TRL computes logits only at positions with a label. Elsewhere it computes them

@@ -1,4 +1,4 @@
-"""Generate the models' answers to many prompts, and compute the answers' log-probabilities."""
+"""Generate the models' answers to many prompts, with their log-ratios to the baseline."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils.memory import release_memory
-from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from posttrain.architecture import read_size, takes_positions
+from posttrain.architecture import read_size
 from posttrain.batches import batches_of_like_length, in_batches, texts_at_once
 from posttrain.chat import end_of_reply
 from posttrain.checks import say_once
 from posttrain.data import PROMPT_END, TURN, draw_prompts, read_rules
+from posttrain.likelihood import listening, mean_log_probabilities, mean_of, pad_left
 from posttrain.models import load_config, load_models, load_tokenizer, plain, switched_to
 from posttrain.tokens import encode_prompts
 
@@ -186,13 +186,17 @@ def answer_as(
             return mean_log_probabilities(model, tokenizer, prompt_ids, reply_ids, batch_size)
 
     baseline = next(iter(models))
-    log_p = measure(name)
-    baseline_log_p = log_p if name == baseline else measure(baseline)
+    log_ratios = [0.0] * len(prompts)
+    if name != baseline:
+        log_p = [completion["log_p"] for completion in completions]
+        if None in log_p:
+            log_p = measure(name)
+        log_ratios = [own - other for own, other in zip(log_p, measure(baseline))]
     records = []
     for i, prompt in enumerate(prompts):
         record = {"id": prompt["id"], "model": name}
         record |= {field: completions[i][field] for field in ("response", "finish", "tokens")}
-        record["log_ratio"] = log_p[i] - baseline_log_p[i]
+        record["log_ratio"] = log_ratios[i]
         records.append(record)
     return records
 
@@ -251,7 +255,9 @@ def respond(
         decoding: the arguments of transformers' `generate`.
 
     Returns:
-        A completion for each prompt, in their order, in the form of `read_completion`.
+        A completion for each prompt, in their order, in the form of `read_completion`, with
+        "log_p": the mean log-probability of its tokens, in nats, as in `mean_log_probabilities`.
+        It is None where several texts were tried for each prompt, as in a beam search.
     """
     ids = [prompt.tolist() for prompt in encode_prompts(prompts, tokenizer, "prompts", chat)]
     stop_strings = decoding.get("stop_strings")
@@ -261,16 +267,24 @@ def respond(
         ends.append(end_of_reply(tokenizer))
 
     def complete(batch: Sequence[int]) -> list[dict[str, Any]]:
-        inputs = _pad_left([ids[i] for i in batch], tokenizer, model.device)
-        output = model.generate(
-            **inputs,
-            tokenizer=tokenizer,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=ends,
-            **decoding,
-        )
-        generated = output[:, inputs["input_ids"].shape[1] :].tolist()
-        return [read_completion(tokens, tokenizer, stop, ends) for tokens in generated]
+        inputs = pad_left([ids[i] for i in batch], tokenizer, model.device)
+        with listening(model) as log_probabilities:
+            output = model.generate(
+                **inputs,
+                tokenizer=tokenizer,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=ends,
+                **decoding,
+            )
+        generated = output[:, inputs["input_ids"].shape[1] :]
+        log_p = log_probabilities.of(generated)
+        completions = []
+        for row, tokens in enumerate(generated.tolist()):
+            completion = read_completion(tokens, tokenizer, stop, ends)
+            own = None if log_p is None else log_p[row, : completion["tokens"]]
+            completion["log_p"] = own if own is None else mean_of(own)
+            completions.append(completion)
+        return completions
 
     lengths = [len(prompt_ids) for prompt_ids in ids]
     if batch_size is None:
@@ -332,59 +346,3 @@ def read_completion(
         text = text.split(stop)[0]
     ids = tokens[: length + 1] if finish == "eos" else tokens[:length]
     return {"response": text.strip(), "finish": finish, "tokens": len(ids), "ids": ids}
-
-
-@torch.inference_mode()
-def mean_log_probabilities(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    replies: Sequence[list[int]],
-    batch_size: int | None,
-) -> list[float]:
-    """Compute how likely each reply is after its prompt under a model.
-
-    Args:
-        model: a causal language model.
-        tokenizer: its tokenizer, which pads.
-        prompts: the token ids of a prompt for each reply.
-        replies: the token ids of the replies as they were generated.
-        batch_size: the number of replies in a batch; None as in `answer`.
-
-    Returns:
-        For each reply the mean log-probability of its tokens, in nats; 0 for an empty reply.
-    """
-    ids = [prompt + reply for prompt, reply in zip(prompts, replies)]
-    lengths = [len(text_ids) for text_ids in ids]
-    reply_lengths = [len(reply) for reply in replies]
-    bare = model.get_base_model() if isinstance(model, PeftModel) else model
-    counts_padding = takes_positions(bare)
-
-    def measure(batch: Sequence[int]) -> list[float]:
-        inputs = _pad_left([ids[i] for i in batch], tokenizer, model.device)
-        if counts_padding:  # unless it is told where its tokens stand
-            positions = inputs["attention_mask"].cumsum(1) - 1
-            inputs["position_ids"] = positions.clamp(min=0)
-        longest = max(reply_lengths[i] for i in batch)
-        # Compute logits only where they are needed, since those of all tokens take much memory.
-        logits = model(**inputs, logits_to_keep=longest + 1).logits[:, :-1]
-        tokens = inputs["input_ids"][:, inputs["input_ids"].shape[1] - longest :]
-        log_p = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        means = []
-        for i, row in zip(batch, log_p):
-            reply = row[longest - reply_lengths[i] :]
-            means.append(reply.mean().item() if len(reply) else 0.0)
-        return means
-
-    if batch_size is None:
-        batch_size = texts_at_once(model, max(lengths))
-    batches = batches_of_like_length(lengths, batch_size)
-    return in_batches(measure, batches, "log-probabilities")
-
-
-def _pad_left(
-    ids: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, device: torch.device
-) -> Any:
-    """Pad token ids on the left, so that all end in the last column."""
-    batch = {"input_ids": list(ids)}
-    return tokenizer.pad(batch, padding_side="left", return_tensors="pt").to(device)

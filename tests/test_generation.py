@@ -12,7 +12,7 @@ from conftest import CONVERSATIONS, dialogue, load
 from small_runs import NAMES, OPT, copy_run, make_run
 from transformers import OPTConfig
 
-from posttrain import batches, exchange, generation, models
+from posttrain import batches, exchange, generation, likelihood, models
 from posttrain.data import PROMPT_END, TURN
 from posttrain.generation import read_completion
 
@@ -157,8 +157,8 @@ PROMPTS = [dialogue(*turns) + PROMPT_END for turns in TURNS]
 
 
 def complete(model, tokenizer, prompts, limit, batch_size):
-    """Let a model complete prompts greedily until a human turn."""
-    return generation.respond(
+    """Let a model complete prompts greedily until a human turn, in the form of `read`."""
+    completions = generation.respond(
         model,
         tokenizer,
         prompts,
@@ -167,6 +167,9 @@ def complete(model, tokenizer, prompts, limit, batch_size):
         max_new_tokens=limit,
         stop_strings=[TURN],
     )
+    for completion in completions:
+        del completion["log_p"]  # rounding depends on the batch
+    return completions
 
 
 def test_batches_give_what_one_at_a_time_gives(base, tokenizer):
@@ -234,11 +237,11 @@ def test_log_probabilities_are_means_over_the_response(base, tokenizer):
             log_p = base(torch.tensor([ids])).logits[0].log_softmax(-1)
         start = len(prompt)
         expected.append(np.mean([log_p[i - 1, ids[i]].item() for i in range(start, len(ids))]))
-    measured = generation.mean_log_probabilities(
+    measured = likelihood.mean_log_probabilities(
         base, tokenizer, [*prompts, prompts[0]], [*replies, []], 2
     )
     assert measured == pytest.approx([*expected, 0], abs=1e-4)
-    empty = generation.mean_log_probabilities(base, tokenizer, prompts, [[], []], 2)
+    empty = likelihood.mean_log_probabilities(base, tokenizer, prompts, [[], []], 2)
     assert empty == [0, 0]
 
 
@@ -257,9 +260,41 @@ def test_log_probabilities_do_not_hang_on_the_batch(tokenizer, kind):
     prompts = [dialogue("Hi") + PROMPT_END, dialogue("How do I bake bread at home?") + PROMPT_END]
     prompts = tokenizer(prompts)["input_ids"]
     replies = [ids_of(tokenizer, " No."), ids_of(tokenizer, " Use a pot.")]
-    alone = generation.mean_log_probabilities(model, tokenizer, prompts, replies, 1)
-    together = generation.mean_log_probabilities(model, tokenizer, prompts, replies, 2)
+    alone = likelihood.mean_log_probabilities(model, tokenizer, prompts, replies, 1)
+    together = likelihood.mean_log_probabilities(model, tokenizer, prompts, replies, 2)
     assert together == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"do_sample": True, "temperature": 2.0, "top_k": 50}, {"repetition_penalty": 1.5}],
+)
+def test_log_probabilities_are_heard_while_a_model_answers(base, tokenizer, options):
+    """They are what reading gives, whatever the decoding does to logits, for ends of all kinds."""
+    questions = ["Hi", "How do I bake bread?", "Why is the sky blue, and why are clouds white?"]
+    prompts = [dialogue(question) + PROMPT_END for question in questions]
+    torch.manual_seed(2)
+    options = {"do_sample": False, "max_new_tokens": 40, "stop_strings": [TURN], **options}
+    completions = generation.respond(base, tokenizer, prompts, 2, **options)
+    assert len({completion["tokens"] for completion in completions}) > 1
+    ids = [completion["ids"] for completion in completions]
+    prompt_ids = tokenizer(prompts)["input_ids"]
+    read = likelihood.mean_log_probabilities(base, tokenizer, prompt_ids, ids, 2)
+    heard = [completion["log_p"] for completion in completions]
+    assert heard == pytest.approx(read, abs=1e-5)
+    assert not base._forward_hooks
+
+
+def test_log_probabilities_of_a_beam_search_are_read(run, tokenizer):
+    """Several texts are tried there for each prompt, so those of the answer are not heard."""
+    prompts = [prompt["prompt"] for prompt in load(run.folder / "prompts.json")]
+    loaded = models.load_models(run, OPT)
+    options = DECODING | {"num_beams": 2}
+    with models.switched_to(loaded["SFT"], "SFT"):
+        completions = generation.respond(loaded["SFT"], tokenizer, prompts, 2, **options)
+    assert [completion["log_p"] for completion in completions] == [None] * 3
+    records = answer(run, num_beams=2)
+    assert sum(record["log_ratio"] == 0 for record in records) == 3  # Base's
 
 
 # ---- the models of a run
@@ -324,6 +359,7 @@ def test_answers_of_the_models_are_their_own(run, tokenizer):
             completions = generation.respond(model, tokenizer, plain_prompts, 1, **DECODING)
         for record, completion in zip(records, completions):
             assert len(completion.pop("ids")) == completion["tokens"]
+            del completion["log_p"]
             assert record | completion == record
         ratios = [record["log_ratio"] for record in records]
         assert (ratios == [0.0] * 3) == (name == "Base")
