@@ -9,10 +9,12 @@ from collections import Counter
 import nbformat
 import pytest
 import torch
+import transformers
 import trl.trainer.utils
 from conftest import ROOT, load
 
 from benchmarks import (
+    activations,
     coverage,
     demo_run,
     growth,
@@ -38,8 +40,9 @@ def toys(hub, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def head(monkeypatch):
-    """Undo a setting of the baselines: the positions at which TRL computes logits."""
-    monkeypatch.setattr(trl.trainer.utils, "_use_triton", trl.trainer.utils._use_triton)
+    """Undo settings of the baselines: for which positions and words TRL computes logits at once."""
+    for name in ("_use_triton", "_CHUNKED_LOGPROB_CHUNK_SIZE"):
+        monkeypatch.setattr(trl.trainer.utils, name, getattr(trl.trainer.utils, name))
 
 
 # ---- the same work
@@ -260,6 +263,29 @@ def test_sections_are_timed(tmp_path):
     assert seconds == {"before the first section": 3, "1. Data": 12}
 
 
+# ---- memory of activations
+
+
+def test_activations_do_not_hang_on_the_size_and_follow_the_record():
+    """A narrower OPT has nearly the bytes of the wide one, and the order of the ways is theirs."""
+    recorded = load(BENCHMARKS / "activations.json")["bytes"]
+    narrow = transformers.OPTConfig(
+        hidden_size=256,
+        num_attention_heads=4,
+        ffn_dim=1024,
+        word_embed_proj_dim=256,
+        do_layer_norm_before=False,
+        dropout=0.0,
+    )
+    measured = {way: activations.measure(narrow, way) for way in activations.WAYS}
+    for way, value in measured.items():
+        # the adapter's own products are a larger share of a narrow model's
+        assert recorded["OPT-350M"][way] < value < 1.2 * recorded["OPT-350M"][way]
+    for bytes_by_way in recorded.values():
+        assert bytes_by_way["bf16"] < bytes_by_way["bf16, peft converts"] < bytes_by_way["fp32"]
+        assert bytes_by_way["fp32"] < device.BYTES_OF_A_UNIT
+
+
 # ---- coverage
 
 
@@ -293,6 +319,7 @@ def test_coverage_over_seeds_and_prompts_is_simulated_in_the_recorded_settings()
         ("growth", growth.as_table),
         ("demo_run", demo_run.as_table),
         ("real_model", real_model.as_table),
+        ("activations", activations.as_table),
         ("coverage", coverage.as_table),
         ("seeds", seeds.as_table),
         ("seeds_and_prompts", seeds_and_prompts.as_table),
