@@ -2,10 +2,9 @@
 
     python -m benchmarks.activations
 
-It is counted in bytes for each token, layer and unit of width, with a LoRA adapter on all linear
-layers. That number does not depend on how many tokens or layers there are, so blocks of the real
-width with random weights suffice, without the vocabulary. Writes benchmarks/activations.json and
-activations.md.
+It is counted in bytes for each token, layer and unit of width, with the LoRA adapter of main.ipynb.
+That number does not depend on how many tokens or layers there are, so a few of both suffice, with
+random weights and without the vocabulary. Writes benchmarks/activations.json and activations.md.
 """
 
 from collections.abc import Mapping
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.helpers import disable_input_dtype_casting
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -27,10 +25,13 @@ from transformers import (
 )
 
 from benchmarks.common import BENCHMARKS
+from posttrain.device import leave_types_to_autocast
 from posttrain.files import write
 
-TOKENS = 256
-LAYERS = (2, 4)  # the difference leaves out what is outside the layers
+# The differences leave out what is outside the layers, and copies of the adapters' weights.
+TOKENS = (128, 256)
+LAYERS = (2, 4)
+RANK = 16  # as in main.ipynb's presets
 VOCABULARY = 500
 MODELS = {
     "OPT-350M": OPTConfig(
@@ -66,7 +67,7 @@ def measure(config: PreTrainedConfig, way: str) -> float:
         way: "fp32"; "bf16" as main.ipynb trains where the device is fast in it; or "bf16, peft
             converts", in which peft converts the input of every adapter, as it does by default.
     """
-    kept = []
+    kept = {}
     for layers in LAYERS:
         config.num_hidden_layers = layers
         config.vocab_size = VOCABULARY
@@ -75,17 +76,21 @@ def measure(config: PreTrainedConfig, way: str) -> float:
         dtype = torch.float32 if way == "fp32" else torch.bfloat16
         base = AutoModelForCausalLM.from_config(config, dtype=dtype)
         outside = ["project_in", "project_out"]  # OPT-350M's, as in main.ipynb
-        lora = LoraConfig(target_modules="all-linear", exclude_modules=outside)
-        kept.append(count_kept(get_peft_model(base, lora).train(), way))
-    return (kept[1] - kept[0]) / (LAYERS[1] - LAYERS[0]) / config.hidden_size / TOKENS
+        lora = LoraConfig(r=RANK, target_modules="all-linear", exclude_modules=outside)
+        model = get_peft_model(base, lora).train()
+        for tokens in TOKENS:
+            kept[layers, tokens] = count_kept(model, way, tokens)
+    few, many = (kept[layers, TOKENS[1]] - kept[layers, TOKENS[0]] for layers in LAYERS)
+    return (many - few) / (LAYERS[1] - LAYERS[0]) / (TOKENS[1] - TOKENS[0]) / config.hidden_size
 
 
-def count_kept(model: PeftModel, way: str) -> int:
+def count_kept(model: PeftModel, way: str, tokens: int) -> int:
     """Count the bytes that are kept for the backward pass, besides the weights.
 
     Args:
         model: reads random tokens, as two texts.
         way: as in `measure`.
+        tokens: their number.
     """
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept = {}  # keeping the tensors keeps their places from being given to others
@@ -96,10 +101,11 @@ def count_kept(model: PeftModel, way: str) -> int:
             kept[place] = tensor
         return tensor
 
-    ids = torch.randint(5, VOCABULARY, (2, TOKENS // 2))
+    ids = torch.randint(5, VOCABULARY, (2, tokens // 2))
     autocast = nullcontext() if way == "fp32" else torch.autocast("cpu", torch.bfloat16)
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, autocast, disable_input_dtype_casting(model, active=way == "bf16"):
+    conversions = leave_types_to_autocast() if way == "bf16" else nullcontext()
+    with hooks, autocast, conversions:
         output = model.get_base_model().base_model(input_ids=ids, use_cache=False)
         total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     del output

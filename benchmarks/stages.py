@@ -289,8 +289,7 @@ def measure_training(stage: str, way: str, folder: Path, dataset: Path) -> dict[
     trainer.args.save_strategy = "no"
     trainer.args.logging_steps = 1
     trainer.args.learning_rate = 0.0
-    is_ours = way.startswith("ours")
-    with leave_types_to_autocast(trainer) if is_ours else nullcontext():
+    with leave_types_to_autocast() if way.startswith("ours") else nullcontext():
         trainer.train()
 
     logs = [record for record in trainer.state.log_history if "loss" in record]

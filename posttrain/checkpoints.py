@@ -150,8 +150,9 @@ def last_checkpoint(
             if then[key] != value and key != "processes":
                 raise ValueError(
                     f"{path} was trained with {key} = {then[key]!r}, but here {key} is {value!r}. "
-                    "Continue this training where it was begun, or remove the folder "
-                    f"{path.parent}, and the training will start over."
+                    "Continue this training where it was begun and with the version of this "
+                    f"repository that began it, or remove the folder {path.parent}, and the "
+                    "training will start over."
                 )
         run.require_same(name, {**inputs, "computing": then})
         return path

@@ -257,7 +257,8 @@ def respond(
     Returns:
         A completion for each prompt, in their order, in the form of `read_completion`, with
         "log_p": the mean log-probability of its tokens, in nats, as in `mean_log_probabilities`.
-        It is None where several texts were tried for each prompt, as in a beam search.
+        It is None where the model tried several texts for each prompt, as in a beam search, or
+        where it has no cache and reads all tokens again in every step.
     """
     ids = [prompt.tolist() for prompt in encode_prompts(prompts, tokenizer, "prompts", chat)]
     stop_strings = decoding.get("stop_strings")

@@ -71,7 +71,8 @@ class LogProbabilities:
     """Collects the log-probabilities of the tokens that a model generates.
 
     They are those of the model itself, before any temperature or other change of the logits. Since
-    a token's logits are known one step before the token, those of the last step are kept.
+    a token's logits are known one step before the token, the log-probabilities of the last step are
+    kept until the token is known.
     """
 
     def __init__(self):

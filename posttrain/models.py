@@ -151,7 +151,7 @@ def switched_to(model: PreTrainedModel | PeftModel, name: str) -> Iterator[None]
         model: the value of `load_models` for `name`.
         name: the model's name. If it has no adapter, all adapters are switched off.
     """
-    with _active(model, _adapter_key(name)), packed(model):
+    with _active(model, _adapter_key(name)), packed(model, _read_two_tokens):
         yield
 
 
@@ -170,6 +170,12 @@ def _active(model: PreTrainedModel | PeftModel, key: str) -> Iterator[None]:
                 yield
         else:
             yield
+
+
+@torch.inference_mode()
+def _read_two_tokens(model: PreTrainedModel | PeftModel) -> torch.Tensor:
+    """Compute the logits of two tokens, of shape (1, 2, vocabulary)."""
+    return model(input_ids=torch.tensor([[1, 2]])).logits
 
 
 def can_merge(model: PeftModel) -> bool:

@@ -208,7 +208,7 @@ def _train_and_save(
     trainer.args.eval_on_start = trainer.args.eval_on_start and checkpoint is None
     try:
         trackers.start(trainer, run.path(f"logs/{slug(name)}"))
-        with leave_types_to_autocast(trainer):
+        with leave_types_to_autocast():
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     except NotFiniteError:
         run.forget(checkpoints)  # with another learning rate they could not be continued

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import trl.trainer.utils
+from peft import IA3Config, LoraConfig, get_peft_model
 from small_runs import OPT
 from small_trainers import LORA, make_dpo, make_sft, pairs
 
@@ -115,6 +116,7 @@ def test_what_a_checkpoint_is_bound_to():
     assert device.describe_computing(make_sft()) == expected
     in_bf16 = make_sft(model=models.load_base(OPT, dtype=torch.bfloat16))
     assert device.describe_computing(in_bf16)["weights"] == "bfloat16"
+    assert device.describe_computing(make_sft(bf16=True))["precision"] == "bf16"
 
 
 # ---- only labels go through the vocabulary
@@ -153,10 +155,10 @@ def test_only_labels_go_through_the_vocabulary(monkeypatch, make):
 
 @pytest.mark.parametrize("make", [make_sft, make_dpo])
 def test_adapters_input_keeps_its_type_under_autocast(make):
-    """This changes no bit of loss and gradients, and saves memory; in fp32 nothing changes."""
+    """Without dropout no bit of loss and gradients changes; in bf16 memory is saved."""
     for in_bf16 in (True, False):
         results = []
-        for context in (device.leave_types_to_autocast, lambda trainer: nullcontext()):
+        for context in (device.leave_types_to_autocast, nullcontext):
             dtype = torch.bfloat16 if in_bf16 else torch.float32
             lora = {**LORA, "lora_dropout": 0.0}
             trainer = make(model=models.load_base(OPT, dtype=dtype), lora=lora, bf16=in_bf16)
@@ -169,9 +171,10 @@ def test_adapters_input_keeps_its_type_under_autocast(make):
 
             hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
             model = trainer.model.train()
-            with trainer.accelerator.autocast(), context(trainer), hooks:
-                loss = trainer.compute_loss(model, batch)
-            loss.backward()
+            with context():
+                with trainer.accelerator.autocast(), hooks:
+                    loss = trainer.compute_loss(model, batch)
+                loss.backward()
             memory = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
             gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
             results.append((loss, gradients, memory))
@@ -181,6 +184,27 @@ def test_adapters_input_keeps_its_type_under_autocast(make):
         assert torch.equal(ours[0], other[0])
         assert all(torch.equal(one, two) for one, two in zip(ours[1], other[1], strict=True))
         assert (ours[2] < 0.9 * other[2]) == in_bf16
+
+
+def test_types_are_left_to_autocast_alone():
+    """A model that answers without autocast during a training, IA3 and DoRA work as before."""
+    ids = torch.arange(5, 20)[None]
+    kinds = {
+        "LoRA": LoraConfig(**LORA),
+        "IA3": IA3Config(target_modules=["q_proj", "fc2"], feedforward_modules=["fc2"]),
+        "DoRA": LoraConfig(**{**LORA, "lora_dropout": 0.0}, use_dora=True),
+    }
+    for kind, config in kinds.items():
+        model = get_peft_model(models.load_base(OPT, dtype=torch.bfloat16), config).eval()
+        logits = []
+        for context in (device.leave_types_to_autocast, nullcontext):
+            with context(), torch.no_grad():
+                alone = model(ids).logits
+                with torch.autocast("cpu", torch.bfloat16):
+                    logits.append([alone, model(ids).logits])
+        (alone, under), expected = logits
+        assert torch.equal(alone, expected[0]), kind
+        assert torch.equal(under, expected[1]), kind
 
 
 # ---- passes

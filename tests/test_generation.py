@@ -357,11 +357,22 @@ def test_answers_of_the_models_are_their_own(run, tokenizer):
         model = loaded[name]
         with models.switched_to(model, name):
             completions = generation.respond(model, tokenizer, plain_prompts, 1, **DECODING)
+        reply_ids = [completion["ids"] for completion in completions]
         for record, completion in zip(records, completions):
             assert len(completion.pop("ids")) == completion["tokens"]
             del completion["log_p"]
             assert record | completion == record
         ratios = [record["log_ratio"] for record in records]
+        ids = [tokenizer(prompt)["input_ids"] for prompt in plain_prompts]
+        read = []
+        for measured in (name, "Base"):
+            with models.switched_to(loaded[measured], measured):
+                read.append(
+                    likelihood.mean_log_probabilities(
+                        loaded[measured], tokenizer, ids, reply_ids, 2
+                    )
+                )
+        assert ratios == pytest.approx(np.subtract(*read), abs=1e-5)
         assert (ratios == [0.0] * 3) == (name == "Base")
 
 
