@@ -1,5 +1,6 @@
 """The benchmarks run at toy size, their proofs can fail, and their tables match their records."""
 
+import copy
 import math
 import random
 import subprocess
@@ -9,7 +10,6 @@ from collections import Counter
 import nbformat
 import pytest
 import torch
-import transformers
 import trl.trainer.utils
 from conftest import ROOT, load
 
@@ -269,14 +269,9 @@ def test_sections_are_timed(tmp_path):
 def test_activations_do_not_depend_on_the_size_and_follow_the_record(monkeypatch):
     """A narrower OPT has nearly the bytes of the wide one, and the order of the ways is theirs."""
     recorded = load(BENCHMARKS / "activations.json")["bytes"]
-    narrow = transformers.OPTConfig(
-        hidden_size=256,
-        num_attention_heads=4,
-        ffn_dim=1024,
-        word_embed_proj_dim=256,
-        do_layer_norm_before=False,
-        dropout=0.0,
-    )
+    narrow = copy.deepcopy(activations.MODELS["OPT-350M"])
+    narrow.update({"hidden_size": 256, "num_attention_heads": 4, "ffn_dim": 1024})
+    narrow.update({"word_embed_proj_dim": 256})
     for way in activations.WAYS:
         measured = activations.measure(narrow, way)
         with monkeypatch.context() as changed:
