@@ -4,27 +4,29 @@
 
 At 1, 4 and 16 times the work. The largest dataset has as many pairs as HH-RLHF. The text of a
 folder in HH-RLHF's layout, or the demo's, is taken again and again, each time with another number
-in its first turn, so that every pair is a pair of its own. Preparing and setting up are what
-main.ipynb's own cells do. Generation and judging work with the demo's models. Each measurement is a
-process of its own, in turn, and again. Writes benchmarks/growth.json and growth.md.
+in its first turn, so that every pair is a pair of its own. Preparing pairs, preparing them again,
+which reads what the first time has kept, and setting up are what main.ipynb's own cells do.
+Generation and judging work with the demo's models. Each measurement is a process of its own, in
+turn, and again. Writes benchmarks/growth.json and growth.md.
 """
 
 import argparse
 import gzip
 import json
+import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from benchmarks.common import (
     BENCHMARKS,
     DEMO,
     HUB,
+    Notebook,
     build_trainer,
     describe_machine,
     existing_folder,
@@ -85,23 +87,44 @@ def measure_preparing(times: int, folder: Path, pairs: int, source: Path) -> lis
     Returns:
         A record for each of the two stages.
     """
-    dataset = folder / f"data-{times}"
-    if not dataset.exists():
-        write_dataset(dataset, times * pairs, source)
+    if not (folder / f"data-{times}").exists():
+        write_dataset(folder / f"data-{times}", times * pairs, source)
+    shutil.rmtree(folder / f"results-{times}", ignore_errors=True)
     start = time.perf_counter()
-    notebook = prepare_training(
-        PRESET="small",
-        RESULTS=mkdtemp(dir=folder),
-        DATASET=str(dataset),
-        BASE_MODEL=str(folder / "opt"),
-        MAX_PAIRS=10**9,
-        SETTINGS={"subsets": "all"},
-    )
+    notebook = prepare_pairs(times, folder)
     prepared = describe("preparing pairs", times, times * pairs, start)
     start = time.perf_counter()
     for model in ("SFT", "DPO"):
         build_trainer(notebook, model)
     return [prepared, describe("setting up trainers", times, times * pairs, start)]
+
+
+def measure_starting_again(times: int, folder: Path, pairs: int) -> list[dict[str, Any]]:
+    """Measure the second start of a run whose pairs `measure_preparing` has prepared.
+
+    Args:
+        times: how many times the work.
+        folder: as in `measure_preparing`.
+        pairs: once the work.
+
+    Returns:
+        A list of one record.
+    """
+    start = time.perf_counter()
+    prepare_pairs(times, folder)
+    return [describe("preparing them again", times, times * pairs, start)]
+
+
+def prepare_pairs(times: int, folder: Path) -> Notebook:
+    """Run main.ipynb's cells up to the first trainer, with all pairs of a dataset of `folder`."""
+    return prepare_training(
+        PRESET="small",
+        RESULTS=str(folder / f"results-{times}"),
+        DATASET=str(folder / f"data-{times}"),
+        BASE_MODEL=str(folder / "opt"),
+        MAX_PAIRS=10**9,
+        SETTINGS={"subsets": "all"},
+    )
 
 
 def measure_answering(times: int, texts: int) -> list[dict[str, Any]]:
@@ -212,6 +235,8 @@ def main() -> None:
         stage, times, folder = options.one
         if stage == "preparing":
             print_result(measure_preparing(int(times), Path(folder), pairs, options.dataset))
+        elif stage == "again":
+            print_result(measure_starting_again(int(times), Path(folder), pairs))
         else:
             print_result(measure_answering(int(times), texts))
         return
@@ -221,11 +246,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         build_models(Path(folder), dataset, toy=True)
         for _ in range(options.repeats):
-            for stage in ("preparing", "answering"):
+            for stage in ("preparing", "again", "answering"):
                 for times in TIMES:
                     arguments = (stage, str(times), folder, "--dataset", str(dataset), *more)
-                    runs += in_a_process("growth", *arguments)
-                    print(*runs[-2:], sep="\n", flush=True)
+                    measured = in_a_process("growth", *arguments)
+                    print(*measured, sep="\n", flush=True)
+                    runs += measured
     record = {
         "date": datetime.now(UTC).date().isoformat(),
         **describe_machine(),

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import transformers
@@ -46,7 +45,6 @@ TOY_OPT = OPT | {
     "ffn_dim": 128,
     "num_attention_heads": 2,
     "word_embed_proj_dim": 32,
-    "vocab_size": 2048,
     "init_std": 0.08,  # so that a layer changes its input as much as a wide one's does
 }
 SHARP = 2  # times the weights of queries: few tokens are attended to, not all alike
@@ -84,8 +82,7 @@ def _write_base(folder: Path, dataset: Path, sizes: dict[str, Any]) -> None:
         for row in data.read_split(dataset, subset, "train")[:1000]:
             if isinstance(row, dict):
                 texts += [row["chosen"], row["rejected"]]
-    with patch.dict(build.OPT, vocab_size=sizes["vocab_size"] - 8):
-        build.write_opt_tokenizer(folder, texts)
+    build.write_opt_tokenizer(folder, texts, most=sizes["vocab_size"] - 8)
     base = transformers.OPTForCausalLM(transformers.OPTConfig(**sizes))
     with torch.no_grad():
         for layer in base.model.decoder.layers:

@@ -343,14 +343,17 @@ def batch_by_length(rng, rows, size, length):
     return batches
 
 
-def write_opt_tokenizer(folder, texts):
+# More than is needed: merging ends where nearly every word of the dialogues is one token. A model
+# that chooses among whole words invents none.
+MOST_TOKENS = 4000
+
+
+def write_opt_tokenizer(folder, texts, most=MOST_TOKENS):
     """Byte-level BPE in OPT's two files, without tokenizer.json; return it as users load it."""
     folder.mkdir()
     bpe = tokenizers.ByteLevelBPETokenizer()
     special = ["<s>", "<pad>", "</s>", "<unk>"]  # ids 0 to 3
-    # More than is needed: merging ends where nearly every word of the dialogues is one token. A
-    # model that chooses among whole words invents none.
-    bpe.train_from_iterator(texts, vocab_size=4000, special_tokens=special, show_progress=False)
+    bpe.train_from_iterator(texts, vocab_size=most, special_tokens=special, show_progress=False)
     bpe.save_model(str(folder))
     names = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"}
     write_json(folder / "special_tokens_map.json", names)

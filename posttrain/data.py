@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from posttrain import pair_cache, processes
+from posttrain.pair_cache import IDS, PairSettings
 from posttrain.prompts import count_prompts, draw_prompts, read_rules, require_prompts
 from posttrain.tokens import cut_prompts, encode_prompts, encode_replies, list_special_tokens
 from posttrain.transcripts import (
@@ -65,20 +67,8 @@ __all__ = [
     "split_transcript",
 ]
 
-IDS = ("prompt_ids", "chosen_ids", "rejected_ids")  # token ids of the prompt and of the replies
 NO_LOSS = -100  # the label of a token that the loss leaves out
 Report = dict[str, Counter]  # {subset: {what became of a row: number of such rows}}
-
-
-class PairSettings(Protocol):
-    """The settings that decide which pairs are used and how they are prepared."""
-
-    subsets: str  # "base" or "all"
-    max_pairs: int | None  # pairs for training and validation together; None takes all
-    validation_pairs: int  # number of held-out pairs, limited to a tenth of all pairs
-    max_length: int  # limit of the prompt and the longer reply together, in tokens
-    format: str  # "transcript", or "chat" for the base's chat template
-    seed: int  # seed of the choice of pairs and of their order
 
 
 @dataclass(frozen=True)
@@ -335,7 +325,9 @@ def hold_out(pairs: list[Pair], n: int, report: Report) -> tuple[list[Pair], lis
     return training, validation
 
 
-def load_pairs(folder: Path, tokenizer: Tokenizer, settings: PairSettings) -> Pairs:
+def load_pairs(
+    folder: Path, tokenizer: Tokenizer, settings: PairSettings, kept: Path | None = None
+) -> Pairs:
     """Load the pairs of a dataset's training splits, ready for training.
 
     Unusable rows are dropped, `max_pairs` pairs are drawn at random, long prompts are shortened,
@@ -346,6 +338,8 @@ def load_pairs(folder: Path, tokenizer: Tokenizer, settings: PairSettings) -> Pa
         tokenizer: the tokenizer of the base model.
         settings: the settings of the pairs. The seed decides which pairs are drawn and in which
             order.
+        kept: a file that keeps the prepared pairs. They are read from it, if it was made from equal
+            inputs, as `pair_cache` says; otherwise they are prepared and written to it.
 
     Returns:
         The pairs and the report. Every row that was read is counted in exactly one line of the
@@ -354,6 +348,22 @@ def load_pairs(folder: Path, tokenizer: Tokenizer, settings: PairSettings) -> Pa
     Raises:
         ValueError: if the dataset cannot be read, or has no pair to train on.
     """
+    chat = settings.format == "chat"
+    if kept is None:
+        return Pairs(*_prepare_pairs(folder, tokenizer, settings), chat)
+    inputs = pair_cache.describe_inputs(folder, tokenizer, settings)
+    prepared = pair_cache.read_kept_pairs(kept, inputs)
+    if prepared is None:
+        prepared = _prepare_pairs(folder, tokenizer, settings)
+        if processes.is_main():
+            pair_cache.keep_pairs(kept, inputs, prepared)
+    return Pairs(*prepared, chat)
+
+
+def _prepare_pairs(
+    folder: Path, tokenizer: Tokenizer, settings: PairSettings
+) -> tuple[list[Pair], list[Pair], pd.DataFrame]:
+    """Prepare pairs as `load_pairs` describes: for training, for validation, and the report."""
     subsets, chat = list_subsets(folder, settings.subsets), settings.format == "chat"
     unseen = set(read_test_prompts(folder, subsets))
     pairs, report = gather_pairs(folder, subsets, list_special_tokens(tokenizer), unseen)
@@ -371,7 +381,7 @@ def load_pairs(folder: Path, tokenizer: Tokenizer, settings: PairSettings) -> Pa
             f"DATASET: {folder} has no usable pair for training after cleaning. The rows of each "
             f"subset were counted as {counts}."
         )
-    return Pairs(training, validation, _tabulate(report), chat)
+    return training, validation, _tabulate(report)
 
 
 def _tabulate(report: Report) -> pd.DataFrame:

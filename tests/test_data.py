@@ -661,11 +661,15 @@ def test_importing_data_needs_no_torch(monkeypatch):
 # ---- tokens
 
 def test_texts_are_tokenised_in_parts(tokenizer):
-    """All texts at once would take gigabytes; in parts the pairs are the same."""
+    """All texts at once would take gigabytes; in parts the pairs are the same.
+
+    The tokenizer is one of Python's, which is not asked for ids alone.
+    """
     calls = []
 
     class Watched:
         eos_token = tokenizer.eos_token
+        is_fast = False
 
         def __call__(self, texts, **options):
             calls.append(len(texts))
