@@ -35,9 +35,10 @@ from benchmarks.common import (
     print_result,
 )
 from benchmarks.stages import build_models
-from posttrain import data, generation, judging, models, settings
+from posttrain import data, generation, models, settings
 from posttrain.device import process_peak
 from posttrain.files import write
+from posttrain.rewards import compute_rewards
 
 TIMES = (1, 4, 16)
 PAIRS = 10_050  # that are prepared, at once the work
@@ -152,10 +153,10 @@ def measure_answering(times: int, texts: int) -> list[dict[str, Any]]:
     answered = describe("generation", times, len(prompts), start)
 
     judge, tokenizer = models.load_judge(HUB / "reward-model")
-    judging.compute_rewards(judge, tokenizer, [tokenizer("once", "before")], 512)  # here too
+    compute_rewards(judge, tokenizer, [tokenizer("once", "before")], 512)  # here too
     start = time.perf_counter()
     inputs = [tokenizer(prompt["prompt"], prompt["chosen"]) for prompt in 4 * prompts]
-    judging.compute_rewards(judge, tokenizer, inputs, 512)
+    compute_rewards(judge, tokenizer, inputs, 512)
     return [answered, describe("judging", times, len(inputs), start)]
 
 

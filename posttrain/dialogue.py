@@ -15,10 +15,11 @@ from posttrain.comparisons import format_fixed
 from posttrain.files import read_json, write
 from posttrain.generation import is_chat, respond, room_for_prompt
 from posttrain.hub import find_model, identify
-from posttrain.judging import compute_rewards, encode_answers, read_question
+from posttrain.judging import encode_answers, read_question
 from posttrain.models import load_judge, load_models, load_tokenizer, plain, switched_to
 from posttrain.notebooks import read_functions
 from posttrain.preparation import EVAL, require_own_name
+from posttrain.rewards import compute_rewards
 from posttrain.sources import Source
 from posttrain.tokens import encode_prompts
 from posttrain.transcripts import CONTROL, PROMPT_END, TURN

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate.utils.memory import release_memory
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain import processes
-from posttrain.batches import batches_by_tokens, in_batches
 from posttrain.chat_judges import encode_whole
 from posttrain.data import PROMPT_END
+from posttrain.files import read_json
 from posttrain.judge_checks import count_positions, say_how_judge_reads
 from posttrain.loading import has_chat_template
 from posttrain.metrics import HUMAN_REPLIES, KINDS, REFERENCES, kind_of
 from posttrain.models import load_judge
 from posttrain.record import source_of
+from posttrain.rewards import rate
 from posttrain.sources import PARAMETERS
 from posttrain.tokenizer_checks import JUDGED
 
@@ -108,25 +108,22 @@ def score(
     for name in processes.on_main(_list_unavailable, run, judge, answers):
         del answers[name]
 
-    @cache  # so that one judge reads all answers, and its way of reading is shown once
-    def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        model, tokenizer = load_judge(judge.folder, PARAMETERS[judge.role])
-        name, first_answers = next(iter(answers.items()))
-        question = read_question(prompts[0]["prompt"])
-        read = judge_input(tokenizer, question, first_answers[0])["input_ids"]
-        print(f"{judge.name} reads the first answer of {name} as\n{tokenizer.decode(read)}\n")
-        return model, tokenizer
+    file = FILES[judge.role]
+    kept = run.path(f".{file}l")  # rewards, until all of them are in the file
+    rewards: dict[str, list[float]] = {}
 
     def make(name: str) -> list[dict[str, Any]]:
-        model, tokenizer = load()
-        asked, texts = [], []
-        for prompt, answer in zip(prompts, answers[name]):
-            if answer is not None:  # which is where no human replied to the prompt
-                asked.append(prompt)
-                texts.append((read_question(prompt["prompt"]), answer))
-        encoded = encode_answers(model, tokenizer, judge_input, texts, name)
-        rewards = compute_rewards(model, tokenizer, encoded, tokens_at_once, name)
-        return score_records(rewards, name, asked)
+        if not rewards:  # one judge reads all missing answers, sorted together
+            missing = processes.on_main(_list_missing, run, file, answers)
+            texts = {}
+            for missing_name in missing:
+                asked = _list_answered(prompts, answers[missing_name])
+                texts[missing_name] = [
+                    (read_question(prompt["prompt"]), answer) for prompt, answer in asked
+                ]
+            rewards.update(_rate(judge, judge_input, texts, tokens_at_once, kept))
+        asked = [prompt for prompt, _ in _list_answered(prompts, answers[name])]
+        return score_records(rewards[name], name, asked)
 
     artifacts = run.record.artifacts
     sha256 = {name: artifact.sha256 for name, artifact in artifacts.items()}
@@ -139,10 +136,50 @@ def score(
             "judge_input": source_of(judge_input),
             **inputs,
         }
-    scores = run.stage(FILES[judge.role], make, inputs_by_part, parts=True)
-    load.cache_clear()
-    release_memory()
+    scores = run.stage(file, make, inputs_by_part, parts=True)
+    if processes.is_main():
+        kept.unlink(missing_ok=True)
     return scores
+
+
+def _rate(
+    judge: Source,
+    judge_input: JudgeInput,
+    texts: Mapping[str, Sequence[tuple[str, str]]],
+    tokens_at_once: int,
+    kept: Path,
+) -> dict[str, list[float]]:
+    """Load the judge, show how it reads, let it rate all (question, answer) pairs, and free it."""
+    model, tokenizer = load_judge(judge.folder, PARAMETERS[judge.role])
+    encoded = {}
+    for name, pairs in texts.items():
+        encoded[name] = encode_answers(model, tokenizer, judge_input, pairs, name)
+    name, first_texts = next(iter(encoded.items()))
+    read = tokenizer.decode(first_texts[0]["input_ids"])
+    print(f"{judge.name} reads the first answer of {name} as\n{read}\n")
+    together = list(chain.from_iterable(encoded.values()))
+    rewards = iter(rate(model, tokenizer, together, tokens_at_once, kept, judge.identity))
+    del model
+    release_memory()
+    return {name: list(islice(rewards, len(pairs))) for name, pairs in texts.items()}
+
+
+def _list_missing(run: Run, file: str, names: Iterable[str]) -> list[str]:
+    """List the models and references of which a file of rewards has no record."""
+    records = read_json(run.path(file)) if run.is_there(file) else []
+    judged = {record["model"] for record in records}
+    return [name for name in names if name not in judged]
+
+
+def _list_answered(
+    prompts: Sequence[dict[str, Any]], answers: Sequence[str | None]
+) -> list[tuple[dict[str, Any], str]]:
+    """List the prompts that have an answer, each with its answer."""
+    answered = []
+    for prompt, answer in zip(prompts, answers):
+        if answer is not None:  # which is where no human replied to the prompt
+            answered.append((prompt, answer))
+    return answered
 
 
 def _list_unavailable(run: Run, judge: Source, answers: Mapping[str, Any]) -> list[str]:
@@ -298,35 +335,6 @@ def reference_answers(prompts: Sequence[Mapping[str, Any]]) -> dict[str, list[st
     answers["Refusal"] = [REFUSAL] * len(prompts)
     answers["Not understood"] = [NOT_UNDERSTOOD] * len(prompts)
     return answers
-
-
-@torch.inference_mode()
-def compute_rewards(
-    judge: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    inputs: Sequence[BatchEncoding],
-    tokens_at_once: int,
-    label: str = "judge",
-) -> list[float]:
-    """Let the judge rate answers in batches.
-
-    Args:
-        judge: a reward model.
-        tokenizer: its tokenizer.
-        inputs: the encoded questions and answers.
-        tokens_at_once: limit of a batch in tokens, padding included.
-        label: the text beside the progress bar.
-
-    Returns:
-        The rewards, in the order of the inputs.
-    """
-
-    def judge_batch(batch: Sequence[int]) -> list[float]:
-        padded = tokenizer.pad([inputs[i] for i in batch], return_tensors="pt").to(judge.device)
-        return judge(**padded).logits[:, 0].tolist()
-
-    lengths = [len(encoded["input_ids"]) for encoded in inputs]
-    return in_batches(judge_batch, batches_by_tokens(lengths, tokens_at_once), label)
 
 
 def score_records(

@@ -14,11 +14,12 @@ from conftest import MODELS, ROOT, command, contents_of, execute, load, places, 
 from small_runs import OPT
 from test_chat import save_chat_base
 
-from posttrain import dialogue, dialogue_form, dialogue_terminal, generation, judging, models
+from posttrain import dialogue, dialogue_form, dialogue_terminal, generation, models
 from posttrain.__main__ import main
 from posttrain.dialogue import Dialogue, Reply, open_dialogue
 from posttrain.notebooks import read_functions
 from posttrain.record import Model, source_of
+from posttrain.rewards import compute_rewards
 from posttrain.run import Run
 from posttrain.transcripts import TURN
 
@@ -107,7 +108,7 @@ def test_each_model_goes_on_from_its_own_answers(talking, demo_run):
         assert reply.answer == expected["response"]
         question = f"{before}{TURN} {NEXT}".strip()
         read = judge_tokenizer(question, reply.answer)
-        (reward,) = judging.compute_rewards(judge, judge_tokenizer, [read], 512)
+        (reward,) = compute_rewards(judge, judge_tokenizer, [read], 512)
         assert reply.reward == pytest.approx(reward, abs=1e-4)
 
 
@@ -243,7 +244,7 @@ def test_judge_with_a_chat_template_reads_a_conversation(copied_run, tmp_path):
             {"role": "user", "content": QUESTION},
             {"role": "assistant", "content": reply.answer},
         ]
-        (reward,) = judging.compute_rewards(
+        (reward,) = compute_rewards(
             judge, tokenizer, [tokenizer.apply_chat_template(turns)], 512
         )
         assert reply.reward == pytest.approx(reward, abs=1e-4)

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from small_models import FAULTY_JUDGES, save_roberta
 from small_runs import JUDGE
 
-from posttrain import judging, metrics, models
+from posttrain import judging, metrics, models, rewards
 from posttrain.data import PROMPT_END
 from posttrain.files import write
 from posttrain.record import Model
+from posttrain.rewards import compute_rewards
 from posttrain.run import Run
 
 QUESTION = " ".join(f"Turn {i}: how do I grow grapes on a balcony?" for i in range(9))
@@ -54,7 +55,7 @@ def test_batches_score_what_one_at_a_time_scores(judge):
     answers = [ANSWER[:n] for n in (25, 57, 1, 10, 0, 40, 30)]
     pairs = list(zip(questions, answers))
     inputs = [judge_input(judge[1], *pair) for pair in pairs]
-    together = judging.compute_rewards(*judge, inputs, 200)
+    together = compute_rewards(*judge, inputs, 200)
     alone = [compute_alone(judge, *pair) for pair in pairs]
     assert together == pytest.approx(alone, abs=1e-4)
     # else the order is not put to the test
@@ -261,6 +262,40 @@ def test_rewards_are_those_of_the_answers(run, judge):
         assert record["reward"] == pytest.approx(expected, abs=1e-4)
 
 
+def test_interrupted_judging_goes_on(run, monkeypatch, judge):
+    """Rewards of some hundred answers are kept at a time, until those of all models are saved."""
+    monkeypatch.setattr(rewards, "TEXTS_IN_A_PART", 4)
+    monkeypatch.setattr(rewards, "BATCHES_IN_A_PART", 1)
+    parts = []
+
+    def compute(*arguments):
+        if len(parts) == 2:
+            raise KeyboardInterrupt
+        parts.append(arguments[2])
+        return compute_rewards(*arguments)
+
+    monkeypatch.setattr(rewards, "compute_rewards", compute)
+    with pytest.raises(KeyboardInterrupt):
+        score(run)
+    assert (run.folder / ".scores.jsonl").exists()
+    assert not (run.folder / "scores.json").exists()
+    read = sum(len(part) for part in parts)
+
+    def count(*arguments):
+        parts.append(arguments[2])
+        return compute_rewards(*arguments)
+
+    monkeypatch.setattr(rewards, "compute_rewards", count)
+    scores = score(run)
+    assert not (run.folder / ".scores.jsonl").exists()
+    assert len(scores) == 21
+    assert 8 <= read < sum(len(part) for part in parts) == 21
+    for record in scores[:6]:
+        answer = f"{record['model']} about {record['id']}"
+        expected = compute_alone(judge, f"Human: Why {int(record['id'][-2:])}?", answer)
+        assert record["reward"] == pytest.approx(expected, abs=1e-4)
+
+
 def test_rewards_are_kept(run):
     """Nothing is loaded for existing rewards, and another batch size makes no new ones."""
     scores = score(run)
@@ -370,10 +405,11 @@ def test_replies_to_one_kind_of_prompts_are_judged_alone(run, judge):
 def test_reward_that_is_no_number_is_not_kept(run, monkeypatch):
     """The parts before it are saved."""
 
-    def compute(model, tokenizer, inputs, tokens_at_once, label):
-        return [1.0 if label == "GPT 4+" else math.nan] * len(inputs)
+    def rate(model, tokenizer, inputs, *arguments):
+        texts = [tokenizer.decode(encoded["input_ids"]) for encoded in inputs]
+        return [math.nan if "B about" in text else 1.0 for text in texts]
 
-    monkeypatch.setattr(judging, "compute_rewards", compute)
+    monkeypatch.setattr(judging, "rate", rate)
     with pytest.raises(ValueError, match="gives B's answer to helpful-00 the reward nan"):
         score(run)
     assert [record["model"] for record in load(run.folder / "scores.json")] == ["GPT 4+"] * 3

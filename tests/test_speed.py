@@ -214,13 +214,13 @@ def test_growth_runs_at_toy_size(tmp_path):
     subprocess.run([*command, "--out", tmp_path], cwd=ROOT, check=True)
     runs = load(tmp_path / "growth.json")["runs"]
     expected = []
-    for stages in (
+    for of_process in (
         ("preparing pairs", "setting up trainers"),
         ("preparing them again",),
         ("generation", "judging"),
     ):
         for times in growth.TIMES:
-            expected += [(stage, times) for stage in stages]
+            expected += [(stage, times) for stage in of_process]
     assert [(run["stage"], run["times"]) for run in runs] == expected
     assert all(run["seconds"] > 0 for run in runs)
 

@@ -1,0 +1,138 @@
+"""Compute the rewards of many texts: long ones first, equal ones once, and kept meanwhile."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+
+from posttrain import processes
+from posttrain.batches import batches_by_tokens, in_batches
+from posttrain.files import fingerprint
+from posttrain.packing import packed
+from posttrain.positions import positions_projected_once
+
+TEXTS_IN_A_PART = 200  # after so many texts their rewards are kept
+BATCHES_IN_A_PART = 4  # for each process, so that all of them have work in every part
+
+
+@torch.inference_mode()
+def compute_rewards(
+    judge: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Sequence[BatchEncoding],
+    tokens_at_once: int,
+    label: str = "judge",
+) -> list[float]:
+    """Let the judge rate answers in batches.
+
+    Args:
+        judge: a reward model.
+        tokenizer: its tokenizer.
+        inputs: the encoded questions and answers.
+        tokens_at_once: limit of a batch in tokens, padding included.
+        label: the text beside the progress bar.
+
+    Returns:
+        The rewards, in the order of the inputs.
+    """
+
+    def judge_batch(batch: Sequence[int]) -> list[float]:
+        padded = tokenizer.pad([inputs[i] for i in batch], return_tensors="pt").to(judge.device)
+        return judge(**padded).logits[:, 0].tolist()
+
+    lengths = [len(encoded["input_ids"]) for encoded in inputs]
+    return in_batches(judge_batch, batches_by_tokens(lengths, tokens_at_once), label)
+
+
+def rate(
+    judge: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Sequence[BatchEncoding],
+    tokens_at_once: int,
+    kept: Path | None = None,
+    identity: Any = None,
+) -> list[float]:
+    """Rate many texts as fast as the device can, and keep rewards against an interruption.
+
+    Equal texts are read once. The others are sorted by length before they are divided into batches,
+    so the more there are, the less padding is read. On a CPU the judge's weights are rearranged
+    meanwhile, as `packing` describes.
+
+    Args:
+        judge: a reward model in evaluation mode.
+        tokenizer: its tokenizer.
+        inputs: the encoded questions and answers.
+        tokens_at_once: limit of a batch in tokens, padding included.
+        kept: a file that keeps the rewards of some hundred texts at a time. Those that it has are
+            not computed again.
+        identity: what the judge is recognised by in that file.
+
+    Returns:
+        The rewards, in the order of the inputs.
+    """
+    keys = [fingerprint([identity, encoded.data]) for encoded in inputs]
+    rewards = processes.on_main(_read_kept, kept)
+    texts = dict(zip(keys, inputs))  # of which equal ones are one
+    missing = [key for key in texts if key not in rewards]
+    with packed(judge, _read_two_tokens), positions_projected_once(judge):
+        for part in _in_parts(missing, texts, tokens_at_once):
+            label = f"rewards, {len(rewards)} of {len(texts)} texts before"
+            part_inputs = [texts[key] for key in part]
+            computed = compute_rewards(judge, tokenizer, part_inputs, tokens_at_once, label)
+            rewards.update(zip(part, computed))
+            processes.on_main(_keep, kept, dict(zip(part, computed)))
+    return [rewards[key] for key in keys]
+
+
+@torch.inference_mode()
+def _read_two_tokens(judge: PreTrainedModel) -> torch.Tensor:
+    """Let a judge read two tokens, and return its logits."""
+    return judge(input_ids=torch.zeros((1, 2), dtype=torch.long, device=judge.device)).logits
+
+
+def _in_parts(
+    keys: Sequence[str], texts: Mapping[str, BatchEncoding], tokens_at_once: int
+) -> Iterator[list[str]]:
+    """Divide texts into parts of whole batches, the longest texts first."""
+    lengths = [len(texts[key]["input_ids"]) for key in keys]
+    part: list[str] = []
+    batches = 0
+    for batch in batches_by_tokens(lengths, tokens_at_once):
+        part += [keys[i] for i in batch]
+        batches += 1
+        if len(part) >= TEXTS_IN_A_PART and batches >= BATCHES_IN_A_PART * processes.count():
+            yield part
+            part, batches = [], 0
+    if part:
+        yield part
+
+
+def _read_kept(kept: Path | None) -> dict[str, float]:
+    """Read the rewards that a file keeps, without a line that was not written to its end."""
+    rewards: dict[str, float] = {}
+    if kept is None or not kept.is_file():
+        return rewards
+    for line in kept.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            key, reward = json.loads(line)
+        except (ValueError, TypeError):
+            continue
+        if isinstance(key, str) and isinstance(reward, float):
+            rewards[key] = reward
+    return rewards
+
+
+def _keep(kept: Path | None, rewards: Mapping[str, float]) -> None:
+    """Append rewards to the file that keeps them. One that is not finite is left out."""
+    if kept is None:
+        return
+    lines = [json.dumps([key, reward]) for key, reward in rewards.items() if math.isfinite(reward)]
+    with kept.open("a", encoding="utf-8") as file:
+        # A line that an interruption has cut short ends here, and not in the next one.
+        file.write("\n" + "\n".join(lines) + "\n")
