@@ -276,7 +276,7 @@ def test_interrupted_judging_goes_on(run, monkeypatch, judge):
 
     monkeypatch.setattr(rewards, "compute_rewards", compute)
     with pytest.raises(KeyboardInterrupt):
-        score(run)
+        score(run, tokens_at_once=60)
     assert (run.folder / ".scores.jsonl").exists()
     assert not (run.folder / "scores.json").exists()
     read = sum(len(part) for part in parts)
@@ -286,7 +286,7 @@ def test_interrupted_judging_goes_on(run, monkeypatch, judge):
         return compute_rewards(*arguments)
 
     monkeypatch.setattr(rewards, "compute_rewards", count)
-    scores = score(run)
+    scores = score(run, tokens_at_once=60)
     assert not (run.folder / ".scores.jsonl").exists()
     assert len(scores) == 21
     assert 8 <= read < sum(len(part) for part in parts) == 21
