@@ -264,7 +264,7 @@ def test_rewards_are_those_of_the_answers(run, judge):
 
 def test_interrupted_judging_goes_on(run, monkeypatch, judge):
     """Rewards of some hundred answers are kept at a time, until those of all models are saved."""
-    monkeypatch.setattr(rewards, "TEXTS_IN_A_PART", 4)
+    monkeypatch.setattr(rewards, "TEXTS_IN_A_PART", 2)
     monkeypatch.setattr(rewards, "BATCHES_IN_A_PART", 1)
     parts = []
 
@@ -276,7 +276,7 @@ def test_interrupted_judging_goes_on(run, monkeypatch, judge):
 
     monkeypatch.setattr(rewards, "compute_rewards", compute)
     with pytest.raises(KeyboardInterrupt):
-        score(run, tokens_at_once=60)
+        score(run, tokens_at_once=40)
     assert (run.folder / ".scores.jsonl").exists()
     assert not (run.folder / "scores.json").exists()
     read = sum(len(part) for part in parts)
@@ -286,10 +286,11 @@ def test_interrupted_judging_goes_on(run, monkeypatch, judge):
         return compute_rewards(*arguments)
 
     monkeypatch.setattr(rewards, "compute_rewards", count)
-    scores = score(run, tokens_at_once=60)
+    scores = score(run, tokens_at_once=40)
     assert not (run.folder / ".scores.jsonl").exists()
     assert len(scores) == 21
-    assert 8 <= read < sum(len(part) for part in parts) == 21
+    # The demo's judge does not know the numbers, so that it reads seven texts, one for each name.
+    assert 4 <= read < sum(len(part) for part in parts) == 7
     for record in scores[:6]:
         answer = f"{record['model']} about {record['id']}"
         expected = compute_alone(judge, f"Human: Why {int(record['id'][-2:])}?", answer)
