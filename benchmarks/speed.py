@@ -155,14 +155,12 @@ def as_table(record: Mapping[str, Any]) -> str:
     """Write the measurements as a markdown table.
 
     The share of the peak rate is relative to the best matrix product, in bf16 for the ways that
-    multiply in it. It counts the operations of all layers as if each text were read by itself.
+    multiply in it (`share_of_peak`). It counts the operations of all layers as if each text were
+    read by itself.
 
     Args:
         record: of speed.json.
     """
-    peaks = {}
-    for kind in ("float32", "bfloat16"):
-        peaks[kind] = max(product[kind] for product in record["matmul GFLOP/s"])
     has_trl = "TRL" in record["runs"]["SFT"]  # it may have been left out
     headings = ["stage", "way", "tokens per second", "× the study's batches"]
     if has_trl:
@@ -170,15 +168,12 @@ def as_table(record: Mapping[str, Any]) -> str:
     headings += ["share of peak rate", "memory (GiB)"]
     lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
     for stage, ways in record["runs"].items():
-        rates = {way: _rates(measurements) for way, measurements in ways.items()}
+        rates = {way: list_rates(measurements) for way, measurements in ways.items()}
         medians = {way: statistics.median(values) for way, values in rates.items()}
         for way, measurements in ways.items():
-            computes_in_bf16 = stage in ("SFT", "DPO") and way in ("TRL", "ours")
-            peak = max(peaks.values()) if computes_in_bf16 else peaks["float32"]
             share = "–"
             if stage in PASSES and not record["toy"]:
-                operations = PASSES[stage] * FLOP_OF_A_PASS * medians[way]
-                share = f"{100 * operations / peak / 1e9:.0f}%"
+                share = f"{100 * share_of_peak(record, stage, way):.0f}%"
             slowest, fastest = min(rates[way]), max(rates[way])
             digits = 0 if fastest >= 100 else 1
             span = f"{slowest:.{digits}f} to {fastest:.{digits}f}"
@@ -195,9 +190,26 @@ def as_table(record: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rates(measurements: Sequence[Measurement]) -> list[float]:
+def list_rates(measurements: Sequence[Measurement]) -> list[float]:
     """Compute the tokens per second of each measurement."""
     return [measured["tokens"] / sum(measured["seconds"]) for measured in measurements]
+
+
+def share_of_peak(record: Mapping[str, Any], stage: str, way: str) -> float:
+    """Compute which share of the rate of the best matrix product a stage reached, in the median.
+
+    Args:
+        record: of speed.json, with models of full size.
+        stage: one of `PASSES`.
+        way: as in `WAYS`.
+    """
+    peaks = {}
+    for kind in ("float32", "bfloat16"):
+        peaks[kind] = max(product[kind] for product in record["matmul GFLOP/s"])
+    computes_in_bf16 = stage in ("SFT", "DPO") and way in ("TRL", "ours")
+    peak = max(peaks.values()) if computes_in_bf16 else peaks["float32"]
+    rate = statistics.median(list_rates(record["runs"][stage][way]))
+    return PASSES[stage] * FLOP_OF_A_PASS * rate / peak / 1e9
 
 
 # ---- measuring

@@ -17,6 +17,7 @@ from docs import (
     claims_tables,
     findings,
     readme_parts,
+    scale_parts,
     settings_table,
     study_tables,
 )
@@ -85,6 +86,11 @@ def list_parts(
         "speed setup without bf16": partial(
             benchmark_tables.write_speed_setup, benchmark_tables.WITHOUT_BF16
         ),
+        "scale devices": scale_parts.write_devices,
+        "scale lengths": scale_parts.write_lengths,
+        "scale assumptions": scale_parts.write_assumptions,
+        "scale left out": scale_parts.write_left_out,
+        "scale pays": scale_parts.write_pays,
     }
     parts |= settings_table.list_parts()
     for path in sorted(BENCHMARKS.rglob("*.md")):
