@@ -83,9 +83,10 @@ def score(
     """Let a judge rate the models' answers and the reference answers, and save its rewards.
 
     Those of the first judge are saved as scores.json and those of a second one as
-    second_scores.json. The judge is loaded only if ratings are missing. If only those of fixed
-    answers are, as in a run that was judged before there were as many, and the judge cannot be had,
-    the run is left as is.
+    second_scores.json. The judge is loaded only if ratings are missing. It reads all missing
+    answers together, and an interruption costs the rewards of some hundred answers at most. If only
+    ratings of fixed answers are missing, as in a run that was judged before there were as many, and
+    the judge cannot be had, the run is left as is.
 
     Args:
         run: the run that the answers belong to.

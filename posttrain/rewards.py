@@ -80,13 +80,15 @@ def rate(
     rewards = processes.on_main(_read_kept, kept)
     texts = dict(zip(keys, inputs))  # of which equal ones are one
     missing = [key for key in texts if key not in rewards]
+    left = len(missing)
     with packed(judge, _read_two_tokens), positions_projected_once(judge):
         for part in _in_parts(missing, texts, tokens_at_once):
-            label = f"rewards, {len(rewards)} of {len(texts)} texts before"
+            label = f"rewards ({len(texts) - left} of {len(texts)} texts are done)"
             part_inputs = [texts[key] for key in part]
             computed = compute_rewards(judge, tokenizer, part_inputs, tokens_at_once, label)
             rewards.update(zip(part, computed))
             processes.on_main(_keep, kept, dict(zip(part, computed)))
+            left -= len(part)
     return [rewards[key] for key in keys]
 
 
