@@ -1,6 +1,7 @@
 """One's own questions to the models of a run: in Python, on the command line and in the form."""
 
 import html
+import io
 import json
 import re
 import shutil
@@ -11,10 +12,19 @@ import pytest
 import small_models
 import torch
 from conftest import MODELS, ROOT, command, contents_of, execute, load, places, states
+from matplotlib import pyplot
 from small_runs import OPT
 from test_chat import save_chat_base
 
-from posttrain import dialogue, dialogue_form, dialogue_terminal, generation, judging, models
+from posttrain import (
+    dialogue,
+    dialogue_form,
+    dialogue_terminal,
+    figures,
+    generation,
+    judging,
+    models,
+)
 from posttrain.__main__ import main
 from posttrain.dialogue import Dialogue, Reply, open_dialogue
 from posttrain.notebooks import read_functions
@@ -411,13 +421,19 @@ def test_command_answers_scripted_lines(demo_run, talking):
     assert contents_of(demo_run.folder) == before
 
 
-def test_command_keeps_answers_where_it_is_asked_to(copied_run):
-    done = chat(copied_run, f"{QUESTION}\n{NEXT}", "KEEP=True")
-    assert done.returncode == 0
+def chat_here(monkeypatch, folder, lines, *given):
+    """Let the command read lines in this process, which has started already."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode()), "utf-8"))
+        main(["chat", "RUN=demo", f"RESULTS={folder.folder / 'results'}", *given])
+
+
+def test_command_keeps_answers_where_it_is_asked_to(copied_run, monkeypatch, capsys):
+    chat_here(monkeypatch, copied_run, f"{QUESTION}\n{NEXT}", "KEEP=True")
     rows = load(copied_run.run / "chat.json")
     assert [row["model"] for row in rows] == MODELS * 2
     assert [row["turn"] for row in rows[::4]] == [1, 2]
-    assert "Kept in" in done.stdout
+    assert "Kept in" in capsys.readouterr().out
     assert not list(copied_run.run.glob("*.tmp"))
 
 
@@ -447,12 +463,11 @@ def test_command_refuses_by_a_sentence(tmp_path, given, message):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_command_does_not_begin_with_a_damaged_file(copied_run):
+def test_command_does_not_begin_with_a_damaged_file(copied_run, monkeypatch, capsys):
     (copied_run.run / "chat.json").write_text("{")
-    done = chat(copied_run, QUESTION, "KEEP=True")
-    assert done.returncode == 1
-    assert "chat.json is damaged" in done.stderr
-    assert "reward" not in done.stdout
+    with pytest.raises(SystemExit, match="chat.json is damaged"):
+        chat_here(monkeypatch, copied_run, QUESTION, "KEEP=True")
+    assert "reward" not in capsys.readouterr().out
 
 
 def test_terminal_is_not_sent_what_it_would_obey(capsys):
@@ -654,9 +669,13 @@ def test_other_processes_show_no_form(demo_run, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_last_cell_of_the_evaluation_is_the_form(copied_run, talking):
-    """It loads nothing when it is executed, and answers when it is clicked."""
+def test_last_cell_of_the_evaluation_is_the_form(copied_run, talking, monkeypatch):
+    """It loads nothing when it is executed, and answers when it is clicked.
+
+    The figures are not saved anew, which would take half of the time.
+    """
     before = contents_of(copied_run.folder)
+    monkeypatch.setattr(figures, "show", lambda figure, run, name: pyplot.close(figure))
     names = execute("eval.ipynb", **places(copied_run.folder))
     assert isinstance(names.form._dialogue, Dialogue)
     assert names.form._dialogue._models == {}
