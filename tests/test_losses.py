@@ -321,6 +321,7 @@ def test_the_sections_after_the_training_take_every_trainer(notebook, capsys):
 
 def test_eval_takes_all_models(notebook):
     folder = notebook.names.run.folder.parent.parent
-    session = Session("eval.ipynb", **places(folder), N_PROMPTS=4, MAX_NEW_TOKENS=8).run_all()
+    small = {"N_PROMPTS": 4, "MAX_NEW_TOKENS": 8, "SETTINGS": {"draws": 200}}
+    session = Session("eval.ipynb", **places(folder), **small).run_all()
     names = [row["model"] for row in load(session.names.run.path("metrics.json"))["models"]]
     assert names == ["Base", "SFT", "DPO", "SFT+DPO", "ORPO", "SimPO", "KTO"]
