@@ -12,7 +12,6 @@ import pytest
 import small_models
 import torch
 from conftest import MODELS, ROOT, command, contents_of, execute, load, places, states
-from matplotlib import pyplot
 from small_runs import OPT
 from test_chat import save_chat_base
 
@@ -68,6 +67,13 @@ def talking(asked):
 
 def answers_of(replies):
     return {reply.model: reply.answer for reply in replies}
+
+
+@pytest.fixture(scope="module")
+def two_answers(asked):
+    """What the models answer to a question and to the next one in the same conversation."""
+    asked.start_over()
+    return [answers_of(asked.ask(QUESTION)), answers_of(asked.ask(NEXT))]
 
 
 def change_judge(run, **entry):
@@ -177,17 +183,15 @@ def test_special_tokens_are_read_as_text(talking, monkeypatch):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_question_changes_nothing(talking, name):
+def test_refused_question_changes_nothing(two_answers, talking, name):
     """The next one is answered as if it had not been asked, in the second turn too."""
     question, message = REFUSED[name]
-    expected = [answers_of(talking.ask(QUESTION)), answers_of(talking.ask(NEXT))]
-    talking.start_over()
     answered = []
     for good in (QUESTION, NEXT):
         with pytest.raises(ValueError, match=message):
             talking.ask(question)
         answered.append(answers_of(talking.ask(good)))
-    assert answered == expected
+    assert answered == two_answers
 
 
 def test_the_longest_question_fits_exactly(talking):
@@ -211,10 +215,8 @@ def test_long_conversation_ends_with_a_remedy(talking):
     assert talking.ask(QUESTION)[0].turn == 1
 
 
-def test_interrupted_answers_change_nothing(talking, monkeypatch):
+def test_interrupted_answers_change_nothing(two_answers, talking, monkeypatch):
     """Ctrl-C at the second model, while its adapter is merged into the base's weights."""
-    expected = [answers_of(talking.ask(QUESTION)), answers_of(talking.ask(NEXT))]
-    talking.start_over()
     first = answers_of(talking.ask(QUESTION))
 
     def respond(*args, **options):
@@ -227,7 +229,7 @@ def test_interrupted_answers_change_nothing(talking, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             talking.ask(NEXT)
     assert talking._models == {}  # which are loaded again, whatever was left in their weights
-    assert [first, answers_of(talking.ask(NEXT))] == expected
+    assert [first, answers_of(talking.ask(NEXT))] == two_answers
 
 
 # ---- the judge
@@ -675,7 +677,7 @@ def test_last_cell_of_the_evaluation_is_the_form(copied_run, talking, monkeypatc
     The figures are not saved anew, which would take half of the time.
     """
     before = contents_of(copied_run.folder)
-    monkeypatch.setattr(figures, "show", lambda figure, run, name: pyplot.close(figure))
+    monkeypatch.setattr(figures, "show", lambda figure, run, name: None)
     names = execute("eval.ipynb", **places(copied_run.folder))
     assert isinstance(names.form._dialogue, Dialogue)
     assert names.form._dialogue._models == {}
