@@ -57,10 +57,10 @@ def pytest_collection_modifyitems(items):
     The demo run is made for the first of them. It is there when later files ask for it.
     """
     longest = [
-        "test_whole_run", "test_notebooks", "test_training", "test_losses", "test_dialogue",
-        "test_page", "test_main", "test_description", "test_processes", "test_cards", "test_run",
-        "test_converting", "test_pushing", "test_generation", "test_colab", "test_hub",
-        "test_importing",
+        "test_whole_run", "test_training", "test_notebooks", "test_losses", "test_dialogue",
+        "test_page", "test_comparisons", "test_run", "test_description", "test_main",
+        "test_cards", "test_processes", "test_figures", "test_converting", "test_pushing",
+        "test_generation", "test_colab", "test_same_model", "test_spreads", "test_compare",
     ]  # fmt: skip
     order = {name: place for place, name in enumerate(longest)}
     items.sort(key=lambda item: order.get(item.path.stem, len(longest)))

@@ -671,6 +671,7 @@ def test_other_processes_show_no_form(demo_run, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_last_cell_of_the_evaluation_is_the_form(copied_run, talking, monkeypatch):
     """It loads nothing when it is executed, and answers when it is clicked.
 

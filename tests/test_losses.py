@@ -319,6 +319,7 @@ def test_the_sections_after_the_training_take_every_trainer(notebook, capsys):
     assert "KTO: The loss on the held-out pairs went from 0.500 to" in printed
 
 
+@pytest.mark.slow
 def test_eval_takes_all_models(notebook, monkeypatch):
     """The figures of seven models are drawn and not saved, which takes longest."""
 
