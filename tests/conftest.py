@@ -15,6 +15,7 @@ os.environ.update(
     OMP_NUM_THREADS="1",
 )
 
+import gc
 import gzip
 import hashlib
 import json
@@ -25,12 +26,11 @@ import sys
 import types
 from pathlib import Path
 
-import nbformat
 import psutil
 import pytest
 from filelock import FileLock
-from IPython.core.interactiveshell import InteractiveShell
-from transformers import AutoTokenizer
+
+# Nothing heavy is imported at the top, so that pytest-xdist starts its processes at once.
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -44,18 +44,38 @@ DERIVED = ["classification.json", "metrics.json", "summary.md", "summary.csv", "
 
 
 def pytest_configure(config):
-    """Ignore a warning that peft causes in transformers, as the package does."""
+    """Ignore a warning that peft causes in transformers, as the package does; keep the order."""
     config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing`:FutureWarning")
+    # pytest-xdist would begin with the files that have the most tests, which are not the longest.
+    config.option.loadscopereorder = False
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Keep the tests of a file together, since they share fixtures; start with the longest."""
-    longest = ["test_notebooks", "test_whole_run", "test_training"]
+    """Keep the tests of a file together, since they share fixtures; start with the longest.
+
+    The demo run is made for the first of them. It is there when later files ask for it.
+    """
+    longest = [
+        "test_whole_run", "test_training", "test_notebooks", "test_losses", "test_dialogue",
+        "test_page", "test_comparisons", "test_run", "test_description", "test_main",
+        "test_cards", "test_processes", "test_figures", "test_converting", "test_pushing",
+        "test_generation", "test_colab", "test_same_model", "test_spreads", "test_compare",
+    ]  # fmt: skip
     order = {name: place for place, name in enumerate(longest)}
     items.sort(key=lambda item: order.get(item.path.stem, len(longest)))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def old_objects_are_frozen():
+    """Leave out of collections of garbage what was there before a file's first test.
+
+    The package collects garbage often, and to look for it among all modules takes half a second.
+    """
+    gc.collect()  # what is garbage now would be kept for ever
+    gc.freeze()
 
 
 def pytest_sessionfinish():
@@ -68,6 +88,8 @@ def pytest_sessionfinish():
 
 def read_notebook(name):
     """Read a notebook of the repository, or one given by its path."""
+    import nbformat
+
     return nbformat.read(ROOT / name, as_version=4)
 
 
@@ -90,6 +112,8 @@ class Session:
             key: str(value) if isinstance(value, Path) else value
             for key, value in parameters.items()
         }
+        from IPython.core.interactiveshell import InteractiveShell
+
         self.shell = InteractiveShell(user_ns={}, colors="nocolor")
 
     @property
@@ -250,6 +274,8 @@ def small_dataset(folder, pairs=50):
 @pytest.fixture(scope="session")
 def tokenizer():
     """The tokenizer of the demo's OPT."""
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(HUB / "opt")
 
 

@@ -1,6 +1,5 @@
 """Whole runs with bases and judges of many kinds: they work, or are refused in a sentence."""
 
-import gc
 import math
 import traceback
 from dataclasses import dataclass, field
@@ -15,9 +14,6 @@ from small_models import BASES, FAULTY, FAULTY_JUDGES, JUDGES, SAME_AS_OPT, UNUS
 from transformers import AutoModelForSequenceClassification
 
 from posttrain import generation, models
-
-# Both notebooks collect garbage; to look for it among the modules would take half of a run.
-gc.freeze()
 
 # The last cell of eval.ipynb that depends on the models and the judge
 RATES = "CAS = (HmR + HpR) / 2"

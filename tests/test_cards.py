@@ -2,8 +2,6 @@
 
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from small_models import change_tensors
 from small_runs import LORA, OPT, make_run
 from small_trainers import begin_run, make_dpo, make_sft
+from strangers import run_as_a_stranger
 from test_chat import save_chat_base
 
 from posttrain import chat, generation, models
@@ -45,9 +44,7 @@ def find(run, name):
 def ask_as_a_stranger(card):
     """Execute the Python of a card in a process of its own, and return what it prints."""
     (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.removesuffix("\n")
+    return run_as_a_stranger(code, ROOT).removesuffix("\n")
 
 
 def ask_with_the_package(run, name):

@@ -1,6 +1,7 @@
 """One's own questions to the models of a run: in Python, on the command line and in the form."""
 
 import html
+import io
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ from conftest import MODELS, ROOT, command, contents_of, execute, load, places, 
 from small_runs import OPT
 from test_chat import save_chat_base
 
-from posttrain import dialogue, dialogue_form, dialogue_terminal, generation, models
+from posttrain import dialogue, dialogue_form, dialogue_terminal, figures, generation, models
 from posttrain.__main__ import main
 from posttrain.dialogue import Dialogue, Reply, open_dialogue
 from posttrain.notebooks import read_functions
@@ -59,6 +60,13 @@ def talking(asked):
 
 def answers_of(replies):
     return {reply.model: reply.answer for reply in replies}
+
+
+@pytest.fixture(scope="module")
+def two_answers(asked):
+    """What the models answer to a question and to the next one in the same conversation."""
+    asked.start_over()
+    return [answers_of(asked.ask(QUESTION)), answers_of(asked.ask(NEXT))]
 
 
 def change_judge(run, **entry):
@@ -168,17 +176,15 @@ def test_special_tokens_are_read_as_text(talking, monkeypatch):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_question_changes_nothing(talking, name):
+def test_refused_question_changes_nothing(two_answers, talking, name):
     """The next one is answered as if it had not been asked, in the second turn too."""
     question, message = REFUSED[name]
-    expected = [answers_of(talking.ask(QUESTION)), answers_of(talking.ask(NEXT))]
-    talking.start_over()
     answered = []
     for good in (QUESTION, NEXT):
         with pytest.raises(ValueError, match=message):
             talking.ask(question)
         answered.append(answers_of(talking.ask(good)))
-    assert answered == expected
+    assert answered == two_answers
 
 
 def test_the_longest_question_fits_exactly(talking):
@@ -202,10 +208,8 @@ def test_long_conversation_ends_with_a_remedy(talking):
     assert talking.ask(QUESTION)[0].turn == 1
 
 
-def test_interrupted_answers_change_nothing(talking, monkeypatch):
+def test_interrupted_answers_change_nothing(two_answers, talking, monkeypatch):
     """Ctrl-C at the second model, while its adapter is merged into the base's weights."""
-    expected = [answers_of(talking.ask(QUESTION)), answers_of(talking.ask(NEXT))]
-    talking.start_over()
     first = answers_of(talking.ask(QUESTION))
 
     def respond(*args, **options):
@@ -218,7 +222,7 @@ def test_interrupted_answers_change_nothing(talking, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             talking.ask(NEXT)
     assert talking._models == {}  # which are loaded again, whatever was left in their weights
-    assert [first, answers_of(talking.ask(NEXT))] == expected
+    assert [first, answers_of(talking.ask(NEXT))] == two_answers
 
 
 # ---- the judge
@@ -412,13 +416,19 @@ def test_command_answers_scripted_lines(demo_run, talking):
     assert contents_of(demo_run.folder) == before
 
 
-def test_command_keeps_answers_where_it_is_asked_to(copied_run):
-    done = chat(copied_run, f"{QUESTION}\n{NEXT}", "KEEP=True")
-    assert done.returncode == 0
+def chat_here(monkeypatch, folder, lines, *given):
+    """Let the command read lines in this process, which has started already."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode()), "utf-8"))
+        main(["chat", "RUN=demo", f"RESULTS={folder.folder / 'results'}", *given])
+
+
+def test_command_keeps_answers_where_it_is_asked_to(copied_run, monkeypatch, capsys):
+    chat_here(monkeypatch, copied_run, f"{QUESTION}\n{NEXT}", "KEEP=True")
     rows = load(copied_run.run / "chat.json")
     assert [row["model"] for row in rows] == MODELS * 2
     assert [row["turn"] for row in rows[::4]] == [1, 2]
-    assert "Kept in" in done.stdout
+    assert "Kept in" in capsys.readouterr().out
     assert not list(copied_run.run.glob("*.tmp"))
 
 
@@ -448,12 +458,11 @@ def test_command_refuses_by_a_sentence(tmp_path, given, message):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_command_does_not_begin_with_a_damaged_file(copied_run):
+def test_command_does_not_begin_with_a_damaged_file(copied_run, monkeypatch, capsys):
     (copied_run.run / "chat.json").write_text("{")
-    done = chat(copied_run, QUESTION, "KEEP=True")
-    assert done.returncode == 1
-    assert "chat.json is damaged" in done.stderr
-    assert "reward" not in done.stdout
+    with pytest.raises(SystemExit, match="chat.json is damaged"):
+        chat_here(monkeypatch, copied_run, QUESTION, "KEEP=True")
+    assert "reward" not in capsys.readouterr().out
 
 
 def test_terminal_is_not_sent_what_it_would_obey(capsys):
@@ -655,9 +664,14 @@ def test_other_processes_show_no_form(demo_run, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_last_cell_of_the_evaluation_is_the_form(copied_run, talking):
-    """It loads nothing when it is executed, and answers when it is clicked."""
+@pytest.mark.slow
+def test_last_cell_of_the_evaluation_is_the_form(copied_run, talking, monkeypatch):
+    """It loads nothing when it is executed, and answers when it is clicked.
+
+    The figures are not saved anew, which would take half of the time.
+    """
     before = contents_of(copied_run.folder)
+    monkeypatch.setattr(figures, "show", lambda figure, run, name: None)
     names = execute("eval.ipynb", **places(copied_run.folder))
     assert isinstance(names.form._dialogue, Dialogue)
     assert names.form._dialogue._models == {}

@@ -23,7 +23,7 @@ from conftest import (
 
 NOTEBOOKS = ["main.ipynb", "eval.ipynb", "compare.ipynb"]
 LONGEST = {"main.ipynb": 185, "eval.ipynb": 212, "compare.ipynb": 60}  # lines of code
-SMALL = {"N_PROMPTS": 4, "MAX_NEW_TOKENS": 8}
+SMALL = {"N_PROMPTS": 4, "MAX_NEW_TOKENS": 8, "SETTINGS": {"draws": 200}}
 # A fifth model: a copy of main.ipynb's cell, with another loss and another name.
 EDITS = {"loss_type=s.loss_type,": 'loss_type="ipo",', '"DPO"': '"IPO"'}
 

@@ -59,6 +59,12 @@ def html(five):
     return page.render_page(five)
 
 
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Leave the figures, which take most of the time, out of the pages that are made."""
+    monkeypatch.setattr(render, "draw_figures", lambda files: {})
+
+
 def copy_files(five, folder, names):
     """Copy some files of the run into a folder and return it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -194,7 +200,7 @@ def test_introduction_says_whose_answers_were_imported():
         ({"from": "mine", "repository": "a/b"}, "imported from a/b."),
     ],
 )
-def test_origin_is_named_as_far_as_it_is_known(five, tmp_path, source, words):
+def test_origin_is_named_as_far_as_it_is_known(without_figures, five, tmp_path, source, words):
     folder = copy_files(five, tmp_path / "imported", FILES)
     artifact = {"inputs": {"imported": "mine"}, "sha256": "", "seconds": None, "environment": {}}
     artifacts = {"responses.json/Base": artifact, "responses.json/SFT": artifact}
@@ -317,7 +323,7 @@ def test_every_pair_stands_in_a_matrix():
     assert sorted(cells) == sorted(expected)
 
 
-def test_demo_says_so_in_large_letters(five, html, tmp_path):
+def test_demo_says_so_in_large_letters(html, without_figures, five, tmp_path):
     folder = copy_files(five, tmp_path / "demo", FILES)
     rewrite(folder / "run.json", lambda data: data | {"preset": "demo"})
     assert '<p class="demo"><strong>Demo</strong>' in page.render_page(folder)
@@ -364,10 +370,11 @@ def test_what_would_not_be_seen_is_named(name):
     assert texts.make_visible({"a\x00": [HOSTILE[name], 1, None]}) == {"a␀": [seen, 1, None]}
 
 
-def test_hostile_texts_are_inert(five, tmp_path):
+def test_hostile_texts_are_inert(html, five, tmp_path):
     """In prompts, answers, names of models, settings and cautions: the page's policy stays, no
     element is added, and the script gets every text letter by letter.
     """
+    policy = policy_of(html)
     everything = " ".join(HOSTILE.values())
     hostile_name = everything.replace("\ud83d", "")  # no half character can be a model's name
     folder = copy_files(five, tmp_path / "hostile", FILES)
@@ -391,7 +398,7 @@ def test_hostile_texts_are_inert(five, tmp_path):
     assert html.count("<style") == 1
     assert "<img" not in html
     assert "<b>bold" not in html
-    assert policy_of(html) == policy_of(page.render_page(five))
+    assert policy_of(html) == policy
     assert not re.search("[\x00-\x08\x0b-\x1f\u2028\u2029\u202e\ud800-\udfff]", html)
 
 
@@ -583,9 +590,9 @@ def test_labels_of_other_rewards_are_refused(five, tmp_path):
         page.render_page(folder)
 
 
-def test_page_is_written_whole_into_the_folder(five, tmp_path):
-    folder = copy_files(five, tmp_path / "mine", FILES)
+def test_page_is_written_whole_into_the_folder(html, five, tmp_path):
+    folder = copy_files(five, tmp_path / five.name, FILES)
     path = page.write_page(folder)
     assert path == folder / "report.html"
-    assert path.read_text(encoding="utf-8") == page.render_page(folder)
+    assert path.read_text(encoding="utf-8") == html
     assert sorted(file.name for file in folder.iterdir()) == sorted([*FILES, "report.html"])

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from conftest import ROOT, command, load
+from several import main as train_small_run
 
 from benchmarks.processes import train
 from posttrain import files, launching, notebooks, preparation, processes, settings, sharing
@@ -52,9 +53,9 @@ def weights_of(folder, adapter="sft_dpo"):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """The folder of a small run by one process."""
+    """The folder of a small run by one process, which is this one."""
     folder = tmp_path_factory.mktemp("one")
-    several(1, folder)
+    train_small_run(folder)
     return folder
 
 

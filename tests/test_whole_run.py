@@ -599,9 +599,8 @@ def test_demo_is_the_committed_example(demo_run):
 # ---- the same again, elsewhere, in parts
 
 
-@pytest.mark.parametrize(
-    "notebook", ["main.ipynb", pytest.param("eval.ipynb", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", ["main.ipynb", "eval.ipynb"])
 def test_second_run_of_a_notebook_only_reads(copied_run, notebook):
     before = contents_of(copied_run.folder)
     made = states(copied_run.run, "adapters", "training.json", *RAW)
