@@ -95,7 +95,8 @@ def rate(
 @torch.inference_mode()
 def _read_two_tokens(judge: PreTrainedModel) -> torch.Tensor:
     """Let a judge read two tokens, and return its logits."""
-    return judge(input_ids=torch.zeros((1, 2), dtype=torch.long, device=judge.device)).logits
+    mask = torch.ones((1, 2), dtype=torch.long, device=judge.device)
+    return judge(input_ids=torch.zeros_like(mask), attention_mask=mask).logits
 
 
 def _in_parts(
