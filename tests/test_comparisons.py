@@ -247,6 +247,7 @@ def test_intervals_hold_the_truth(n):
         assert held_by_cas / 2000 >= 0.93
 
 
+@pytest.mark.slow
 def test_equal_models_seldom_differ_significantly():
     """At most 5% of families of six true nulls, and two standard errors, hold a finding."""
     rng = np.random.default_rng(0)

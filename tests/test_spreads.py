@@ -75,6 +75,7 @@ def test_draws_in_chunks_are_those_made_at_once():
     assert medians == pytest.approx(np.median(redrawn, axis=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", ["standard_normal", "standard_exponential"])
 def test_level_and_coverage_with_fifty_prompts(distribution):
     """Two equal models with correlated rewards, of which the study has 50 of each kind.
