@@ -38,7 +38,7 @@ from benchmarks.stages import build_models
 from posttrain import data, generation, models, settings
 from posttrain.device import process_peak
 from posttrain.files import write
-from posttrain.rewards import compute_rewards
+from posttrain.rewards import rate_texts
 
 TIMES = (1, 4, 16)
 PAIRS = 10_050  # that are prepared, at once the work
@@ -113,7 +113,7 @@ def measure_starting_again(times: int, folder: Path, pairs: int) -> list[dict[st
     """
     start = time.perf_counter()
     prepare_pairs(times, folder)
-    return [describe("preparing them again", times, times * pairs, start)]
+    return [describe("preparing the pairs again", times, times * pairs, start)]
 
 
 def prepare_pairs(times: int, folder: Path) -> Notebook:
@@ -153,10 +153,13 @@ def measure_answering(times: int, texts: int) -> list[dict[str, Any]]:
     answered = describe("generation", times, len(prompts), start)
 
     judge, tokenizer = models.load_judge(HUB / "reward-model")
-    compute_rewards(judge, tokenizer, [tokenizer("once", "before")], 512)  # here too
+    rate_texts(judge, tokenizer, [tokenizer("once", "before")], 512)  # here too
     start = time.perf_counter()
-    inputs = [tokenizer(prompt["prompt"], prompt["chosen"]) for prompt in 4 * prompts]
-    compute_rewards(judge, tokenizer, inputs, 512)
+    inputs = []
+    for number in ("One", "Two", "Three", "Four"):  # equal answers would be read once
+        for prompt in prompts:
+            inputs.append(tokenizer(prompt["prompt"], f"{number}. {prompt['chosen']}"))
+    rate_texts(judge, tokenizer, inputs, 512)
     return [answered, describe("judging", times, len(inputs), start)]
 
 

@@ -2,14 +2,14 @@
 
     python -m benchmarks.speed [--dataset FOLDER] [--repeats 3] [--leave-out WAY ...]
 
-Three ways, on whatever device is there. `published` is what a reader of the study would do: eight
-pairs in a step, two at a time, in random order, with activation checkpointing, in fp32; one prompt,
-one answer at a time. `TRL` is its defaults at the same step. `ours` is what main.ipynb's own cells
-make and the package does. All train the same adapters on the same tokens: those of some passes of a
-training of 800 pairs, as it makes them, since so few pairs by themselves would hardly be of like
-length. The models have the full size and random weights; the text is that of a folder in HH-RLHF's
-layout, or the demo's. Each measurement is a process of its own, the ways take turns, and all is
-repeated.
+Up to four ways, on whatever device is there. `published` is what a reader of the study would do:
+eight pairs in a step, two at a time, in random order, with activation checkpointing, in fp32; one
+prompt, one answer at a time. `TRL` is its defaults at the same step. `ours` is what main.ipynb's
+own cells make and the package does, and `ours fp32` the same in fp32. All train the same adapters
+on the same tokens: those of some passes of a training of 800 pairs, as it makes them, since so few
+pairs by themselves would hardly be of like length. The models have the full size and random
+weights; the text is that of a folder in HH-RLHF's layout, or the demo's. Each measurement is a
+process of its own, the ways take turns, and all is repeated.
 
 Writes benchmarks/speed.json (machine, versions, raw timings, proofs that the work is the same) and
 speed.md. Until the last round is done, and where the work differs (RuntimeError), what was measured

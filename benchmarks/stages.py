@@ -20,7 +20,7 @@ from benchmarks.common import HUB, Notebook, build_trainer, prepare_training
 from demo import build
 from posttrain import data, generation, models, settings
 from posttrain.device import leave_types_to_autocast, process_peak
-from posttrain.rewards import rate
+from posttrain.rewards import rate_texts
 
 PAIRS = {"SFT": 32, "DPO": 16}  # that are trained on
 STEP = 8  # pairs in a step
@@ -397,7 +397,7 @@ def measure_judging(way: str, folder: Path, dataset: Path) -> dict[str, Any]:
     tokens_at_once = settings.choose(settings.Evaluation, preset).judge_tokens
     start = now()
     if way == "ours":
-        rewards = rate(judge, tokenizer, inputs, tokens_at_once)
+        rewards = rate_texts(judge, tokenizer, inputs, tokens_at_once)
     else:
         rewards = [judge_one(judge, tokenizer, encoded) for encoded in inputs]
     return {

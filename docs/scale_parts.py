@@ -49,7 +49,8 @@ def write_assumptions() -> str:
     lines = [
         f"- **Training** reaches {_span(assumptions, 'training', 100)}% of the peak rate. The CPU "
         f"reached {100 * speed['SFT']['share']:.0f}% in SFT and {100 * speed['DPO']['share']:.0f}% "
-        "in DPO of its own fastest matrix product, which is less than a data sheet's peak.",
+        "in DPO, where a pair's prompt counts twice although it is read once, of the rate of its "
+        "own fastest matrix product, which is less than a data sheet's peak.",
         f"- **Generation and judging** reach {_span(assumptions, 'fp32', 100)}% of the peak rate "
         f"in fp32, where the CPU reached {100 * speed['judging']['share']:.0f}% in judging.",
         f"- **Memory** is read with {_span(assumptions, 'bandwidth', 100)}% of its bandwidth, and "
@@ -58,8 +59,9 @@ def write_assumptions() -> str:
         f"torch, a layer with adapters starts {forward} and {backward}, and "
         f"{operators['asked']:.0f} when a model answers.",
         f"- **CUDA and its libraries** take {record['libraries'] / 1e9:g} GB.",
-        f"- **HH-RLHF** has {record['pairs of HH-RLHF']:,} pairs for `full` and `paper`, and every "
-        "answer is as long as its limit. Both are upper limits.",
+        f"- **The number of pairs** for `full` and `paper` is {record['pairs of HH-RLHF']:,}, "
+        "all of HH-RLHF before any is dropped, and every answer is as long as its limit. Both are upper "
+        "limits.",
     ]
     return "\n".join(lines)
 
@@ -78,14 +80,14 @@ def write_left_out() -> str:
     unit, most_bytes = record["activation bytes"]["bf16"], record["most activation bytes"]
     return (
         "The scores of attention and the head, which the arithmetic leaves out, would add "
-        f"{shares[least]:.1f}% to it with {least} and {shares[most]:.0f}% with {most}. A base of "
-        f"another family can keep up to {most_bytes / unit:.1f} times the activations of OPT "
+        f"{shares[least]:.1f}% to the arithmetic of {least} and {shares[most]:.0f}% to that of "
+        f"{most}. A base of another family can keep up to {most_bytes / unit:.1f} times the activations of OPT "
         "([measured](#memory-of-a-pass))."
     )
 
 
 def write_pays() -> str:
-    """Write what the table of several GPUs says, for the training of all presets' own base."""
+    """Write up to how many GPUs the first training of the table of several GPUs pays."""
     record = read_record("scale")
     first = record["processes"][0]
     clauses = []
@@ -97,6 +99,6 @@ def write_pays() -> str:
     gain = 100 * (record["doubling pays from"] - 1)
     return (
         f"A doubling of the GPUs *pays*, as we count it, if it makes a step at least {gain:.0f}% "
-        f"faster. For {first['stage']} of {first['base']} with {first['pairs']} pairs in a step "
-        f"that is so up to this number of GPUs: {', '.join(clauses[:-1])} and {clauses[-1]}."
+        f"faster. {first['stage']} of {first['base']} with {first['pairs']} pairs in a step pays "
+        f"up to this number of GPUs: {', '.join(clauses[:-1])} and {clauses[-1]}."
     )

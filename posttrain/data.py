@@ -356,7 +356,10 @@ def load_pairs(
     if prepared is None:
         prepared = _prepare_pairs(folder, tokenizer, settings)
         if processes.is_main():
-            pair_cache.keep_pairs(kept, inputs, prepared)
+            try:
+                pair_cache.keep_pairs(kept, inputs, prepared)
+            except OSError as error:  # nothing depends on it
+                print(f"The pairs are prepared again at the next start: {error}")
     return Pairs(*prepared, chat)
 
 

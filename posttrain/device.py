@@ -283,14 +283,20 @@ def _lengths(trainer: Trainer) -> np.ndarray:
         An int64 array of shape (rows,).
     """
     dataset = trainer.train_dataset
-    columns = [name for name in dataset.column_names if name.endswith("_ids")]
-    lengths = [np.zeros(0, np.int64)]
-    for table in dataset.with_format("arrow").iter(batch_size=10_000):
-        of_rows = np.zeros(len(table), np.int64)
+    columns = []
+    for field in dataset.data.schema:
+        if field.name.endswith("_ids") and hasattr(field.type, "value_type"):  # it holds lists
+            columns.append(field.name)
+    lengths = np.zeros(len(dataset), np.int64)
+    if not columns:
+        return lengths
+    start = 0
+    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=10_000):
         for name in columns:
-            of_rows += compute.list_value_length(table[name]).to_numpy()
-        lengths.append(of_rows)
-    return np.concatenate(lengths)
+            of_rows = compute.fill_null(compute.list_value_length(table[name]), 0)
+            lengths[start : start + len(table)] += of_rows.to_numpy()
+        start += len(table)
+    return lengths
 
 
 def _pairs_on_cpu(trainer: Trainer) -> int:

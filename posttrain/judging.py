@@ -19,8 +19,8 @@ from posttrain.judge_checks import count_positions, say_how_judge_reads
 from posttrain.loading import has_chat_template
 from posttrain.metrics import HUMAN_REPLIES, KINDS, REFERENCES, kind_of
 from posttrain.models import load_judge
-from posttrain.record import source_of
-from posttrain.rewards import rate
+from posttrain.record import environment, source_of
+from posttrain.rewards import rate_texts
 from posttrain.sources import PARAMETERS
 from posttrain.tokenizer_checks import JUDGED
 
@@ -110,7 +110,7 @@ def score(
         del answers[name]
 
     file = FILES[judge.role]
-    kept = run.path(f".{file}l")  # rewards, until all of them are in the file
+    kept = run.path(f"{file}l")  # rewards, until all of them are in the file
     rewards: dict[str, list[float]] = {}
 
     def make(name: str) -> list[dict[str, Any]]:
@@ -138,8 +138,8 @@ def score(
             **inputs,
         }
     scores = run.stage(file, make, inputs_by_part, parts=True)
-    if processes.is_main():
-        kept.unlink(missing_ok=True)
+    if processes.is_main() and kept.exists():
+        kept.unlink()
     return scores
 
 
@@ -159,7 +159,9 @@ def _rate(
     read = tokenizer.decode(first_texts[0]["input_ids"])
     print(f"{judge.name} reads the first answer of {name} as\n{read}\n")
     together = list(chain.from_iterable(encoded.values()))
-    rewards = iter(rate(model, tokenizer, together, tokens_at_once, kept, judge.identity))
+    # A judge may compute something else with other versions of the libraries.
+    identity = [judge.identity, environment()["packages"]]
+    rewards = iter(rate_texts(model, tokenizer, together, tokens_at_once, kept, identity))
     del model
     release_memory()
     return {name: list(islice(rewards, len(pairs))) for name, pairs in texts.items()}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 CODE = ("data", "tokens", "transcripts", "chat", "pair_cache")  # modules that prepare pairs
-LIBRARIES = ("tokenizers", "transformers")
+LIBRARIES = ("jinja2", "tokenizers", "transformers")
 TEXTS = ("prompt", "chosen", "rejected", "subset")
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")  # token ids of the prompt and of the replies
 AT_ONCE = 10_000  # pairs that are written or read at once; all at once would take twice the memory
@@ -45,7 +45,7 @@ class PairSettings(Protocol):
 
 
 def describe_inputs(folder: Path, tokenizer: Tokenizer, settings: PairSettings) -> str:
-    """Compute one sha256 of everything that prepared pairs depend on.
+    """Compute one sha256 of what prepared pairs are made from.
 
     Args:
         folder: the dataset's folder.
@@ -61,7 +61,7 @@ def describe_inputs(folder: Path, tokenizer: Tokenizer, settings: PairSettings) 
     for name in list_files(settings.subsets):
         path = Path(folder) / name
         inputs[name] = sha256_of(path) if path.is_file() else None
-    with tempfile.TemporaryDirectory() as saved:  # what it would be saved as is all that it is
+    with tempfile.TemporaryDirectory() as saved:  # its saved files describe all of it
         tokenizer.save_pretrained(saved)
         inputs["tokenizer"] = sha256_of(Path(saved))
     for name in CODE:
@@ -76,7 +76,7 @@ def keep_pairs(path: Path, inputs: str, prepared: Prepared) -> None:
 
     Args:
         path: the file.
-        inputs: of `describe_inputs`.
+        inputs: the sha256 that `describe_inputs` computes.
         prepared: the pairs for training and for validation, and the report on the cleaning.
     """
     from pyarrow import parquet
@@ -116,7 +116,7 @@ def read_kept_pairs(path: Path, inputs: str) -> Prepared | None:
 
     Args:
         path: the file.
-        inputs: of `describe_inputs`.
+        inputs: the sha256 that `describe_inputs` computes.
 
     Returns:
         The pairs for training and for validation, and the report on the cleaning. None if the file

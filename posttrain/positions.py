@@ -13,7 +13,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
     DisentangledSelfAttention,
 )
 
-# The layers of a DeBERTa that projects positions by layers of their own.
+# The layers that project the positions where they are not those that project the tokens.
 OF_POSITIONS = ("pos_query_proj", "pos_key_proj")
 
 

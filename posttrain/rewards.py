@@ -1,4 +1,4 @@
-"""Compute the rewards of many texts: long ones first, equal ones once, and kept meanwhile."""
+"""Compute the rewards of many texts, of equal ones once, and save them in parts meanwhile."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import Module
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain import processes
 from posttrain.batches import batches_by_tokens, in_batches
-from posttrain.files import fingerprint
+from posttrain.files import fingerprint, full_disk_explained
 from posttrain.packing import packed
 from posttrain.positions import positions_projected_once
 
@@ -50,7 +51,7 @@ def compute_rewards(
     return in_batches(judge_batch, batches_by_tokens(lengths, tokens_at_once), label)
 
 
-def rate(
+def rate_texts(
     judge: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     inputs: Sequence[BatchEncoding],
@@ -69,34 +70,54 @@ def rate(
         tokenizer: its tokenizer.
         inputs: the encoded questions and answers.
         tokens_at_once: limit of a batch in tokens, padding included.
-        kept: a file that keeps the rewards of some hundred texts at a time. Those that it has are
-            not computed again.
+        kept: a file to which rewards are added after at least two hundred texts each. Those that
+            it has are not computed again.
         identity: what the judge is recognised by in that file.
 
     Returns:
         The rewards, in the order of the inputs.
+
+    Raises:
+        ValueError: if a reward is not finite.
     """
-    keys = [fingerprint([identity, encoded.data]) for encoded in inputs]
+    keys = [_fingerprint(identity, encoded) for encoded in inputs]
     rewards = processes.on_main(_read_kept, kept)
-    texts = dict(zip(keys, inputs))  # of which equal ones are one
+    texts = dict(zip(keys, inputs))  # equal texts have one entry
     missing = [key for key in texts if key not in rewards]
+    if not missing:
+        return [rewards[key] for key in keys]
     left = len(missing)
-    with packed(judge, _read_two_tokens), positions_projected_once(judge):
+    shortest = min(missing, key=lambda key: len(texts[key]["input_ids"]))
+
+    @torch.inference_mode()
+    def read(judge: Module) -> torch.Tensor:
+        padded = tokenizer.pad([texts[shortest]], return_tensors="pt")
+        return judge(**padded.to(judge.device)).logits
+
+    with packed(judge, read), positions_projected_once(judge):
         for part in _in_parts(missing, texts, tokens_at_once):
             label = f"rewards ({len(texts) - left} of {len(texts)} texts are done)"
             part_inputs = [texts[key] for key in part]
             computed = compute_rewards(judge, tokenizer, part_inputs, tokens_at_once, label)
             rewards.update(zip(part, computed))
             processes.on_main(_keep, kept, dict(zip(part, computed)))
+            for key, reward in zip(part, computed):
+                if not math.isfinite(reward):
+                    text = tokenizer.decode(texts[key]["input_ids"])
+                    raise ValueError(
+                        f"The judge gives the reward {reward}, which is not a finite number, to "
+                        f"the text {text[:300]!r}. Check that its checkpoint is complete."
+                    )
             left -= len(part)
     return [rewards[key] for key in keys]
 
 
-@torch.inference_mode()
-def _read_two_tokens(judge: PreTrainedModel) -> torch.Tensor:
-    """Let a judge read two tokens, and return its logits."""
-    mask = torch.ones((1, 2), dtype=torch.long, device=judge.device)
-    return judge(input_ids=torch.zeros_like(mask), attention_mask=mask).logits
+def _fingerprint(identity: Any, encoded: Mapping[str, Sequence[int]]) -> str:
+    """Compute the key under which the reward of a text is kept."""
+    numbers = {}
+    for name, values in encoded.items():
+        numbers[name] = [int(number) for number in values]
+    return fingerprint([identity, numbers])
 
 
 def _in_parts(
@@ -136,6 +157,6 @@ def _keep(kept: Path | None, rewards: Mapping[str, float]) -> None:
     if kept is None:
         return
     lines = [json.dumps([key, reward]) for key, reward in rewards.items() if math.isfinite(reward)]
-    with kept.open("a", encoding="utf-8") as file:
+    with full_disk_explained(kept.parent), kept.open("a", encoding="utf-8") as file:
         # A line that an interruption has cut short ends here, and not in the next one.
         file.write("\n" + "\n".join(lines) + "\n")

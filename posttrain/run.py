@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # The files that eval.ipynb makes. FRESH in eval.ipynb moves them aside and keeps the training.
 OF_EVALUATION = re.compile(
     r"(prompts|responses|scores|second_scores|classification|metrics|votes)\.json"
-    r"|summary\.\w+|report\.html|eval\.ipynb"
+    r"|(second_)?scores\.jsonl|summary\.\w+|report\.html|eval\.ipynb"
 )
 # FRESH moves a folder only if it contains one of these, or nothing but figures.
 OF_RUN = re.compile(

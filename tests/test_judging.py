@@ -277,7 +277,7 @@ def test_interrupted_judging_goes_on(run, monkeypatch, judge):
     monkeypatch.setattr(rewards, "compute_rewards", compute)
     with pytest.raises(KeyboardInterrupt):
         score(run, tokens_at_once=40)
-    assert (run.folder / ".scores.jsonl").exists()
+    assert (run.folder / "scores.jsonl").exists()
     assert not (run.folder / "scores.json").exists()
     read = sum(len(part) for part in parts)
 
@@ -287,7 +287,7 @@ def test_interrupted_judging_goes_on(run, monkeypatch, judge):
 
     monkeypatch.setattr(rewards, "compute_rewards", count)
     scores = score(run, tokens_at_once=40)
-    assert not (run.folder / ".scores.jsonl").exists()
+    assert not (run.folder / "scores.jsonl").exists()
     assert len(scores) == 21
     # The demo's judge does not know the numbers, so that it reads seven texts, one for each name.
     assert 4 <= read < sum(len(part) for part in parts) == 7
@@ -406,11 +406,11 @@ def test_replies_to_one_kind_of_prompts_are_judged_alone(run, judge):
 def test_reward_that_is_no_number_is_not_kept(run, monkeypatch):
     """The parts before it are saved."""
 
-    def rate(model, tokenizer, inputs, *arguments):
+    def rate_texts(model, tokenizer, inputs, *arguments):
         texts = [tokenizer.decode(encoded["input_ids"]) for encoded in inputs]
         return [math.nan if "B about" in text else 1.0 for text in texts]
 
-    monkeypatch.setattr(judging, "rate", rate)
+    monkeypatch.setattr(judging, "rate_texts", rate_texts)
     with pytest.raises(ValueError, match="gives B's answer to helpful-00 the reward nan"):
         score(run)
     assert [record["model"] for record in load(run.folder / "scores.json")] == ["GPT 4+"] * 3

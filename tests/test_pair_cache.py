@@ -167,6 +167,14 @@ def test_damaged_file_is_made_again(folder, tokenizer, tmp_path, prepared, harm)
     assert len(prepared) == 2
 
 
+def test_pairs_that_cannot_be_kept_stop_nothing(folder, tokenizer, tmp_path, prepared, capsys):
+    """The file only saves time, so a folder that cannot be written is reported and no more."""
+    (tmp_path / "file").touch()
+    pairs = load(folder, tokenizer, tmp_path / "file" / "pairs")
+    assert as_plain(pairs) == as_plain(load(folder, tokenizer, None))
+    assert "The pairs are prepared again at the next start: " in capsys.readouterr().out
+
+
 def test_only_the_main_process_writes(folder, tokenizer, tmp_path, monkeypatch):
     """Another process prepares its pairs and leaves the file to the main one."""
     monkeypatch.setattr(data.processes, "is_main", lambda: False)

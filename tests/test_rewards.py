@@ -12,7 +12,7 @@ from small_runs import JUDGE
 from posttrain import models, rewards
 from posttrain.packing import packed
 from posttrain.positions import positions_projected_once
-from posttrain.rewards import compute_rewards, rate
+from posttrain.rewards import compute_rewards, rate_texts
 
 WORDS = ["how", "do", "I", "grow", "grapes", "on", "a", "balcony", "in", "winter", "with", "sun"]
 
@@ -35,16 +35,15 @@ def inputs(judge):
 
 
 @pytest.fixture
-def read(judge, monkeypatch):
-    """The texts that the judge has read, as lists of token ids without padding."""
+def read(monkeypatch):
+    """The texts that the judge has read for their rewards, as lists of token ids."""
     seen = []
-    pad = judge[1].pad
 
-    def watch(batch, **options):
-        seen.extend(list(encoded["input_ids"]) for encoded in batch)
-        return pad(batch, **options)
+    def watch(judge, tokenizer, texts, *arguments):
+        seen.extend(encoded["input_ids"] for encoded in texts)
+        return compute_rewards(judge, tokenizer, texts, *arguments)
 
-    monkeypatch.setattr(judge[1], "pad", watch)
+    monkeypatch.setattr(rewards, "compute_rewards", watch)
     return seen
 
 
@@ -52,13 +51,13 @@ def test_rewards_are_those_of_every_text_alone(judge, inputs, monkeypatch):
     """In several parts, with equal texts and in any order, the rewards are those of one by one."""
     monkeypatch.setattr(rewards, "TEXTS_IN_A_PART", 7)
     alone = [compute_rewards(*judge, [encoded], 1)[0] for encoded in inputs]
-    assert rate(*judge, inputs, 100) == pytest.approx(alone, abs=1e-4)
+    assert rate_texts(*judge, inputs, 100) == pytest.approx(alone, abs=1e-4)
     assert max(alone) - min(alone) > 0.01  # else the order is not put to the test
 
 
 def test_equal_texts_are_read_once(judge, inputs, read):
     """Equal texts have the same reward, for which one of them is read."""
-    values = rate(*judge, inputs, 100)
+    values = rate_texts(*judge, inputs, 100)
     assert len(read) == 29
     assert values[0] == values[-1]
 
@@ -66,7 +65,7 @@ def test_equal_texts_are_read_once(judge, inputs, read):
 def test_long_texts_come_first(judge, inputs, read, monkeypatch):
     """What may not fit into memory is read first, also across the parts."""
     monkeypatch.setattr(rewards, "TEXTS_IN_A_PART", 4)
-    rate(*judge, inputs, 100)
+    rate_texts(*judge, inputs, 100)
     lengths = [len(ids) for ids in read]
     assert lengths == sorted(lengths, reverse=True)
 
@@ -74,12 +73,13 @@ def test_long_texts_come_first(judge, inputs, read, monkeypatch):
 def interrupt_after(monkeypatch, parts):
     """Interrupt the judge before it reads another part than the first few."""
     done = []
+    before = rewards.compute_rewards
 
     def compute(*arguments):
         if len(done) == parts:
             raise KeyboardInterrupt
         done.append(1)
-        return compute_rewards(*arguments)
+        return before(*arguments)
 
     monkeypatch.setattr(rewards, "compute_rewards", compute)
 
@@ -89,26 +89,26 @@ def test_an_interruption_costs_at_most_a_part(judge, inputs, read, monkeypatch, 
     monkeypatch.setattr(rewards, "TEXTS_IN_A_PART", 5)
     monkeypatch.setattr(rewards, "BATCHES_IN_A_PART", 1)
     kept = tmp_path / "kept"
-    whole = rate(*judge, inputs, 100)
+    whole = rate_texts(*judge, inputs, 100)
     read.clear()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_after(patch, 2)
-        rate(*judge, inputs, 100, kept, "judge")
+        rate_texts(*judge, inputs, 100, kept, "judge")
     before = len(read)
     assert 10 <= before < 29
-    assert rate(*judge, inputs, 100, kept, "judge") == pytest.approx(whole, abs=1e-5)
+    assert rate_texts(*judge, inputs, 100, kept, "judge") == pytest.approx(whole, abs=1e-5)
     assert len(read) == 29
-    rate(*judge, inputs, 100, kept, "judge")
+    rate_texts(*judge, inputs, 100, kept, "judge")
     assert len(read) == 29
 
 
 def test_rewards_of_another_judge_are_not_taken(judge, inputs, read, tmp_path):
     """A judge is recognised by its identity, and a text by its token ids."""
     kept = tmp_path / "kept"
-    rate(*judge, inputs[:5], 100, kept, "judge")
-    rate(*judge, inputs[:5], 100, kept, "another")
+    rate_texts(*judge, inputs[:5], 100, kept, "judge")
+    rate_texts(*judge, inputs[:5], 100, kept, "another")
     assert len(read) == 10
-    rate(*judge, inputs[3:7], 100, kept, "judge")
+    rate_texts(*judge, inputs[3:7], 100, kept, "judge")
     assert len(read) == 12
 
 
@@ -116,7 +116,7 @@ def test_rewards_of_another_judge_are_not_taken(judge, inputs, read, tmp_path):
 def test_damaged_lines_are_passed_over(judge, inputs, read, tmp_path, harm):
     """A line that was cut short, or that nobody here has written, costs the reward of its text."""
     kept = tmp_path / "kept"
-    values = rate(*judge, inputs[:5], 100, kept, "judge")
+    values = rate_texts(*judge, inputs[:5], 100, kept, "judge")
     content = kept.read_bytes()
     if harm == "cut":
         kept.write_bytes(content[:-30])
@@ -125,19 +125,40 @@ def test_damaged_lines_are_passed_over(judge, inputs, read, tmp_path, harm):
     else:
         kept.write_bytes(content.replace(b"[", b"\xff", 1))
     read.clear()
-    assert rate(*judge, inputs[:5], 100, kept, "judge") == pytest.approx(values, abs=1e-5)
+    assert rate_texts(*judge, inputs[:5], 100, kept, "judge") == pytest.approx(values, abs=1e-5)
     assert len(read) == 1
-    rate(*judge, inputs[:5], 100, kept, "judge")
+    rate_texts(*judge, inputs[:5], 100, kept, "judge")
     assert len(read) == 1
 
 
-def test_a_reward_that_is_no_number_is_computed_again(judge, inputs, monkeypatch, tmp_path):
-    """It is returned, for its text to be named, but not kept."""
+def test_a_reward_that_is_no_number_ends_the_judging(judge, inputs, monkeypatch, tmp_path):
+    """The text is named, the rewards of its part are kept, and its own is computed again."""
     kept = tmp_path / "kept"
     with monkeypatch.context() as patch:
-        patch.setattr(rewards, "compute_rewards", lambda *arguments: [float("nan")])
-        assert math.isnan(*rate(*judge, inputs[:1], 100, kept, "judge"))
-    assert math.isfinite(*rate(*judge, inputs[:1], 100, kept, "judge"))
+        patch.setattr(rewards, "compute_rewards", lambda *arguments: [1.0, math.nan])
+        with pytest.raises(ValueError, match=r"reward nan, .* the text '.*Why\?"):
+            rate_texts(*judge, inputs[:2], 100, kept, "judge")
+    values = rate_texts(*judge, inputs[:2], 100, kept, "judge")
+    assert 1.0 in values and all(math.isfinite(value) for value in values)
+
+
+def test_judges_of_other_architectures_are_read_as_before(judge, inputs):
+    """A judge that needs an end of text in every text is tried out with a text that has it."""
+    tokenizer = judge[1]
+    torch.manual_seed(0)
+    config = transformers.BartConfig(
+        vocab_size=len(tokenizer), d_model=16, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16,
+        decoder_ffn_dim=16, num_labels=1, eos_token_id=tokenizer.sep_token_id,
+        pad_token_id=tokenizer.pad_token_id, max_position_embeddings=128,
+    )
+    model = transformers.BartForSequenceClassification(config).eval()
+    texts = []
+    for encoded in inputs:
+        ids = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+        texts.append(transformers.BatchEncoding(ids))
+    alone = [compute_rewards(model, tokenizer, [text], 1)[0] for text in texts]
+    assert rate_texts(model, tokenizer, texts, 100) == pytest.approx(alone, abs=1e-5)
 
 
 # ---- positions

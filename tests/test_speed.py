@@ -216,7 +216,7 @@ def test_growth_runs_at_toy_size(tmp_path):
     expected = []
     for of_process in (
         ("preparing pairs", "setting up trainers"),
-        ("preparing them again",),
+        ("preparing the pairs again",),
         ("generation", "judging"),
     ):
         for times in growth.TIMES:
