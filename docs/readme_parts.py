@@ -13,8 +13,10 @@ STAND_IN = "a tiny stand-in for OPT"  # the demo's base, which is a folder
 NEEDS = {
     "demo": "no GPU, and no download after the installation; a minute or two on two cores",
     "small": "no GPU; one to two hours on two cores ([estimated](docs/speed.md#the-preset-small))",
-    "quick": "a GPU with 12 to 16 GB; one to two hours (estimated)",
-    "full": "a larger GPU; about two hours on an A100 (estimated)",
+    "quick": "a GPU with 12 to 16 GB; up to an hour on a T4 "
+    "([computed](docs/speed.md#on-gpus-computed), not measured)",
+    "full": "a larger GPU; up to two hours on an A100 "
+    "([computed](docs/speed.md#on-gpus-computed), not measured)",
     "paper": "a larger GPU; takes longer than `full`, since SFT trains all weights ([what differs]"
     "(docs/differences.md))",
 }

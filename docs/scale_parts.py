@@ -60,8 +60,8 @@ def write_assumptions() -> str:
         f"{operators['asked']:.0f} when a model answers.",
         f"- **CUDA and its libraries** take {record['libraries'] / 1e9:g} GB.",
         f"- **The number of pairs** for `full` and `paper` is {record['pairs of HH-RLHF']:,}, "
-        "all of HH-RLHF before any is dropped, and every answer is as long as its limit. Both are upper "
-        "limits.",
+        "all of HH-RLHF before any is dropped, and every answer is as long as its limit. Both are "
+        "upper limits.",
     ]
     return "\n".join(lines)
 
@@ -81,8 +81,8 @@ def write_left_out() -> str:
     return (
         "The scores of attention and the head, which the arithmetic leaves out, would add "
         f"{shares[least]:.1f}% to the arithmetic of {least} and {shares[most]:.0f}% to that of "
-        f"{most}. A base of another family can keep up to {most_bytes / unit:.1f} times the activations of OPT "
-        "([measured](#memory-of-a-pass))."
+        f"{most}. A base of another family can keep up to {most_bytes / unit:.1f} times the "
+        "activations of OPT ([measured](#memory-of-a-pass))."
     )
 
 
