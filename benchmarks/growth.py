@@ -38,7 +38,7 @@ from benchmarks.stages import build_models
 from posttrain import data, generation, models, settings
 from posttrain.device import process_peak
 from posttrain.files import write
-from posttrain.rewards import rate_texts
+from posttrain.rewards import compute_rewards
 
 TIMES = (1, 4, 16)
 PAIRS = 10_050  # that are prepared, at once the work
@@ -153,13 +153,11 @@ def measure_answering(times: int, texts: int) -> list[dict[str, Any]]:
     answered = describe("generation", times, len(prompts), start)
 
     judge, tokenizer = models.load_judge(HUB / "reward-model")
-    rate_texts(judge, tokenizer, [tokenizer("once", "before")], 512)  # here too
+    compute_rewards(judge, tokenizer, [tokenizer("once", "before")], 512)  # here too
     start = time.perf_counter()
-    inputs = []
-    for number in ("One", "Two", "Three", "Four"):  # equal answers would be read once
-        for prompt in prompts:
-            inputs.append(tokenizer(prompt["prompt"], f"{number}. {prompt['chosen']}"))
-    rate_texts(judge, tokenizer, inputs, 512)
+    # The demo's judge does not know the numbers. `rate_texts` would read equal texts only once.
+    inputs = [tokenizer(prompt["prompt"], prompt["chosen"]) for prompt in 4 * prompts]
+    compute_rewards(judge, tokenizer, inputs, 512)
     return [answered, describe("judging", times, len(inputs), start)]
 
 
