@@ -366,6 +366,7 @@ def test_committed_growth_is_of_several_rounds():
         assert {run["stage"]: run["n"] for run in runs if run["times"] == times} == {
             "preparing pairs": times * growth.PAIRS,
             "setting up trainers": times * growth.PAIRS,
+            "preparing the pairs again": times * growth.PAIRS,
             "generation": times * growth.TEXTS,
             "judging": 4 * times * growth.TEXTS,
         }
