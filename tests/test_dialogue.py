@@ -15,7 +15,7 @@ from conftest import MODELS, ROOT, command, contents_of, execute, load, places, 
 from small_runs import OPT
 from test_chat import save_chat_base
 
-from posttrain import dialogue, dialogue_form, dialogue_terminal, figures, generation, models
+from posttrain import dialogue, dialogue_form, dialogue_terminal, generation, models
 from posttrain.__main__ import main
 from posttrain.dialogue import Dialogue, Reply, open_dialogue
 from posttrain.notebooks import read_functions
@@ -665,13 +665,9 @@ def test_other_processes_show_no_form(demo_run, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_last_cell_of_the_evaluation_is_the_form(copied_run, talking, monkeypatch):
-    """It loads nothing when it is executed, and answers when it is clicked.
-
-    The figures are not saved anew, which would take half of the time.
-    """
+def test_last_cell_of_the_evaluation_is_the_form(copied_run, talking):
+    """It loads nothing when it is executed, and answers when it is clicked."""
     before = contents_of(copied_run.folder)
-    monkeypatch.setattr(figures, "show", lambda figure, run, name: None)
     names = execute("eval.ipynb", **places(copied_run.folder))
     assert isinstance(names.form._dialogue, Dialogue)
     assert names.form._dialogue._models == {}
