@@ -181,7 +181,7 @@ def test_killed_run_ends_as_one_that_was_left_alone(killed_run, demo_run):
     killed = without_notebooks(contents_of(killed_run[0]))
     assert len(alone) > 30
     assert sum("adapter_model.safetensors" in path for path in alone) == 3
-    kinds = {"json", "safetensors", "csv", "md", "tex", "png", "pdf", "html"}
+    kinds = {"json", "safetensors", "parquet", "csv", "md", "tex", "png", "pdf", "html"}
     assert {path.rsplit(".", 1)[-1] for path in alone} == kinds
     assert differing(alone, killed) == []
 
