@@ -140,21 +140,17 @@ def leave_types_to_autocast() -> Iterator[None]:
 def computed_fast(trainer: Trainer) -> Iterator[None]:
     """Leave out conversions under autocast, and in fp32 on a CPU multiply from rearranged weights.
 
-    That is done for adapters alone, since the checkpoints of other trainings hold the base's
-    weights, which must not be read, merged or saved meanwhile. The transposed weights need as much memory
-    again as the layers. If those of all processes on a machine would take more than a tenth of its
-    memory, nothing is rearranged.
+    The rearranged weights need memory, so a machine with little of it does without them: all
+    processes together may take a tenth of it.
 
     Args:
         trainer: a trainer whose model is trained meanwhile.
     """
     with leave_types_to_autocast():
-        in_fp32 = describe_computing(trainer)["precision"] == "fp32"
-        if not in_fp32 or not isinstance(trainer.model, PeftModel):
+        if describe_computing(trainer)["precision"] != "fp32":
             yield
             return
-        # The processes exchange all weights at the start, so they must have the same shapes.
-        memory = min(processes.gather(_machine_memory() / processes.count_on_this_machine() / 10))
+        memory = _machine_memory() / processes.count_on_this_machine() / 10
         with packed_for_training(trainer.model, _learn_from_two_tokens, memory):
             yield
 
@@ -163,13 +159,13 @@ def _learn_from_two_tokens(model: Module) -> torch.Tensor:
     """Compute the logits of two tokens, and the norms of the gradients of a loss.
 
     Returns:
-        A float32 tensor of shape (2 * vocabulary + number of trained tensors with a gradient).
+        A float32 tensor of shape (2 * vocabulary + trained weights that have a gradient).
     """
     training = model.training
     model.eval()  # without dropout nothing is drawn
     try:
         logits = model(input_ids=torch.tensor([[1, 2]])).logits
-        logits.square().sum().backward()
+        logits.square().mean().backward()
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         norms = [gradient.norm()[None] for gradient in gradients]
         return torch.cat([logits.detach().flatten(), *norms])
