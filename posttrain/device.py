@@ -16,13 +16,11 @@ import trl.trainer.utils
 from accelerate.utils.memory import release_memory, should_reduce_batch_size
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from torch.nn import Module
 from transformers import Trainer
 
 from posttrain import processes, sharing
 from posttrain.architecture import read_size
 from posttrain.loading import load_config
-from posttrain.packing import packed_for_training
 
 # Size of a pass on a CPU: tokens, times layers, times the length of a hidden state. With OPT-350M's
 # architecture, passes of four or eight texts were hardly faster per text than passes of two.
@@ -134,44 +132,6 @@ def leave_types_to_autocast() -> Iterator[None]:
         yield
     finally:
         LoraLayer._cast_input_dtype = convert
-
-
-@contextmanager
-def computed_fast(trainer: Trainer) -> Iterator[None]:
-    """Leave out conversions under autocast, and in fp32 on a CPU multiply from rearranged weights.
-
-    The rearranged weights need memory, so a machine with little of it does without them: all
-    processes together may take a tenth of it.
-
-    Args:
-        trainer: a trainer whose model is trained meanwhile.
-    """
-    with leave_types_to_autocast():
-        if describe_computing(trainer)["precision"] != "fp32":
-            yield
-            return
-        memory = _machine_memory() / processes.count_on_this_machine() / 10
-        with packed_for_training(trainer.model, _learn_from_two_tokens, memory):
-            yield
-
-
-def _learn_from_two_tokens(model: Module) -> torch.Tensor:
-    """Compute the logits of two tokens, and the norms of the gradients of a loss.
-
-    Returns:
-        A float32 tensor of shape (2 * vocabulary + trained weights that have a gradient).
-    """
-    training = model.training
-    model.eval()  # without dropout nothing is drawn
-    try:
-        logits = model(input_ids=torch.tensor([[1, 2]])).logits
-        logits.square().mean().backward()
-        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-        norms = [gradient.norm()[None] for gradient in gradients]
-        return torch.cat([logits.detach().flatten(), *norms])
-    finally:
-        model.zero_grad(set_to_none=True)
-        model.train(training)
 
 
 # ---- passes

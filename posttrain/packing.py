@@ -4,9 +4,6 @@ torch multiplies with a linear layer's weight as it lies in memory, row after ro
 of a decoding step that takes more than twice as long as with weights that were once rearranged into
 blocks, and for whole texts still a fifth longer. torch rearranges weights by itself only in models
 that it compiles, which needs a C++ compiler.
-
-In generation and judging the rearranged weights take the place of the others. A training multiplies
-with the transposed weights too, in its backward pass, and needs memory for both.
 """
 
 from __future__ import annotations
@@ -15,15 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
-from torch.autograd import Function
 from torch.nn import Linear, Module
-
-# Weights of a layer from which on rearranged ones make a training faster, with 120 to 1,200 tokens
-# in a pass: 512 times 512. In smaller layers they took longer.
-LARGE = 2**18
 
 
 @contextmanager
@@ -41,49 +32,11 @@ def packed(model: Module, read: Callable[[Module], torch.Tensor]) -> Iterator[No
         model: a model in evaluation mode, whose weights do not change meanwhile.
         read: lets the model read something short, and returns what it computes.
     """
-    with _rearranged(_list_packable(model), _pack, model, read):
-        yield
-
-
-@contextmanager
-def packed_for_training(
-    model: Module, read: Callable[[Module], torch.Tensor], most_memory: float
-) -> Iterator[None]:
-    """Multiply from rearranged weights for as long as a model is trained whose base is frozen.
-
-    As `packed`, but a layer's weight is rearranged together with its transpose, so the base's large
-    layers take twice the memory. The head stays as it is, because trainers read its weight.
-
-    Args:
-        model: a model with frozen weights, which alone are rearranged.
-        read: lets the model read something short, and returns what it computes and gradients.
-        most_memory: the memory that the transposed weights may take, in bytes. Nothing happens if
-            they would take more.
-    """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    layers = []
-    for layer in _list_packable(model):
-        is_frozen = not any(weight.requires_grad for weight in layer.parameters())
-        if is_frozen and layer is not head and layer.weight.numel() >= LARGE:
-            layers.append(layer)
-    if sum(layer.weight.nbytes for layer in layers) > most_memory:
-        layers = []
-    with _rearranged(layers, _pack_both_ways, model, read):
-        yield
-
-
-@contextmanager
-def _rearranged(
-    layers: Sequence[Linear],
-    pack: Callable[[Linear], None],
-    model: Module,
-    read: Callable[[Module], torch.Tensor],
-) -> Iterator[None]:
-    """Rearrange the weights of some layers, unless the model then computes something else."""
+    layers = _list_packable(model)
     expected = read(model) if layers else None
     try:
         for layer in layers:
-            pack(layer)
+            _pack(layer)
         if layers and not _computes(model, read, expected):
             _unpack_all(layers)
         yield
@@ -112,43 +65,13 @@ def _pack(layer: Linear) -> None:
 
 
 @torch.inference_mode(False)
-def _pack_both_ways(layer: Linear) -> None:
-    """Rearrange a layer's weight and its transpose, and multiply from them from now on."""
-    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.data)
-    transposed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.data.t().contiguous())
-    layer.forward = partial(_Product.apply, weight, layer.bias, transposed)
-    layer.weight.data = torch.empty(0)
-
-
-class _Product(Function):
-    """The product of a layer's input with a rearranged frozen weight, plus the bias."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        transposed: torch.Tensor,
-        input: torch.Tensor,
-    ) -> torch.Tensor:
-        """Compute input · weightᵀ + bias, of shape (..., outputs)."""
-        ctx.transposed = transposed
-        return _multiply(weight, bias, input)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, None, torch.Tensor]:
-        """Compute the gradient for the input, gradient · weight, of shape (..., inputs)."""
-        return None, None, None, _multiply(ctx.transposed, None, gradient)
-
-
-@torch.inference_mode(False)
 def _unpack_all(layers: Sequence[Linear]) -> None:
     """Put back all weights that were rearranged, before an interruption is let through."""
     interruption = None
     for layer in layers:
         while "forward" in vars(layer):
             try:
-                weight = layer.forward.args[0]
+                weight, _ = layer.forward.args
                 layer.weight.data = weight.to_dense()
                 del layer.forward
             except KeyboardInterrupt as error:

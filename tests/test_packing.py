@@ -1,15 +1,13 @@
 """Products from rearranged weights: the same values, and the weights back to the bit."""
 
-from functools import partial
-
 import pytest
 import torch
 import transformers
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from torch import nn
 
-from posttrain import models, packing
-from posttrain.packing import packed, packed_for_training
+from posttrain import models
+from posttrain.packing import packed
 from tests.conftest import HUB
 
 OPT = HUB / "opt"
@@ -168,74 +166,3 @@ def test_merged_adapter_is_what_is_rearranged():
             assert torch.allclose(model(ids).logits, expected, atol=1e-4)
         with model.disable_adapter():
             assert (model(ids).logits - expected).abs().max() > 1e-2
-
-
-@pytest.fixture
-def frozen(layers, monkeypatch):
-    """Let small layers count as large, and train a layer between two frozen ones."""
-    monkeypatch.setattr(packing, "LARGE", 1)
-    layers.requires_grad_(False)
-    return nn.Sequential(layers[0], nn.Linear(200, 200), nn.ReLU(), layers[2])
-
-
-def learn(model):
-    """Compute a loss and the gradients of the input and of all trained weights."""
-    values = torch.linspace(-1, 1, 96).reshape(1, 2, 48).requires_grad_()
-    model.zero_grad()
-    outputs = model(values)
-    loss = (outputs * torch.linspace(0, 1, outputs.numel()).reshape(outputs.shape)).sum()
-    loss.backward()
-    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-    return torch.cat([loss[None], *[each.flatten() for each in (values.grad, *gradients)]])
-
-
-@has_onednn
-def test_training_has_the_gradients_of_the_plain_weights(frozen):
-    """Of the input and of trained layers; the frozen weights return to the bit."""
-    before = [weight.detach().clone() for weight in frozen.parameters()]
-    expected = learn(frozen)
-    assert len(expected) == 1 + 96 + 200 * 201
-    with packed_for_training(frozen, learn, 1e9):
-        assert [layer.weight.numel() for layer in (frozen[0], frozen[1], frozen[3])] == [0, 4e4, 0]
-        torch.testing.assert_close(learn(frozen), expected, rtol=1e-5, atol=1e-5)
-        assert frozen(torch.randn(7, 48).T.contiguous().T).shape == (7, 16)
-        frozen(torch.randn(7, 48, requires_grad=True)).sum().backward()  # of a gradient in no order
-    assert all(torch.equal(new, old) for new, old in zip(frozen.parameters(), before))
-    assert not any("forward" in vars(layer) for layer in frozen)
-
-
-@has_onednn
-def test_training_leaves_alone_what_it_must(frozen, monkeypatch):
-    """Small and trained layers, the head, and all where the memory does not suffice."""
-    needed = 4 * (48 * 200 + 200 * 16)
-    with packed_for_training(frozen, learn, needed - 1):
-        assert frozen[0].weight.numel() == 48 * 200
-    with packed_for_training(frozen, learn, needed):
-        assert frozen[0].weight.numel() == 0
-    monkeypatch.setattr(packing, "LARGE", 48 * 200)
-    with packed_for_training(frozen, learn, needed):
-        assert [frozen[0].weight.numel(), frozen[3].weight.numel()] == [0, 200 * 16]
-    monkeypatch.setattr(packing, "LARGE", 1)
-    frozen.get_output_embeddings = lambda: frozen[3]
-    with packed_for_training(frozen, learn, needed):
-        assert [frozen[0].weight.numel(), frozen[3].weight.numel()] == [0, 200 * 16]
-    trained = frozen.requires_grad_()
-    with packed_for_training(trained, None, needed):  # it reads nothing then
-        assert trained[0].weight.numel() == 48 * 200
-
-
-@has_onednn
-def test_wrong_gradients_undo_the_rearrangement(frozen, monkeypatch):
-    """The loss alone does not show them."""
-    pack = packing._pack_both_ways
-
-    def pack_wrongly(layer):
-        pack(layer)
-        weight, bias, _ = layer.forward.args
-        other = torch.zeros(layer.in_features, layer.out_features)
-        other = torch.ops.mkldnn._reorder_linear_weight(other)
-        layer.forward = partial(packing._Product.apply, weight, bias, other)
-
-    monkeypatch.setattr(packing, "_pack_both_ways", pack_wrongly)
-    with packed_for_training(frozen, learn, 1e9):
-        assert frozen[0].weight.numel() == 48 * 200
