@@ -225,7 +225,6 @@ def test_plan_with_what_eval_would_refuse_is_refused(evaluation, message):
         planning.choose_evaluation(choose(Training, "demo"), evaluation)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("document", ["README.md", "Makefile", "docs/settings.md"])
 def test_examples_ask_for_no_more_prompts_than_the_real_data_has(document):
     """HH-RLHF has 159 harmful prompts with a keyword (tests/test_data.py)."""

@@ -1,12 +1,11 @@
 """Several processes train and evaluate as one does, write once, fail together and go on."""
 
-import ast
 import os
 import re
 
 import pytest
 import torch
-from conftest import ROOT, command, load
+from conftest import command, load
 from several import main as train_small_run
 
 from benchmarks.processes import train
@@ -265,19 +264,6 @@ def test_every_process_takes_whole_batches_and_all_get_all_values(monkeypatch):
     monkeypatch.setattr(processes, "gather", lambda own: [{3: 9, 1: 1, 2: 4, 4: 16}, own])
     assert in_batches(square, batches, "squares") == [0, 1, 4, 9, 16]
     assert asked == [[0]]
-
-
-def test_no_loop_runs_over_a_set():
-    """Each process would take it in another order."""
-    for path in sorted((ROOT / "posttrain").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.For | ast.comprehension):
-                over = node.iter
-                is_set = isinstance(over, ast.Set | ast.SetComp) or (
-                    isinstance(over, ast.Call) and getattr(over.func, "id", "") == "set"
-                )
-                is_set |= isinstance(over, ast.BinOp) and "set(" in ast.unparse(over)
-                assert not is_set, f"{path.name}: {ast.unparse(over)}"
 
 
 def test_single_process_decides_directly():

@@ -789,7 +789,7 @@ def texts():
     return {"train_dataset": Dataset.from_list(rows), "eval_dataset": Dataset.from_list(rows[:4])}
 
 
-def require_nothing_left(run, name):
+def require_nothing_left(run):
     """Check that nothing of a failed model was saved."""
     assert not list(run.folder.glob("adapters/*"))
     assert [model.name for model in run.models] == ["Base"]
@@ -812,7 +812,7 @@ def test_wrong_first_loss_stops_a_training(tmp_path, reason, logging_first_step)
     with pytest.raises(RuntimeError, match="first loss is .*, not 0.6931, .*check_first_loss=Fal"):
         train(trainer, run, "DPO")
     assert trainer.state.global_step == 1
-    require_nothing_left(run, "DPO")
+    require_nothing_left(run)
 
 
 def test_dropout_may_be_asked_for(tmp_path):
@@ -876,7 +876,7 @@ def test_loss_that_is_not_finite_stops_with_nothing_saved(tmp_path, name):
     trainer = MAKERS[name](run, learning_rate=1e30, max_grad_norm=0.0, weight_decay=0.0)
     with pytest.raises(RuntimeError, match=r"At step \d of 6 the .*Nothing was saved"):
         train(trainer, run, name)
-    require_nothing_left(run, name)
+    require_nothing_left(run)
 
 
 class Spoil(TrainerCallback):
@@ -898,7 +898,7 @@ def test_first_step_that_is_not_finite_is_named_and_leaves_no_checkpoint(tmp_pat
     trainer.add_callback(Spoil(5))
     with pytest.raises(RuntimeError, match="At step 5 of 6 the trained weights are no finite"):
         train(trainer, run, "SFT")
-    require_nothing_left(run, "SFT")
+    require_nothing_left(run)
     train(make_sft(learning_rate=5e-4), run, "SFT")  # another rate, which no checkpoint forbids
 
 
@@ -956,7 +956,7 @@ def test_loss_of_the_held_out_pairs_must_be_finite_too(tmp_path):
         trainer.model.get_input_embeddings().weight.fill_(float("nan"))
     with pytest.raises(RuntimeError, match="At step 0 of 6 the loss of the held-out pairs is nan"):
         train(trainer, run, "SFT")
-    require_nothing_left(run, "SFT")
+    require_nothing_left(run)
 
 
 def test_gradient_that_overflows_is_null_in_the_log():
@@ -1096,7 +1096,7 @@ def test_model_that_reloads_otherwise_is_not_saved(tmp_path):
     trainer = make_sft(model=base, max_steps=1, eval_on_start=False)
     with pytest.raises(RuntimeError, match="logits differ .* so it was not saved"):
         train(trainer, run, "SFT")
-    require_nothing_left(run, "SFT")
+    require_nothing_left(run)
 
 
 def test_layers_that_a_base_does_not_have_are_said(capsys):
