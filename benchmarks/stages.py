@@ -19,7 +19,7 @@ from trl.kernels import chunked_logprob
 from benchmarks.common import HUB, Notebook, build_trainer, prepare_training
 from demo import build
 from posttrain import data, generation, models, settings
-from posttrain.device import leave_types_to_autocast, process_peak
+from posttrain.device import computed_fast, process_peak
 from posttrain.rewards import rate_texts
 
 PAIRS = {"SFT": 32, "DPO": 16}  # that are trained on
@@ -287,7 +287,7 @@ def measure_training(stage: str, way: str, folder: Path, dataset: Path) -> dict[
     trainer.args.save_strategy = "no"
     trainer.args.logging_steps = 1
     trainer.args.learning_rate = 0.0
-    with leave_types_to_autocast() if way.startswith("ours") else nullcontext():
+    with computed_fast(trainer) if way.startswith("ours") else nullcontext():
         trainer.train()
 
     logs = [record for record in trainer.state.log_history if "loss" in record]

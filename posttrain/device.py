@@ -16,11 +16,13 @@ import trl.trainer.utils
 from accelerate.utils.memory import release_memory, should_reduce_batch_size
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from torch.nn import Module
 from transformers import Trainer
 
 from posttrain import processes, sharing
 from posttrain.architecture import read_size
 from posttrain.loading import load_config
+from posttrain.packing import packed_for_training
 
 # Size of a pass on a CPU: tokens, times layers, times the length of a hidden state. With OPT-350M's
 # architecture, passes of four or eight texts were hardly faster per text than passes of two.
@@ -132,6 +134,46 @@ def leave_types_to_autocast() -> Iterator[None]:
         yield
     finally:
         LoraLayer._cast_input_dtype = convert
+
+
+@contextmanager
+def computed_fast(trainer: Trainer) -> Iterator[None]:
+    """Leave out conversions under autocast, and in fp32 on a CPU multiply from rearranged weights.
+
+    The latter is done for adapters alone, since the checkpoints of other trainings hold the base's
+    weights, which must not be read meanwhile. The transposed weights need as much memory again as
+    the layers; if they would take more than a tenth of the machine's, nothing is rearranged. Nor is
+    it if several processes train together, which share the memory and the cores.
+
+    Args:
+        trainer: a trainer whose model is trained meanwhile.
+    """
+    with leave_types_to_autocast():
+        plain = describe_computing(trainer)["precision"] != "fp32" or trainer.args.torch_compile
+        if plain or not isinstance(trainer.model, PeftModel) or processes.count() > 1:
+            yield
+            return
+        with packed_for_training(trainer.model, _learn_from_two_tokens, _machine_memory() / 10):
+            yield
+
+
+def _learn_from_two_tokens(model: Module) -> torch.Tensor:
+    """Compute the logits of two tokens, and the norms of the gradients of a loss.
+
+    Returns:
+        A float32 tensor of shape (2 * vocabulary + number of trained tensors with a gradient).
+    """
+    training = model.training
+    model.eval()  # without dropout nothing is drawn
+    try:
+        logits = model(input_ids=torch.tensor([[1, 2]])).logits
+        logits.square().sum().backward()
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        norms = [gradient.norm()[None] for gradient in gradients]
+        return torch.cat([logits.detach().flatten(), *norms])
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(training)
 
 
 # ---- passes

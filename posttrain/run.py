@@ -130,19 +130,11 @@ class Run(Store):
 
     # ---- settings and models
 
-    def begin(self, settings: Any, report: Any) -> None:
-        """Enter the settings of a training, the report on its data, and the base into the record.
-
-        If models have been trained already, the record keeps the settings that they were trained
-        with until another model is trained.
-
-        Args:
-            settings: the settings of main.ipynb.
-            report: the report of `data.load_pairs`, with a column for each subset.
+    def require_trainable(self) -> None:
+        """Refuse a training in a run whose models come from elsewhere.
 
         Raises:
-            ValueError: if the run was imported, or its models were copied from another run,
-                because nothing can be trained in it.
+            ValueError: if the run was imported, or its models were copied from another run.
         """
         if self.record.imported:
             raise ValueError(
@@ -154,6 +146,17 @@ class Run(Store):
                 f"{self.folder} contains the models of the run {self.record.copied['from']}, so no "
                 "model is trained in it. Choose another RUN."
             )
+
+    def begin(self, settings: Any, report: Any) -> None:
+        """Enter the settings of a training, the report on its data, and the base into the record.
+
+        If models have been trained already, the record keeps the settings that they were trained
+        with until another model is trained.
+
+        Args:
+            settings: the settings of main.ipynb.
+            report: the report of `data.load_pairs`, with a column for each subset.
+        """
         rows = [{"subset": subset, **counts} for subset, counts in report.to_dict().items()]
         self.begun = {
             "preset": settings.preset,

@@ -28,8 +28,8 @@ from posttrain.cards import CARD, build_card
 from posttrain.checkpoints import Checkpoints, last_checkpoint
 from posttrain.description import describe, fingerprint_adapter
 from posttrain.device import (
+    computed_fast,
     describe_computing,
-    leave_types_to_autocast,
     peak_memory,
     settle_pass,
 )
@@ -208,7 +208,7 @@ def _train_and_save(
     trainer.args.eval_on_start = trainer.args.eval_on_start and checkpoint is None
     try:
         trackers.start(trainer, run.path(f"logs/{slug(name)}"))
-        with leave_types_to_autocast():
+        with computed_fast(trainer):
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     except NotFiniteError:
         run.forget(checkpoints)  # with another learning rate they could not be continued

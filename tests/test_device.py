@@ -14,7 +14,7 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from small_runs import OPT
 from small_trainers import LORA, make_dpo, make_sft, pairs
 
-from posttrain import device, models
+from posttrain import device, models, packing
 
 GIB = 2**30
 
@@ -205,6 +205,50 @@ def test_types_are_left_to_autocast_alone():
         (alone, under), expected = logits
         assert torch.equal(alone, expected[0]), kind
         assert torch.equal(under, expected[1]), kind
+
+
+@pytest.mark.parametrize("make", [make_sft, make_dpo])
+@pytest.mark.parametrize(
+    ("changes", "rearranged"),
+    [
+        ({}, True),
+        ({"modules_to_save": ["lm_head"]}, True),
+        ({"use_dora": True, "lora_dropout": 0.0}, False),
+    ],
+    ids=["LoRA", "trained head", "DoRA"],
+)
+def test_training_in_fp32_multiplies_from_rearranged_weights(
+    monkeypatch, make, changes, rearranged
+):
+    """Loss and gradients are the same, nothing is drawn, and DoRA reads the weights itself."""
+    monkeypatch.setattr(packing, "LARGE", 1)
+    base = models.load_base(OPT)
+    base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.detach().clone())  # not shared
+    trainer = make(model=base, lora={**LORA, **changes})
+    model = trainer.model.train()
+    layer = model.get_base_model().model.decoder.layers[0].fc1
+    layer = getattr(layer, "base_layer", layer)
+    results = []
+    for context in (nullcontext(), device.computed_fast(trainer)):
+        torch.manual_seed(0)
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+        with context:
+            loss = trainer.compute_loss(model, batch)
+            loss.backward()
+            was_rearranged = "forward" in vars(layer)
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        results.append((loss, torch.cat([gradient.flatten() for gradient in gradients])))
+        model.zero_grad()
+    assert was_rearranged == rearranged
+    assert "forward" not in vars(layer)
+    assert model.training
+    for values, expected in zip(*results):
+        torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
+    assert results[0][1].norm() > 0.01
+    in_bf16 = make(model=models.load_base(OPT), lora=LORA, bf16=True)
+    with device.computed_fast(in_bf16):
+        linear = [module for module in in_bf16.model.modules() if type(module) is torch.nn.Linear]
+        assert not any("forward" in vars(layer) for layer in linear)
 
 
 # ---- passes
