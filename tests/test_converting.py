@@ -452,6 +452,7 @@ def command(*arguments, **environment):
     )
 
 
+@pytest.mark.slow
 def test_source_and_dataset_are_read_by_their_names_on_the_hub(tmp_path):
     """From the hub to a folder, and that folder, published in turn, is read by `load_pairs`."""
     hub = Hub()

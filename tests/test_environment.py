@@ -99,6 +99,7 @@ def test_a_single_process_of_torchrun_is_like_one_without_it():
     assert not set(CHANGING) & set(names.split())
 
 
+@pytest.mark.slow
 def test_trainer_computes_as_its_settings_say_whatever_the_environment_says():
     *_, computes = run_python(COMPUTING, CHANGING)
     assert computes == "computes: 1 no no NO NO False"

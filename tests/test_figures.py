@@ -470,6 +470,7 @@ figures.show(figures.differences(compare_models()), run, "differences")
 """
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_whatever_matplotlibrc_says(tmp_path):
     (tmp_path / "matplotlibrc").write_text(ODD_STYLE)
     drawn = []

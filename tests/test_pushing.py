@@ -147,6 +147,7 @@ def load_as_a_stranger(server, run, folder):
 # ---- what arrives
 
 
+@pytest.mark.slow
 def test_what_arrives_is_what_was_sent_and_loads_by_name(server, run, tmp_path, capsys):
     before = contents_of(run.folder)
     expected = collect(run, TO)

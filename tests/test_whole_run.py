@@ -1010,6 +1010,7 @@ def twice_judged(demo_run, tmp_path_factory):
     return types.SimpleNamespace(folder=folder, run=folder / "results" / "demo", judge=judge)
 
 
+@pytest.mark.slow
 def test_second_judge_scores_what_the_first_one_did(twice_judged, demo_run, measured):
     ours = load(twice_judged.run / "second_scores.json")
     theirs = load(demo_run.run / "scores.json")
@@ -1028,6 +1029,7 @@ def test_second_judge_scores_what_the_first_one_did(twice_judged, demo_run, meas
         assert again[name] == measured[name], name
 
 
+@pytest.mark.slow
 def test_second_judge_by_hand(twice_judged, by_hand):
     """Ranks by scipy, kappa by statsmodels, the rates at matched thresholds by their tests."""
     measured = load(twice_judged.run / "metrics.json")["second_judge"]
