@@ -15,6 +15,7 @@ import torch
 import trl.trainer.utils
 from accelerate.utils.memory import release_memory, should_reduce_batch_size
 from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch.nn import Module
 from transformers import Trainer
@@ -140,20 +141,25 @@ def leave_types_to_autocast() -> Iterator[None]:
 def computed_fast(trainer: Trainer) -> Iterator[None]:
     """Leave out conversions under autocast, and in fp32 on a CPU multiply from rearranged weights.
 
-    The latter is done for adapters alone, since the checkpoints of other trainings hold the base's
-    weights, which must not be read meanwhile. The transposed weights need as much memory again as
-    the layers; if they would take more than a tenth of the machine's, nothing is rearranged. Nor is
-    it if several processes train together, which share the memory and the cores.
+    The latter is done for the linear layers that a LoRA adapter changes, whose weights belong to
+    the base and are in no checkpoint. The head is left out, because TRL's losses read its weight.
+    The transposed weights need as much memory again; if they would take more than a tenth of the
+    machine's, nothing is rearranged. Several processes that train together share the memory and
+    the cores, so nothing is rearranged there either.
 
     Args:
         trainer: a trainer whose model is trained meanwhile.
     """
     with leave_types_to_autocast():
-        plain = describe_computing(trainer)["precision"] != "fp32" or trainer.args.torch_compile
-        if plain or not isinstance(trainer.model, PeftModel) or processes.count() > 1:
-            yield
-            return
-        with packed_for_training(trainer.model, _learn_from_two_tokens, _machine_memory() / 10):
+        model = trainer.model
+        in_fp32 = describe_computing(trainer)["precision"] == "fp32"
+        is_compiled = trainer.args.torch_compile
+        layers = []
+        if in_fp32 and not is_compiled and processes.count() == 1 and isinstance(model, PeftModel):
+            for layer in model.modules():
+                if type(layer) is LoraLinear and layer is not model.get_output_embeddings():
+                    layers.append(layer.get_base_layer())
+        with packed_for_training(model, layers, _learn_from_two_tokens, _machine_memory() / 10):
             yield
 
 
@@ -347,7 +353,8 @@ def _pairs_on_cpu(trainer: Trainer) -> int:
     row = trainer.data_collator([trainer.train_dataset[_longest(trainer, 1)[0]]])
     ids = [tensor for name, tensor in row.items() if name.endswith("input_ids")]
     tokens = sum(tensor.numel() for tensor in ids)
-    memory = 0.9 * _machine_memory() / processes.count_on_this_machine()
+    # A fifth is left to others and to transposed weights.
+    memory = 0.8 * _machine_memory() / processes.count_on_this_machine()
     largest = min(CPU_PASS, (memory - 2**30) / BYTES_OF_A_UNIT)
     return 2 ** int(math.log2(max(1, largest / (max(1, tokens) * size.layers * size.width))))
 

@@ -156,7 +156,11 @@ class Run(Store):
         Args:
             settings: the settings of main.ipynb.
             report: the report of `data.load_pairs`, with a column for each subset.
+
+        Raises:
+            ValueError: if the run's models come from elsewhere.
         """
+        self.require_trainable()
         rows = [{"subset": subset, **counts} for subset, counts in report.to_dict().items()]
         self.begun = {
             "preset": settings.preset,

@@ -207,20 +207,27 @@ def test_types_are_left_to_autocast_alone():
         assert torch.equal(under, expected[1]), kind
 
 
+UNDROPPED = {"lora_dropout": 0.0}
+
+
 @pytest.mark.parametrize("make", [make_sft, make_dpo])
 @pytest.mark.parametrize(
     ("changes", "rearranged"),
     [
         ({}, True),
         ({"modules_to_save": ["lm_head"]}, True),
-        ({"use_dora": True, "lora_dropout": 0.0}, False),
+        ({"use_dora": True, **UNDROPPED}, False),
+        ({"target_modules": ["q_proj"], "target_parameters": ["fc1.weight"], **UNDROPPED}, False),
     ],
-    ids=["LoRA", "trained head", "DoRA"],
+    ids=["LoRA", "trained head", "DoRA", "parameters"],
 )
 def test_training_in_fp32_multiplies_from_rearranged_weights(
     monkeypatch, make, changes, rearranged
 ):
-    """Loss and gradients are the same, nothing is drawn, and DoRA reads the weights itself."""
+    """Loss and gradients are the same, and nothing is drawn.
+
+    DoRA reads the weights itself, and an adapter of a parameter changes them.
+    """
     monkeypatch.setattr(packing, "LARGE", 1)
     base = models.load_base(OPT)
     base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.detach().clone())  # not shared

@@ -312,6 +312,8 @@ def test_imported_results_that_were_changed_are_refused(imported):
 def test_nothing_is_trained_among_imported_results(imported):
     with pytest.raises(ValueError, match="contains imported results, .*Choose another RUN"):
         imported.require_trainable()
+    with pytest.raises(ValueError, match="contains imported results"):
+        begin(imported)
 
 
 def test_imported_results_need_no_sources_but_a_judge(imported, model_folder, monkeypatch):

@@ -34,7 +34,7 @@ from test_models import write_pickle
 from transformers import OPTConfig, TrainerCallback
 from trl import DPOTrainer
 
-from posttrain import callbacks, checkpoints, device, models, sharing, training
+from posttrain import callbacks, checkpoints, device, models, packing, sharing, training
 from posttrain.checkpoints import Checkpoints, last_checkpoint
 from posttrain.models import PROBES, logits_of
 from posttrain.pair_trainer import PairTrainer
@@ -83,6 +83,14 @@ def results_of(run, name):
 def saved():
     """What each model was like when it was saved: {(run's folder, name): logits and more}."""
     return {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_layers_are_large():
+    """Let these small models be trained from rearranged weights, as large ones are in fp32."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "LARGE", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
