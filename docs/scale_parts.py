@@ -49,8 +49,9 @@ def write_assumptions() -> str:
     lines = [
         f"- **Training** reaches {_span(assumptions, 'training', 100)}% of the peak rate. The CPU "
         f"reached {100 * speed['SFT']['share']:.0f}% in SFT and {100 * speed['DPO']['share']:.0f}% "
-        "in DPO, where a pair's prompt counts twice although it is read once, of the rate of its "
-        "own fastest matrix product, which is less than a data sheet's peak.",
+        "in DPO of the rate of its own fastest matrix product, which is less than a data sheet's "
+        "peak. The share in DPO is too high, because a pair's prompt counts twice although it is "
+        "read once.",
         f"- **Generation and judging** reach {_span(assumptions, 'fp32', 100)}% of the peak rate "
         f"in fp32, where the CPU reached {100 * speed['judging']['share']:.0f}% in judging.",
         f"- **Memory** is read with {_span(assumptions, 'bandwidth', 100)}% of its bandwidth, and "
