@@ -139,13 +139,14 @@ def leave_types_to_autocast() -> Iterator[None]:
 
 @contextmanager
 def computed_fast(trainer: Trainer) -> Iterator[None]:
-    """Leave out conversions under autocast, and in fp32 on a CPU multiply from rearranged weights.
+    """Leave out conversions under autocast, and in fp32 on a CPU multiply with rearranged weights.
 
     The latter is done for the linear layers that a LoRA adapter changes, whose weights belong to
     the base and are in no checkpoint. The head is left out, because TRL's losses read its weight.
-    The transposed weights need as much memory again; if they would take more than a tenth of the
-    machine's, nothing is rearranged. Several processes that train together share the memory and
-    the cores, so nothing is rearranged there either.
+    The transposed weights, which the backward pass needs, take as much memory again. If that is
+    more than a tenth of the machine's memory, nothing is rearranged. Nothing is rearranged either
+    in a model that torch compiles, or where several processes train together, because they share
+    the memory and the cores.
 
     Args:
         trainer: a trainer whose model is trained meanwhile.

@@ -29,14 +29,15 @@ LARGE = 2**18
 
 @contextmanager
 def packed(model: Module, read: Callable[[Module], torch.Tensor]) -> Iterator[None]:
-    """Multiply from rearranged weights for as long as a model only reads and answers.
+    """Multiply with rearranged weights for as long as a model only reads and answers.
 
-    The products are those of fp32, added up in another order. A layer's weight is rearranged in its
-    own place, so that no memory is needed for a second copy, and at the end it has its values back
-    to the bit. Meanwhile it reads as NaN. Nothing happens to a model on a GPU or in another
-    precision, to a weight that two layers share, such as that of the embeddings and the head, or
-    where torch was built without oneDNN. A model that itself reads the weights of its layers is
-    left as it is too; a short text shows which one does.
+    The products are those of fp32, added up in another order. The rearranged weight of a layer
+    replaces the plain one, so that no memory is needed for a second copy of the model. Meanwhile
+    the layer's `weight` reads as NaN, and at the end it has its values back to the bit. Nothing
+    happens to a model on a GPU or in another precision, to a weight that two layers share, such as
+    that of the embeddings and the head, or where torch was built without oneDNN. A model that reads
+    the weights of its layers itself is left as it is too: it is recognised because it then computes
+    something else.
 
     Args:
         model: a model in evaluation mode, whose weights do not change meanwhile.
@@ -53,7 +54,7 @@ def packed_for_training(
     read: Callable[[Module], torch.Tensor],
     most_memory: float,
 ) -> Iterator[None]:
-    """Multiply from rearranged weights while a model with a frozen base is trained.
+    """Multiply with rearranged weights while a model with a frozen base is trained.
 
     This is `packed` for a backward pass too: a layer's weight is rearranged together with its
     transpose, so each of these layers takes twice the memory. Meanwhile the model cannot be copied,
@@ -116,7 +117,7 @@ def _are_close(values: torch.Tensor, expected: torch.Tensor) -> bool:
 # A tensor that was made in inference mode could not be trained afterwards.
 @torch.inference_mode(False)
 def _pack(layer: Linear) -> None:
-    """Rearrange a layer's weight, and multiply from the rearranged one from now on."""
+    """Rearrange a layer's weight, and multiply with the rearranged one from now on."""
     weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.data)
     layer.forward = partial(_multiply, weight, layer.bias)
     _release(layer.weight)
@@ -124,7 +125,7 @@ def _pack(layer: Linear) -> None:
 
 @torch.inference_mode(False)
 def _pack_both_ways(layer: Linear) -> None:
-    """Rearrange a layer's weight and its transpose, and multiply from them from now on."""
+    """Rearrange a layer's weight and its transpose, and multiply with them from now on."""
     weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.data)
     transposed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.data.t().contiguous())
     layer.forward = partial(_multiply_both_ways, weight, layer.bias, transposed)
